@@ -1,0 +1,59 @@
+# Everything runs in .venv, which the first target makes; only Python 3.11+ and make are needed.
+#
+#   make demo    optimise two real pretrained models, check them, and time them beside onnxruntime
+#   make test    the test-suite
+#   make lint    ruff, and mypy --strict on the package as it is installed
+#   make zoo     all 43 real models beside onnxsim, onnxslim and onnxoptimizer
+#   make bench   growth and speed of the rewriting engine beside other engines
+#   make clean   remove .venv and what was built (fetched models in .zoo stay)
+
+PYTHON ?= python3
+PYTEST_ARGS ?= -n 2
+PIP_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+
+.PHONY: demo test lint zoo bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/base.stamp
+	$(BIN)/python -m benchmarks.demo
+
+test: $(VENV)/all.stamp
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# mypy reads the wheel's content: the folders passes/, backends/ and tools/ are graphopt.* only once installed.
+lint: $(VENV)/all.stamp
+	$(BIN)/ruff check .
+	rm -rf build
+	$(INSTALL) --no-deps --target build/typecheck .
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --strict -p graphopt
+
+zoo: $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks.zoo
+
+bench: $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks.engine
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+# A stamp is newer than what it was made from, so that the set-up runs again only when that changes.
+$(VENV)/made.stamp:
+	$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('graphopt needs Python 3.11 or newer')"
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/base.stamp: pyproject.toml constraints.txt $(VENV)/made.stamp
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/all.stamp: $(VENV)/base.stamp
+	$(INSTALL) -e ".[all]"
+	touch $@
+
+$(VENV)/bench.stamp: $(VENV)/all.stamp
+	$(INSTALL) -e ".[all,bench]"
+	touch $@

@@ -1,0 +1,90 @@
+"""Times several candidates in turn, so that whatever else the machine does falls on all of them alike.
+
+One round runs every candidate once, in an order that is reversed every other round. Ratios are taken within
+each round, between runs that were next to each other, and their median is reported with its quartiles.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+Job = Callable[[], object]
+Prepare = Callable[[], Job]
+"""Makes the job of one run; not timed. What a job uses up (a graph that it rewrites) is made here anew."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The runs of one candidate, in seconds, in the order of the rounds."""
+
+    samples: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def best(self) -> float:
+        return min(self.samples)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median of the ratios of the single rounds, and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+def interleave(
+    candidates: Mapping[str, Prepare],
+    *,
+    rounds: int,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Run every candidate `warm_up + rounds` times in turn and return the timings of the last `rounds`.
+
+    Args:
+        candidates: what makes the job to be timed, by name.
+        rounds: timed runs of each candidate.
+        warm_up: rounds that are run first and dropped.
+        clock: seconds; `time.process_time` counts this process's work only.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    names = list(candidates)
+    for number in range(warm_up + rounds):
+        for name in reversed(names) if number % 2 else names:
+            seconds = _time(candidates[name](), clock)
+            if number >= warm_up:
+                samples[name].append(seconds)
+    return {name: Timing(tuple(taken)) for name, taken in samples.items()}
+
+
+def always(job: Job) -> Prepare:
+    """The candidate whose job can be run again as it is."""
+    return lambda: job
+
+
+def paired_ratio(a: Timing, b: Timing) -> Ratio:
+    """How many times as long `a` takes as `b`, round by round."""
+    ratios = sorted(x / y for x, y in zip(a.samples, b.samples, strict=True))
+    if len(ratios) == 1:
+        return Ratio(ratios[0], ratios[0], ratios[0])
+    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return Ratio(median, low, high)
+
+
+def _time(job: Job, clock: Callable[[], float]) -> float:
+    gc.collect()
+    start = clock()
+    job()
+    return clock() - start

@@ -1,0 +1,107 @@
+"""graphopt: a compiler for inference graphs whose every rewrite is verified.
+
+    import graphopt
+
+    result = graphopt.optimize("model.onnx", passes=["fuse-conv-bn", "clean-up"])
+    print(result.report)
+    result.save("model.optimised.onnx")
+
+Names are imported when they are first used, so that `import graphopt` is quick and needs no runtime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graphopt.compiler import Optimized, load, lower, optimize, save
+    from graphopt.errors import (
+        GraphoptError,
+        MissingExtraError,
+        ModelError,
+        PipelineError,
+        RegistryError,
+        RuleError,
+        UnsupportedError,
+        VerificationError,
+    )
+    from graphopt.ir.graph import Graph
+    from graphopt.ir.model import Model
+    from graphopt.pipeline.backend import Backend
+    from graphopt.pipeline.pass_ import GraphPass, Pass, ProgramPass, RulePass
+    from graphopt.pipeline.registration import register
+    from graphopt.pipeline.report import Report
+    from graphopt.rewrite.contract import Approximate, Exact, Rounding
+    from graphopt.rewrite.pattern import any_, any_of, const, many, opt
+    from graphopt.rewrite.rule import Rule, rule
+
+_HOME = {
+    "graphopt.compiler": ("Optimized", "load", "lower", "optimize", "save"),
+    "graphopt.errors": (
+        "GraphoptError",
+        "MissingExtraError",
+        "ModelError",
+        "PipelineError",
+        "RegistryError",
+        "RuleError",
+        "UnsupportedError",
+        "VerificationError",
+    ),
+    "graphopt.ir.graph": ("Graph",),
+    "graphopt.ir.model": ("Model",),
+    "graphopt.pipeline.backend": ("Backend",),
+    "graphopt.pipeline.pass_": ("GraphPass", "Pass", "ProgramPass", "RulePass"),
+    "graphopt.pipeline.registration": ("register",),
+    "graphopt.pipeline.report": ("Report",),
+    "graphopt.rewrite.contract": ("Approximate", "Exact", "Rounding"),
+    "graphopt.rewrite.pattern": ("any_", "any_of", "const", "many", "opt"),
+    "graphopt.rewrite.rule": ("Rule", "rule"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "Approximate",
+    "Backend",
+    "Exact",
+    "Graph",
+    "GraphPass",
+    "GraphoptError",
+    "MissingExtraError",
+    "Model",
+    "ModelError",
+    "Optimized",
+    "Pass",
+    "PipelineError",
+    "ProgramPass",
+    "RegistryError",
+    "Report",
+    "Rounding",
+    "Rule",
+    "RuleError",
+    "RulePass",
+    "UnsupportedError",
+    "VerificationError",
+    "any_",
+    "any_of",
+    "const",
+    "load",
+    "lower",
+    "many",
+    "opt",
+    "optimize",
+    "register",
+    "rule",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'graphopt' has no attribute {name!r}")
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,202 @@
+"""`optimize` and `lower`: from a model to a better model of the same kind, and to something that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from graphopt.errors import PipelineError, VerificationError
+from graphopt.ir.load import load_model
+from graphopt.ir.model import Model
+from graphopt.pipeline.backend import Backend
+from graphopt.pipeline.context import Context
+from graphopt.pipeline.instrument import Instrument
+from graphopt.pipeline.pass_ import Pass
+from graphopt.pipeline.pipeline import Pipeline, make_passes
+from graphopt.pipeline.registry import backends
+from graphopt.pipeline.report import Report
+from graphopt.rewrite.change import Verifier
+from graphopt.rewrite.ledger import Ledger
+from graphopt.verify.bisect import first_bad
+from graphopt.verify.verifier import LEVELS, MatchVerifier, Structural
+
+
+class Optimized:
+    """The result of `optimize`."""
+
+    def __init__(self, model: Model, report: Report) -> None:
+        self._model = model
+        self.report = report
+        """What happened: per pass and rule what was applied, undone and refused, with the evidence. Printable."""
+
+    @property
+    def model(self) -> Any:
+        """The optimised model in the kind that was given: ModelProto in, ModelProto out. A path gives an
+        onnx_ir.Model."""
+        return self._model.export()
+
+    def save(self, path: str | Path) -> None:
+        """Write the model; see `graphopt.save`."""
+        self._model.save(Path(path))
+
+    def lower(self, backend: str = "onnxruntime", **options: Any) -> Callable[..., Any]:
+        """The optimised model as a callable; see `graphopt.lower`."""
+        return make_backend(backend).lower(self._model, **options)
+
+
+def optimize(
+    model: Any,
+    passes: str | Sequence[str | Pass] = ("fuse-conv-bn", "clean-up"),
+    *,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    target: str | None = None,
+    verify: str = "match",
+    budget: Any = None,
+    calibration: Any = None,
+    limit: int | None = None,
+    skip: Iterable[str] = (),
+    instruments: Sequence[Instrument] = (),
+    repro: str | Path | None = None,
+) -> Optimized:
+    """Rewrite `model` with `passes`, every application verified on its own and undone alone if it fails.
+
+    Args:
+        model: path of an .onnx file, onnx.ModelProto, onnx_ir.Model, onnx_graphsurgeon.Graph, torch.nn.Module,
+            torch.export.ExportedProgram or torch.fx.GraphModule. Never modified.
+        passes: pipeline text ("fuse-conv-bn,clean-up"), or a sequence of texts and pass objects.
+        example_inputs: inputs to trace a torch module with: a tuple of positional ones, a dict of keyword ones, or
+            a pair of both. For an ONNX model, a dict of arrays to run end-to-end checks on.
+        dynamic_shapes: as torch.export takes them.
+        target: name of the backend that the result is for. Without it only standard ops are emitted.
+        verify: "match" (every application in isolation), "model" (that and one run of the whole model, with
+            bisection if it fails), "structure" (types only) or "off".
+        budget: what approximate passes may spend.
+        calibration: real inputs, used by approximate passes and by end-to-end checks.
+        limit: keep at most this many applications.
+        skip: ids of applications to leave out ("fuse-conv-bn/conv-batch-norm#3").
+        instruments: observers of the pipeline.
+        repro: folder in which every undone application leaves a folder that reproduces it.
+
+    Raises:
+        ModelError, PipelineError, RegistryError, MissingExtraError: see `graphopt.errors`.
+        VerificationError: with verify="model", the result as a whole does not agree; the message names the
+            application that bisection found.
+    """
+    if verify not in LEVELS:
+        raise PipelineError(f"verify={verify!r}: expected one of {', '.join(LEVELS)}")
+    pipeline = Pipeline(make_passes(passes), instruments)
+    features = make_backend(target).features if target is not None else frozenset()
+
+    def attempt(most: int | None, observers: Sequence[Instrument]) -> tuple[Model, Report]:
+        fresh = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+        context = Context(
+            fresh, make_verifier(verify, str(pipeline), repro), Ledger(most, skip),
+            target=target, features=features, budget=budget, calibration=calibration,
+        )  # fmt: skip
+        report = Pipeline(pipeline.passes, observers).run(context, describe_source(model), verify)
+        return fresh, report
+
+    result, report = attempt(limit, instruments)
+    if verify == "model":
+        _check_whole(model, result, report, attempt, example_inputs, calibration, dynamic_shapes)
+    return Optimized(result, report)
+
+
+def _check_whole(
+    source: Any,
+    result: Model,
+    report: Report,
+    attempt: Callable[[int | None, Sequence[Instrument]], tuple[Model, Report]],
+    example_inputs: Any,
+    calibration: Any,
+    dynamic_shapes: Any,
+) -> None:
+    from graphopt.verify.whole import WholeCheck
+
+    check = WholeCheck(
+        load_model(source, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes), calibration or example_inputs
+    )
+    verdict = check.compare(result)
+    report.notes.append(f"end to end: {verdict}")
+    if verdict.ok:
+        return
+    kept = len(report.kept)
+    bad = first_bad(kept, lambda k: check.compare(attempt(k, ())[0]).ok)
+    culprit = report.kept[bad - 1].id if bad is not None else "no single application"
+    raise VerificationError(
+        f"the optimised model does not agree with the original end to end: {verdict}. Bisection over {kept} "
+        f"applications found {culprit}. Run again with skip=[{culprit!r}] to leave it out, and with repro=DIR to keep "
+        "what reproduces it"
+    )
+
+
+def make_verifier(level: str, pipeline: str, repro: str | Path | None) -> Verifier:
+    """The verifier for a level."""
+    if level in ("match", "model"):
+        verifier: Verifier = MatchVerifier()
+        if repro is not None:
+            from graphopt.verify.repro import Recorded
+
+            verifier = Recorded(verifier, Path(repro), pipeline)
+        return verifier
+    return Structural("structure" if level == "structure" else "none")
+
+
+def make_backend(name: str) -> Backend:
+    """The backend registered under `name`.
+
+    Raises:
+        PipelineError: unknown name; RegistryError: its plug-in cannot be loaded.
+    """
+    found = backends().get(name)
+    backend: Backend = found() if isinstance(found, type) else found
+    return backend
+
+
+def lower(
+    model: Any,
+    backend: str = "onnxruntime",
+    *,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    **options: Any,
+) -> Callable[..., Any]:
+    """`model` as a callable on `backend`: it takes and returns what the original took and returned.
+
+    An ONNX model becomes a callable that takes arrays by position or by input name and returns the list of outputs;
+    a torch model one with the module's own signature, tensors in and out.
+
+    Raises:
+        UnsupportedError: the backend has no kernel for an op; the message names it.
+    """
+    if isinstance(model, Optimized):
+        return model.lower(backend, **options)
+    taken = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+    return make_backend(backend).lower(taken, **options)
+
+
+def load(source: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None) -> Model:
+    """A model ready to be dumped, optimised or saved; see `optimize` for what `source` may be."""
+    return load_model(source, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+
+
+def save(model: Any, path: str | Path) -> None:
+    """Write `model` (anything that `optimize` takes or returns) to `path`.
+
+    The file is written under a temporary name and moved into place; weights go to `<path>.data` beside it when the
+    file would pass 2 GB.
+    """
+    if isinstance(model, Optimized):
+        model.save(path)
+    else:
+        load_model(model).save(Path(path))
+
+
+def describe_source(source: Any) -> str:
+    """A short name for a model in reports."""
+    if isinstance(source, str | Path):
+        return Path(source).name
+    name = getattr(getattr(source, "graph", None), "name", None)
+    return name if isinstance(name, str) and name else type(source).__name__

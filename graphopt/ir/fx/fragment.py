@@ -1,0 +1,76 @@
+"""Cutting a few nodes out of a region into a small graph of their own."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx
+
+from graphopt.errors import UnsupportedError
+from graphopt.ir.fx.schema import bodies_of
+from graphopt.ir.graph import Node, Value
+
+if TYPE_CHECKING:
+    from graphopt.ir.fx.storage import FxGraph, Weight
+
+
+def cut(source: FxGraph, nodes: Iterable[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> FxGraph:
+    """A graph that computes `outputs` from `inputs` with copies of `nodes`; constants are captured.
+
+    Raises UnsupportedError if the nodes read a value that is neither an input, a constant nor computed by them.
+    """
+    from graphopt.ir.fx.storage import FxGraph
+
+    chosen = sorted(set(nodes))
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    weights: dict[fx.Node, Weight] = {}
+
+    def placeholder(value: fx.Node) -> fx.Node:
+        copied = graph.placeholder(value.name)
+        copied.meta.update(value.meta)
+        copies[value] = copied
+        return copied
+
+    inside = set(chosen)
+    for value in _weights_of(source, chosen, outputs, frozenset(inputs)):
+        weights[placeholder(value)] = source.weights[value]
+    for value in inputs:
+        placeholder(value)
+    for body in sorted({b for n in chosen for b in bodies_of(n)}):
+        copies[body] = graph.node_copy(body)
+
+    def copied_operand(value: fx.Node) -> fx.Node:
+        if value not in copies:
+            raise UnsupportedError(f"the fragment reads {value.name}, which is neither an input nor a constant")
+        return copies[value]
+
+    for node in chosen:
+        copies[node] = graph.node_copy(node, copied_operand)
+        for user in sorted(node.users):
+            if user.target is operator.getitem and user not in copies:
+                copies[user] = graph.node_copy(user, copied_operand)
+    graph.output(tuple(copied_operand(v) for v in outputs))
+    module = fx.GraphModule(_bodies(source, inside), graph)
+    return FxGraph(module, weights, source.fake_mode)
+
+
+def _weights_of(
+    source: FxGraph, nodes: Sequence[fx.Node], outputs: Sequence[Value], inputs: frozenset[Value]
+) -> list[fx.Node]:
+    """The constants that `nodes` read or that are returned, in the order of the region."""
+    read = {v for n in nodes for v in n.all_input_nodes} | set(outputs)
+    return sorted(v for v in read - inputs if source.constant(v) is not None)
+
+
+def _bodies(source: FxGraph, nodes: Iterable[fx.Node]) -> torch.nn.Module:
+    """A module that holds copies of the control-flow bodies that `nodes` run."""
+    import copy
+
+    root = torch.nn.Module()
+    for body in sorted({b for n in nodes for b in bodies_of(n)}):
+        root.add_module(str(body.target), copy.deepcopy(source.body(body).module))
+    return root

@@ -1,0 +1,139 @@
+"""Taking a torch model: an nn.Module with example inputs, an ExportedProgram or an fx.GraphModule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from graphopt.errors import MissingExtraError, ModelError, UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import fx
+
+    from graphopt.ir.fx.model import FxModel
+
+_NO_EXAMPLE = (
+    "a torch module is traced by running it once: pass example_inputs=, a tuple of positional inputs, "
+    "a dict of keyword inputs, or a pair (tuple, dict)"
+)
+
+
+def load_torch(source: Any, example_inputs: Any = None, dynamic_shapes: Any = None) -> FxModel:
+    """A model from what torch has: `torch.nn.Module`, `ExportedProgram`, `fx.GraphModule` or a ScriptModule.
+
+    Args:
+        source: never modified; its mode (training or not) is exported as it is.
+        example_inputs: a tuple of positional inputs, a dict of keyword inputs, a pair of both, or one tensor.
+            Needed unless `source` is an ExportedProgram or a GraphModule whose inputs carry `meta["val"]`.
+        dynamic_shapes: as `torch.export.export` takes it.
+
+    Raises:
+        MissingExtraError: torch is not installed.
+        ModelError: `source` is no torch model, or cannot be exported, or example inputs are missing.
+        UnsupportedError: operators that write to their arguments are left after functionalisation.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError("torch models need torch: pip install graphopt[torch]") from error
+    from graphopt.ir.fx.model import FxModel
+
+    if isinstance(source, torch.export.ExportedProgram):
+        return FxModel(_functional(source), "program")
+    if not isinstance(source, torch.nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, ExportedProgram or fx.GraphModule, got {type(source).__name__}")
+    args, kwargs = split_example(example_inputs)
+    if isinstance(source, torch.jit.ScriptModule):
+        return FxModel(_functional(_export_script(source, args, kwargs)), "module")
+    if example_inputs is None:
+        if not isinstance(source, torch.fx.GraphModule):
+            raise ModelError(_NO_EXAMPLE)
+        args, kwargs, dynamic_shapes = _example_of(source, dynamic_shapes)
+    return FxModel(_functional(_export(source, args, kwargs, dynamic_shapes)), "module")
+
+
+def split_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(positional, keyword) inputs of what a caller may give as example inputs."""
+    if example is None:
+        return (), {}
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    if not isinstance(example, (tuple, list)):
+        return (example,), {}
+    if len(example) == 2 and isinstance(example[0], (tuple, list)) and isinstance(example[1], Mapping):
+        return tuple(example[0]), dict(example[1])
+    return tuple(example), {}
+
+
+def _export(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Any:
+    import torch
+
+    try:
+        return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+    except Exception as error:
+        name = type(module).__name__
+        raise ModelError(f"torch.export cannot trace {name} with these example inputs: {error}") from error
+
+
+def _export_script(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A ScriptModule through torch's own converter, which knows no keyword inputs."""
+    if kwargs or not args:
+        raise ModelError("a ScriptModule is converted with positional example inputs: pass example_inputs=(...)")
+    try:
+        from torch._export.converter import TS2EPConverter
+    except ImportError as error:
+        raise UnsupportedError("this torch cannot convert a ScriptModule; give the nn.Module instead") from error
+    try:
+        return TS2EPConverter(module, args).convert()
+    except Exception as error:
+        raise UnsupportedError(f"torch cannot convert this ScriptModule to an ExportedProgram: {error}") from error
+
+
+def _functional(program: Any) -> Any:
+    """`program` without mutation, as a copy. Raises UnsupportedError if some is left."""
+    from graphopt.ir.fx.normalise import hoist_assertions
+    from graphopt.ir.fx.schema import mutating_operators, refuse_mutation
+
+    try:
+        functional = program.run_decompositions({})
+    except Exception as error:
+        raise ModelError(f"torch cannot make this ExportedProgram functional: {error}") from error
+    graphs = [m.graph for m in functional.graph_module.modules() if hasattr(m, "graph")]
+    refuse_mutation([name for graph in graphs for name in mutating_operators(graph)])
+    hoist_assertions(functional)
+    return functional
+
+
+def _example_of(module: fx.GraphModule, dynamic_shapes: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Inputs of the types that the placeholders of `module` carry, with the same sizes dynamic."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    values = [n.meta.get("val") for n in module.graph.find_nodes(op="placeholder")]
+    if any(v is None or isinstance(v, torch.SymInt) for v in values):
+        raise ModelError(f"the inputs of this GraphModule carry no types (meta['val']), and {_NO_EXAMPLE}")
+    examples = [_example_tensor(v) if isinstance(v, torch.Tensor) else v for v in values]
+    shapes = torch.export.ShapesCollection()
+    for example, value in zip(examples, values, strict=True):
+        dynamic = _dynamic_axes(value) if isinstance(value, torch.Tensor) else {}
+        if dynamic:
+            shapes[example] = dynamic
+            dynamic_shapes = shapes if dynamic_shapes is None else dynamic_shapes
+    structure = getattr(module, "_in_spec", None)
+    args, kwargs = (tuple(examples), {}) if structure is None else pytree.tree_unflatten(examples, structure)
+    return args, kwargs, dynamic_shapes
+
+
+def _example_tensor(value: torch.Tensor) -> torch.Tensor:
+    """Zeros of the type of a fake tensor, with the sizes at which it was traced."""
+    import torch
+
+    sizes = [s if isinstance(s, int) else s.node.hint for s in value.shape]
+    return torch.zeros(sizes, dtype=value.dtype, device=value.device)
+
+
+def _dynamic_axes(value: torch.Tensor) -> dict[int, Any]:
+    import torch
+
+    return {i: torch.export.Dim.AUTO for i, s in enumerate(value.shape) if not isinstance(s, int)}

@@ -1,0 +1,177 @@
+"""FxModel: a lifted, functional ExportedProgram, and the way back to the kind that was given."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+import torch
+from torch import fx
+from torch.export.exported_program import ExportedProgram
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
+
+from graphopt.ir.fx.storage import FxGraph, Weight
+from graphopt.ir.fx.tensors import storage_pointer, tensor_identity
+from graphopt.ir.graph import Graph
+from graphopt.ir.model import Model
+
+_WEIGHT_KINDS = {
+    InputKind.PARAMETER: "parameter",
+    InputKind.BUFFER: "buffer",
+    InputKind.CONSTANT_TENSOR: "constant",
+}
+_INPUT_KINDS = {kind: spec for spec, kind in _WEIGHT_KINDS.items()}
+
+
+class FxModel(Model):
+    """Made by `load_torch`. The stored tensors are shared with the input, never written; buffers that a run of the
+    model writes are copied."""
+
+    storage = "fx"
+
+    def __init__(self, program: ExportedProgram, given: Literal["module", "program"]) -> None:
+        """`program` is lifted and functional, and belongs to the model from now on."""
+        self._program = program
+        self._given = given
+        signature = program.graph_signature
+        self._output_specs: list[OutputSpec] = list(signature.output_specs)
+        hidden = sum(s.kind not in (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT) for s in self._output_specs)
+        placeholders = program.graph.find_nodes(op="placeholder")
+        self._input_specs: dict[fx.Node, InputSpec] = dict(zip(placeholders, signature.input_specs, strict=True))
+        weights = _weights(program, self._input_specs)
+        self._main = FxGraph(program.graph_module, weights, _fake_mode(program), hidden_outputs=hidden)
+
+    @property
+    def main(self) -> FxGraph:
+        return self._main
+
+    def regions(self) -> Sequence[Graph]:
+        found: list[Graph] = []
+        pending: list[Graph] = [self._main]
+        while pending:
+            region = pending.pop()
+            if region not in found:
+                found.append(region)
+                bodies = [b for n in region.nodes() for b in region.subgraphs(n)]
+                pending.extend(reversed(bodies))
+        return found
+
+    def refresh(self) -> None:
+        self._main.drop_unused_weights()
+
+    def export(self) -> ExportedProgram | fx.GraphModule:
+        """An ExportedProgram if one was given, else the module that runs it, called as the original was."""
+        program = self.program()
+        return program if self._given == "program" else program.module()
+
+    def program(self) -> ExportedProgram:
+        """The model as it is now, as an ExportedProgram that shares nothing but weights with this object."""
+        root = copy.deepcopy(self._main.module)
+        unused = {n.name for n in self._main.unused_weights()}
+        for node in root.graph.find_nodes(op="placeholder"):
+            if node.name in unused:
+                root.graph.erase_node(node)
+        signature = ExportGraphSignature(self._current_inputs(unused), self._current_outputs())
+        stored = [w for n, w in self._main.weights.items() if n.name not in unused]
+        old = self._program
+        constants = {k: v for k, v in old.constants.items() if not isinstance(v, torch.Tensor)}
+        constants |= {w.name: w.tensor for w in stored if not _in_state_dict(w)}
+        return ExportedProgram(
+            root=root,
+            graph=root.graph,
+            graph_signature=signature,
+            state_dict={w.name: w.tensor for w in stored if _in_state_dict(w)},
+            range_constraints=copy.copy(old.range_constraints),
+            module_call_graph=copy.deepcopy(old.module_call_graph[:1]),
+            example_inputs=old.example_inputs,
+            constants=constants,
+            verifiers=old.verifiers,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the model as `torch.export.save` does."""
+        temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+        try:
+            with temporary.open("wb") as file:
+                torch.export.save(self.program(), file)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def weights(self) -> Sequence[tuple[str, int, int]]:
+        distinct = {tensor_identity(w.tensor): w for w in reversed(self._main.weights.values())}
+        return [(w.name, w.tensor.numel(), w.tensor.nbytes) for w in reversed(distinct.values())]
+
+    def _current_inputs(self, unused: set[str]) -> list[InputSpec]:
+        specs = []
+        for node in self._main.graph.find_nodes(op="placeholder"):
+            if node.name in unused:
+                continue
+            weight = self._main.weights.get(node)
+            if weight is None:
+                specs.append(self._input_specs[node])
+                continue
+            persistent = weight.persistent if weight.kind == "buffer" else None
+            argument = TensorArgument(name=node.name)
+            specs.append(InputSpec(_INPUT_KINDS[weight.kind], argument, weight.name, persistent))
+        return specs
+
+    def _current_outputs(self) -> list[OutputSpec]:
+        returned: Any = self._main.output_node.args[0]
+        return [
+            replace(spec, arg=replace(spec.arg, name=value.name)) if isinstance(value, fx.Node) else spec
+            for spec, value in zip(self._output_specs, returned, strict=True)
+        ]
+
+
+def _in_state_dict(weight: Weight) -> bool:
+    return weight.kind == "parameter" or (weight.kind == "buffer" and weight.persistent)
+
+
+def _weights(program: ExportedProgram, specs: dict[fx.Node, InputSpec]) -> dict[fx.Node, Weight]:
+    """The stored tensors by placeholder. What shares memory with a written buffer is no constant either."""
+    signature = program.graph_signature
+    written = {*signature.buffers_to_mutate.values(), *signature.parameters_to_mutate.values()}
+    tensors = {n: _tensor(program, s) for n, s in specs.items() if s.kind in _WEIGHT_KINDS}
+    pointers = [storage_pointer(t) for t in tensors.values()]
+    written_memory = {storage_pointer(t) for n, t in tensors.items() if specs[n].target in written} - {0}
+    found = {}
+    for node, tensor in tensors.items():
+        spec = specs[node]
+        mutable = spec.target in written or storage_pointer(tensor) in written_memory
+        if mutable and pointers.count(storage_pointer(tensor)) == 1:
+            tensor = _copied(tensor)
+        kind = _WEIGHT_KINDS[spec.kind]
+        found[node] = Weight(str(spec.target), tensor, kind, spec.persistent is not False, mutable)
+    return found
+
+
+def _tensor(program: ExportedProgram, spec: InputSpec) -> torch.Tensor:
+    stored: Any = program.state_dict.get(spec.target)
+    return stored if stored is not None else program.constants[spec.target]
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    copied = tensor.detach().clone()
+    return torch.nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else copied
+
+
+def _fake_mode(program: ExportedProgram) -> Any:
+    """The mode in which the program was traced, so that its symbolic sizes stay comparable."""
+    from torch._guards import detect_fake_mode
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    values = [n.meta.get("val") for n in program.graph.nodes]
+    return detect_fake_mode(values) or FakeTensorMode()

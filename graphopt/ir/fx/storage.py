@@ -1,0 +1,411 @@
+"""FxGraph: the Graph protocol over one `torch.fx.Graph` of a lifted, functional ExportedProgram."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphopt.ir.fx.read import key_of, read
+from graphopt.ir.fx.schema import (
+    alias_root,
+    bodies_of,
+    has_effects,
+    raw_name_of,
+    split_arguments,
+)
+from graphopt.ir.fx.tensors import LiteralRef, TorchRef, tensor_identity, to_torch, type_of
+from graphopt.ir.fx.vocabulary import READERS
+from graphopt.ir.fx.write import Plan, plan
+from graphopt.ir.graph import Call, CannotEmit, Graph, Literal, Node, TensorType, Undo, Unreadable, Value
+from graphopt.ir.weights import FLOATS, Array, TensorRef
+
+_IDENTITY = torch.ops.aten.clone.default
+_PROVENANCE = ("stack_trace", "nn_module_stack", "from_node", "torch_fn")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A stored tensor that a placeholder stands for."""
+
+    name: str
+    """Its qualified name in the module ("layer1.0.conv.weight")."""
+    tensor: torch.Tensor
+    kind: str
+    """"parameter", "buffer" or "constant"."""
+    persistent: bool = True
+    mutable: bool = False
+    """Whether a run of the model may write it: then it is no constant."""
+
+
+class FxGraph(Graph):
+    """One region: the main graph, a control-flow body, or a fragment that was cut out.
+
+    Values are `torch.fx.Node`s (or Literals). The node of an operator with several outputs is no value; its
+    outputs are the `getitem` nodes behind it, which in turn are no nodes in the sense of the protocol.
+    """
+
+    storage = "fx"
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        weights: Mapping[fx.Node, Weight],
+        fake_mode: Any,
+        *,
+        hidden_outputs: int = 0,
+        prefix: str = "",
+    ) -> None:
+        """`module` owns the graph and the control-flow bodies; the first `hidden_outputs` outputs write buffers."""
+        self.module = module
+        self.graph: fx.Graph = module.graph
+        self.weights: dict[fx.Node, Weight] = dict(weights)
+        self.fake_mode = fake_mode
+        self.hidden_outputs = hidden_outputs
+        self.prefix = prefix
+        self.output_node: fx.Node = self.graph.output_node()
+        self._names = {w.name for w in self.weights.values()}
+        self._prefixes = {p for name in self._names for p in _prefixes(name)}
+        self._calls: dict[fx.Node, Call | Unreadable] = {}
+        self._types: dict[fx.Node, TensorType | None] = {}
+        self._constants: dict[fx.Node, TensorRef] = {}
+        self._bodies: dict[str, FxGraph] = {}
+
+    # ---- reading -------------------------------------------------------------------------------------------
+
+    def nodes(self) -> Iterator[Node]:
+        for node in self.graph.nodes:
+            if node.op == "call_function" and node.target is not operator.getitem:
+                yield node
+
+    def inputs(self) -> Sequence[Value]:
+        return [n for n in self.graph.find_nodes(op="placeholder") if n not in self.weights]
+
+    def outputs(self) -> Sequence[Value]:
+        returned = self.output_node.args[0]
+        values = returned if isinstance(returned, (tuple, list)) else (returned,)
+        return [v for v in values[self.hidden_outputs :] if isinstance(v, fx.Node)]
+
+    def key(self, node: Node) -> str:
+        return key_of(node)
+
+    def raw_name(self, node: Node) -> str:
+        return raw_name_of(node.target)
+
+    def call(self, node: Node) -> Call | Unreadable:
+        found = self._calls.get(node)
+        if found is None:
+            found = self._calls[node] = read(self, node)
+        return found
+
+    def raw_call(self, node: Node) -> Call:
+        operands, fields = split_arguments(node)
+        return Call(node, raw_name_of(node.target), operands, fields, self.results(node))
+
+    def results(self, node: Node) -> tuple[Value | None, ...]:
+        """The outputs of `node`, None for those that nothing refers to."""
+        value = node.meta.get("val")
+        if not isinstance(value, (tuple, list)):
+            return (node,)
+        found: list[Value | None] = [None] * len(value)
+        for user in node.users:
+            if user.target is operator.getitem:
+                found[user.args[1]] = user
+        return tuple(found)
+
+    def producer(self, value: Value) -> Node | None:
+        if isinstance(value, Literal) or value.op != "call_function" or value.graph is not self.graph:
+            return None
+        return value.args[0] if value.target is operator.getitem else value
+
+    def users(self, value: Value) -> Sequence[Node]:
+        if isinstance(value, Literal):
+            return ()
+        found = [u for u in value.users if u.op == "call_function"]
+        return sorted(found) if len(found) > 1 else found
+
+    def is_output(self, value: Value) -> bool:
+        return not isinstance(value, Literal) and self.output_node in value.users
+
+    def type(self, value: Value) -> TensorType | None:
+        if isinstance(value, Literal):
+            return TensorType(value.dtype, ())
+        try:
+            return self._types[value]
+        except KeyError:
+            found = self._types[value] = type_of(value.meta.get("val"))
+            return found
+
+    def constant(self, value: Value) -> TensorRef | None:
+        if isinstance(value, Literal):
+            return LiteralRef(value)
+        if value.op != "placeholder":
+            return None
+        found = self._constants.get(value)
+        if found is None:
+            weight = self.weights.get(value)
+            if weight is None or weight.mutable or self.type(value) is None:
+                return None
+            found = self._constants[value] = TorchRef(weight.tensor)
+        return found
+
+    def name(self, value: Value) -> str:
+        if isinstance(value, Literal):
+            return str(value.value)
+        weight = self.weights.get(value)
+        # A qualified name without a dot could also be the name of a node.
+        if weight is not None and "." in weight.name:
+            return weight.name
+        return f"{self.prefix}{value.name}"
+
+    def node_name(self, node: Node) -> str:
+        return str(node.name)
+
+    def subgraphs(self, node: Node) -> Sequence[Graph]:
+        return [self.body(n) for n in bodies_of(node) if self._is_body(n)]
+
+    def _is_body(self, node: fx.Node) -> bool:
+        return isinstance(self._attribute(node), fx.GraphModule)
+
+    def _attribute(self, node: fx.Node) -> Any:
+        """What a `get_attr` node stands for."""
+        found: Any = self.module
+        for part in str(node.target).split("."):
+            found = getattr(found, part)
+        return found
+
+    def attribute(self, node: fx.Node) -> Any:
+        """What a `get_attr` node stands for, ready to be called: a body whose graph was edited is recompiled."""
+        found = self._attribute(node)
+        if isinstance(found, fx.GraphModule):
+            found.recompile()
+        return found
+
+    def body(self, node: fx.Node) -> FxGraph:
+        """The region that a `get_attr` node of this one stands for."""
+        name = str(node.target)
+        if name not in self._bodies:
+            module = self._attribute(node)
+            self._bodies[name] = FxGraph(module, {}, self.fake_mode, prefix=f"{self.prefix}{name}.")
+        return self._bodies[name]
+
+    def is_pure(self, node: Node) -> bool:
+        if not has_effects(node):
+            return all(g.is_pure(n) for g in self.subgraphs(node) for n in g.nodes())
+        # An operator that can draw random numbers (attention) draws none if the vocabulary can say it.
+        return raw_name_of(node.target) in READERS and bool(self.call(node))
+
+    def precedes(self, a: Node, b: Node) -> bool:
+        return bool(a < b)
+
+    # ---- editing -------------------------------------------------------------------------------------------
+
+    def can_emit(self, op: str, fields: Mapping[str, Any], types: Sequence[TensorType | None]) -> str | None:
+        try:
+            plan(op, [None if t is None else object() for t in types], fields, types)
+        except CannotEmit as refusal:
+            return str(refusal)
+        return None
+
+    def insert(
+        self,
+        op: str,
+        operands: Sequence[Value | None],
+        fields: Mapping[str, Any],
+        *,
+        before: Node,
+        types: Sequence[TensorType | None],
+    ) -> tuple[list[Value], list[Node], Undo]:
+        planned = plan(op, operands, fields, [None if v is None else self.type(v) for v in operands])
+        computed = self._compute(planned)
+        values = list(computed) if isinstance(computed, (tuple, list)) else [computed]
+        _check_types(op, values, types)
+        with self.graph.inserting_before(before):
+            node = self._create(planned.target, planned.args, planned.kwargs, computed, before)
+            results = [node]
+            if isinstance(computed, (tuple, list)):
+                pick = operator.getitem
+                results = [self._create(pick, (node, i), {}, v, before) for i, v in enumerate(computed)]
+        written = [node, *results] if results[0] is not node else results
+
+        def undo() -> None:
+            for n in reversed(written):
+                self._erase(n)
+
+        return list(results), [node], undo
+
+    def add_constant(self, data: TensorRef, name: str) -> tuple[Value, Undo]:
+        if self.prefix:
+            raise CannotEmit("a control-flow body takes its weights as operands and cannot hold one of its own")
+        tensor = data.tensor.detach() if isinstance(data, TorchRef) else to_torch(data.numpy())
+        fresh = self._fresh_name(name)
+        kind = "parameter" if data.dtype in FLOATS else "buffer"
+        if kind == "parameter":
+            tensor = torch.nn.Parameter(tensor, requires_grad=False)
+        with self.graph.inserting_before(self._after_weights()):
+            node = self.graph.placeholder("p_" + fresh.replace(".", "_"))
+        node.target = node.name
+        node.meta["val"] = self._fake(tensor)
+        self.weights[node] = Weight(fresh, tensor, kind)
+        self._names.add(fresh)
+        self._prefixes.update(_prefixes(fresh))
+
+        def undo() -> None:
+            del self.weights[node]
+            self._names.discard(fresh)
+            self._erase(node)
+
+        return node, undo
+
+    def replace(self, old: Value, new: Value) -> Undo:
+        returned = self.output_node in old.users
+        target, written = self._as_output(old, new) if returned else (new, None)
+        edited = []
+        for user in sorted(old.users):
+            edited.append((user, user.args, user.kwargs))
+            user.replace_input_with(old, target if user is self.output_node else new)
+            self._calls.pop(user, None)
+
+        def undo() -> None:
+            for user, args, kwargs in reversed(edited):
+                user.args = args
+                user.kwargs = kwargs
+                self._calls.pop(user, None)
+            if written is not None:
+                self._erase(written)
+
+        return undo
+
+    def remove(self, node: Node) -> None:
+        for user in list(node.users):
+            if user.target is operator.getitem:
+                self._erase(user)
+        self._erase(node)
+
+    def unused_weights(self) -> list[fx.Node]:
+        """The weights that nothing reads, under this name or, being tied, under another."""
+        read = {tensor_identity(w.tensor) for n, w in self.weights.items() if n.users}
+        return [n for n, w in self.weights.items() if not n.users and tensor_identity(w.tensor) not in read]
+
+    def drop_unused_weights(self) -> None:
+        for node in self.unused_weights():
+            self._names.discard(self.weights.pop(node).name)
+            self._erase(node)
+
+    def _as_output(self, old: fx.Node, new: fx.Node) -> tuple[fx.Node, fx.Node | None]:
+        """`new`, or a copy of it where returning it would hand out memory that `old` did not share."""
+        if not self._exposes(old, new):
+            return new, None
+        with self.graph.inserting_before(self.output_node):
+            copied = self._create(_IDENTITY, (new,), {}, new.meta.get("val"), new)
+        return copied, copied
+
+    def _exposes(self, old: fx.Node, new: fx.Node) -> bool:
+        """Whether the caller would get memory of an input, a weight or another output where it did not before."""
+        if new.op != "call_function" or self.output_node in new.users:
+            return True
+        root = alias_root(new)
+        if root is alias_root(old):
+            return False
+        others = (alias_root(n) for n in self.output_node.all_input_nodes if n is not old)
+        return root.op != "call_function" or root in others
+
+    def _after_weights(self) -> fx.Node:
+        """The node in front of which a new weight goes: the first input, or the first node if there is none."""
+        for node in self.graph.nodes:
+            if node.op != "placeholder" or node not in self.weights:
+                return node
+        return self.output_node
+
+    def _fresh_name(self, name: str) -> str:
+        name = "".join(c if c.isalnum() or c in "._" else "_" for c in name).strip(".")
+        fresh, count = name, 0
+        while self._is_taken(fresh):
+            count += 1
+            fresh = f"{name}_{count}"
+        return fresh
+
+    def _is_taken(self, name: str) -> bool:
+        """Whether a weight has this name or one that would make the other an attribute of a tensor."""
+        return name in self._names or name in self._prefixes or not self._names.isdisjoint(_prefixes(name))
+
+    def _create(
+        self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], value: Any, origin: fx.Node
+    ) -> fx.Node:
+        node = self.graph.call_function(target, args, kwargs)
+        node.meta.update({k: origin.meta[k] for k in _PROVENANCE if k in origin.meta})
+        node.meta["val"] = value
+        return node
+
+    def _erase(self, node: fx.Node) -> None:
+        for cache in (self._calls, self._types, self._constants):
+            cache.pop(node, None)  # type: ignore[attr-defined]
+        self.graph.erase_node(node)
+
+    def _fake(self, tensor: torch.Tensor) -> Any:
+        return self.fake_mode.from_tensor(tensor, static_shapes=True)
+
+    def _compute(self, planned: Plan) -> Any:
+        """What `planned` computes, as fake tensors. Raises CannotEmit if torch rejects it."""
+        args, kwargs = fx.map_arg((planned.args, planned.kwargs), lambda n: n.meta["val"])
+        environment = self.fake_mode.shape_env
+        try:
+            with torch.no_grad(), self.fake_mode:
+                if environment is None:
+                    return planned.target(*args, **kwargs)
+                with environment.suppress_guards():
+                    return planned.target(*args, **kwargs)
+        except Exception as error:
+            raise CannotEmit(f"torch rejects {raw_name_of(planned.target)}: {error}") from error
+
+    # ---- fragments -----------------------------------------------------------------------------------------
+
+    def cut(self, nodes: Iterable[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> FxGraph:
+        from graphopt.ir.fx.fragment import cut
+
+        return cut(self, nodes, inputs, outputs)
+
+    def run(self, feeds: Sequence[Array]) -> list[Array]:
+        """The outputs for these inputs, computed node by node by torch's own kernels."""
+        from graphopt.ir.fx.run import run
+
+        return run(self, feeds)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for node in self.graph.nodes:
+            target = raw_name_of(node.target) if node.op == "call_function" else node.target
+            weight = self.weights.get(node)
+            stored = None if weight is None else (weight.name, weight.kind, weight.mutable)
+            digest.update(repr((node.op, node.name, target, node.args, node.kwargs, stored)).encode())
+            if node.op == "get_attr" and self._is_body(node):
+                digest.update(self.body(node).fingerprint().encode())
+        return digest.hexdigest()
+
+
+def _prefixes(name: str) -> list[str]:
+    """ "a", "a.b" for "a.b.c"."""
+    return [name[:i] for i, c in enumerate(name) if c == "."]
+
+
+def _check_types(op: str, values: Sequence[Any], expected: Sequence[TensorType | None]) -> None:
+    """Raises CannotEmit if torch computes another type than the rewrite expects."""
+    for value, wanted in zip(values, expected, strict=False):
+        got = type_of(value)
+        if wanted is None or got is None:
+            continue
+        if got.dtype != wanted.dtype or not _agree(got.shape, wanted.shape):
+            raise CannotEmit(f"{op} computes {got} where {wanted} is expected")
+
+
+def _agree(got: Any, wanted: Any) -> bool:
+    if got is None or wanted is None:
+        return True
+    return len(got) == len(wanted) and all(
+        a == b or not (isinstance(a, int) and isinstance(b, int)) for a, b in zip(got, wanted, strict=True)
+    )

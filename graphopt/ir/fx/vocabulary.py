@@ -1,0 +1,32 @@
+"""The tables of the torch storage: importing this module fills `READERS` and `WRITERS`."""
+
+from graphopt.ir.fx import (
+    read_convolution,
+    read_elementwise,
+    read_indexing,
+    read_layout,
+    read_linear,
+    read_reduction,
+    write_convolution,
+    write_elementwise,
+    write_layout,
+    write_linear,
+)
+from graphopt.ir.fx.read import KEYS, READERS
+from graphopt.ir.fx.write import WRITERS
+
+__all__ = [
+    "KEYS",
+    "READERS",
+    "WRITERS",
+    "read_convolution",
+    "read_elementwise",
+    "read_indexing",
+    "read_layout",
+    "read_linear",
+    "read_reduction",
+    "write_convolution",
+    "write_elementwise",
+    "write_layout",
+    "write_linear",
+]

@@ -1,0 +1,168 @@
+"""Writing: a call of the vocabulary as one ATen node, or the reason why ATen cannot say it exactly.
+
+A writer is a function of a `Writing`. Operands and fields are handed out through recorders: what a writer did not
+look at and what is not at its default makes the call refused, so a forgotten field can never be dropped silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from graphopt.ir.fx.schema import find_operator, join_arguments
+from graphopt.ir.graph import CannotEmit, Literal, TensorType, Value
+from graphopt.ir.ops.spec import OPS, REQUIRED, Fill
+
+
+class Plan(NamedTuple):
+    """The ATen node to create."""
+
+    target: torch._ops.OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = {}
+
+
+class Writing:
+    """One call to be written: operands with their types, and fields, each noted when it is read."""
+
+    def __init__(
+        self, op: str, operands: Sequence[Value | None], fields: Mapping[str, Any], types: Sequence[TensorType | None]
+    ) -> None:
+        self.op = op
+        self._operands = list(operands)
+        self._types = list(types) + [None] * (len(operands) - len(types))
+        self._names = OPS[op].operands
+        self._fields = fields
+        self._unread_operands = {i for i, v in enumerate(operands) if v is not None}
+        self._unread_fields = set(fields)
+
+    def require(self, condition: bool, reason: str) -> None:
+        if not condition:
+            raise CannotEmit(f"{self.op}: {reason}")
+
+    # ---- fields --------------------------------------------------------------------------------------------
+
+    def field(self, name: str) -> Any:
+        self._unread_fields.discard(name)
+        found = self._fields.get(name, OPS[self.op].fields[name])
+        self.require(found is not REQUIRED, f"{name} is not given")
+        return found
+
+    def numbers(self, name: str, length: int) -> list[int]:
+        """A tuple field of `length` values."""
+        found = self.field(name)
+        if isinstance(found, Fill):
+            return [found.value] * length
+        self.require(len(found) == length, f"{name} has {len(found)} values, not {length}")
+        return list(found)
+
+    def symmetric_pads(self, spatial: int) -> list[int]:
+        pads = self.numbers("pads", 2 * spatial)
+        self.require(pads[:spatial] == pads[spatial:], "asymmetric pads")
+        self.require(min(pads) >= 0, "negative pads")
+        return pads[:spatial]
+
+    # ---- operands ------------------------------------------------------------------------------------------
+
+    def _index(self, name: str | int) -> int:
+        return name if isinstance(name, int) else self._names.index(name)
+
+    def value(self, name: str | int) -> Any:
+        """An operand, by name or position, as the node takes it: a value, a Python number for a Literal, None if it is absent."""
+        index = self._index(name)
+        self._unread_operands.discard(index)
+        found = self._operands[index] if index < len(self._operands) else None
+        return found.value if isinstance(found, Literal) else found
+
+    def tensor(self, name: str | int) -> Any:
+        """An operand that must be a tensor."""
+        found = self.value(name)
+        self.require(found is not None, f"{name} is absent")
+        self.require(not isinstance(found, (bool, int, float)), f"{name} may not be a number in ATen")
+        return found
+
+    def optional(self, name: str | int) -> Any:
+        """An operand that is a tensor or absent."""
+        return None if self.value(name) is None else self.tensor(name)
+
+    def all_tensors(self) -> list[Any]:
+        """The operands of a variadic op."""
+        self._unread_operands.clear()
+        self.require(not any(v is None or isinstance(v, Literal) for v in self._operands), "a number among the tensors")
+        return self._operands
+
+    def type(self, name: str) -> TensorType:
+        index = self._index(name)
+        found = self._types[index] if index < len(self._types) else None
+        if found is None or found.shape is None:
+            raise CannotEmit(f"{self.op}: the type of {name} is not known")
+        return found
+
+    def rank(self, name: str) -> int:
+        return len(self.type(name).shape or ())
+
+    def one_dtype(self) -> str:
+        """The dtype that all operands have. Raises CannotEmit if torch would promote."""
+        found = {v.dtype for v in self._operands if isinstance(v, Literal)}
+        found |= {t.dtype for v, t in zip(self._operands, self._types, strict=False) if v is not None and t is not None}
+        self.require(len(found) == 1, "operands of different dtypes")
+        return found.pop()
+
+    def finish(self) -> None:
+        """Raises CannotEmit if anything was left out."""
+        for index in sorted(self._unread_operands):
+            raise CannotEmit(f"{self.op}: ATen has no place for operand {index}")
+        for name in sorted(self._unread_fields):
+            if not OPS[self.op].is_default(name, self._fields[name]):
+                raise CannotEmit(f"{self.op}: ATen cannot say {name}={self._fields[name]}")
+
+
+Writer = Callable[[Writing], Plan]
+
+WRITERS: dict[str, Writer] = {}
+"""Vocabulary name to its writer. Filled when `graphopt.ir.fx.vocabulary` is imported."""
+
+
+def writes(*ops: str) -> Callable[[Writer], Writer]:
+    """Register the decorated function as what writes `ops`."""
+
+    def register(writer: Writer) -> Writer:
+        for op in ops:
+            WRITERS[op] = writer
+        return writer
+
+    return register
+
+
+def plan(
+    op: str, operands: Sequence[Value | None], fields: Mapping[str, Any], types: Sequence[TensorType | None]
+) -> Plan:
+    """The ATen node for `op`, which is a name of the vocabulary or a raw name. Raises CannotEmit."""
+    if "." in op:
+        return _raw_plan(op, operands, fields)
+    writer = WRITERS.get(op)
+    if writer is None:
+        raise CannotEmit(f"{op}: no writer for ATen")
+    unknown = sorted(set(fields) - set(OPS[op].fields))
+    if unknown:
+        raise CannotEmit(f"{op}: the vocabulary has no field {unknown[0]}")
+    writing = Writing(op, operands, fields, types)
+    planned = writer(writing)
+    writing.finish()
+    return planned
+
+
+def _raw_plan(op: str, operands: Sequence[Value | None], fields: Mapping[str, Any]) -> Plan:
+    target = find_operator(op)
+    if target is None:
+        raise CannotEmit(f"torch has no operator {op}")
+    if target._schema.is_mutable:
+        raise CannotEmit(f"{op} writes to its arguments")
+    values = [v.value if isinstance(v, Literal) else v for v in operands]
+    try:
+        args, kwargs = join_arguments(target, values, fields)
+    except ValueError as error:
+        raise CannotEmit(str(error)) from error
+    return Plan(target, args, kwargs)

@@ -1,0 +1,56 @@
+"""Taking a model in, whatever it is: files and ONNX objects to the ONNX storage, torch objects to the FX storage."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from graphopt.errors import ModelError
+from graphopt.ir.model import Model
+
+
+def load_model(source: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None) -> Model:
+    """`source` as a Model; neither the object nor the file is ever modified.
+
+    Args:
+        source: path of an .onnx file (or of an exported program, .pt2), onnx.ModelProto, onnx_ir.Model,
+            onnx_graphsurgeon.Graph, torch.nn.Module, torch.export.ExportedProgram or torch.fx.GraphModule.
+        example_inputs: what a torch module is traced with: a tuple of positional inputs, a dict of keyword
+            inputs, or a pair of both. ONNX models need none.
+        dynamic_shapes: as torch.export takes them.
+
+    Raises:
+        ModelError: not a model, a truncated file, external data missing or outside of the model's folder, no
+            example inputs.
+    """
+    if isinstance(source, Model):
+        return source
+    if isinstance(source, str | Path):
+        return _load_path(Path(source))
+    if _is_torch(source):
+        from graphopt.ir.fx.load import load_torch
+
+        return load_torch(source, example_inputs, dynamic_shapes)
+    from graphopt.ir.onnx.load import load_onnx
+
+    return load_onnx(source)
+
+
+def _load_path(path: Path) -> Model:
+    if path.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt"):
+        raise ModelError(
+            f"{path}: a pickled torch file is not opened, since opening it runs code from it; load the weights with "
+            "torch.load(..., weights_only=True) into your module and pass the module"
+        )
+    from graphopt.ir.onnx.load import load_onnx
+
+    return load_onnx(path)
+
+
+def _is_torch(source: Any) -> bool:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    exported = getattr(getattr(torch, "export", None), "ExportedProgram", ())
+    return isinstance(source, torch.nn.Module) or isinstance(source, exported)

@@ -1,0 +1,43 @@
+"""A model as it came in: its regions, its shape information, and the way back to the kind that was given."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from graphopt.ir.graph import Graph
+
+
+class Model(ABC):
+    """What `optimize` works on. Made by `graphopt.ir.load.load_model`; never shares mutable state with the input."""
+
+    storage: str
+    """"onnx" or "fx"."""
+
+    @property
+    @abstractmethod
+    def main(self) -> Graph:
+        """The region that runs first."""
+
+    @abstractmethod
+    def regions(self) -> Sequence[Graph]:
+        """Every region, in a deterministic order: main, then control-flow bodies depth first, then functions."""
+
+    @abstractmethod
+    def refresh(self) -> None:
+        """Bring shape information up to date and drop weights that nothing reads any more. Called between passes."""
+
+    @abstractmethod
+    def export(self) -> Any:
+        """The model in the kind that was given (ModelProto in, ModelProto out ...)."""
+
+    @abstractmethod
+    def save(self, path: Path) -> None:
+        """Write the model to `path`: to a temporary file that is then moved into place, weights streamed one by
+        one, external data beside it when the file would pass 2 GB."""
+
+    @abstractmethod
+    def weights(self) -> Sequence[tuple[str, int, int]]:
+        """(name, number of elements, bytes) of every stored weight, each shared weight once."""

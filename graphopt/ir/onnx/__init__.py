@@ -1,0 +1,1 @@
+"""The ONNX storage: regions of an `onnx_ir.Model` behind the Graph protocol."""

@@ -1,0 +1,327 @@
+"""The edits of a region and what undoes them, by means of onnx_ir's public API only.
+
+Nodes that an edit makes obsolete are not removed here, so an undo never has to put a node back: it restores uses,
+names and types, and removes what was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from graphopt.ir.graph import Literal, TensorType, Undo, Value
+from graphopt.ir.onnx import dtypes
+from graphopt.ir.onnx.constants import ref_type, stored_tensor
+from graphopt.ir.onnx.drafting import Draft, DraftNode, Slot
+from graphopt.ir.onnx.shared import Shared, body_graphs, nested_graphs
+from graphopt.ir.weights import ArrayRef, TensorRef, as_ref
+
+if TYPE_CHECKING:
+    from graphopt.ir.onnx.storage import OnnxGraph
+
+QUANTIZATION = "quant_parameter_tensor_names"
+"""Key under which onnx_ir keeps a value's quantization annotation."""
+
+
+class Journal:
+    """The undo steps of one edit, run backwards."""
+
+    def __init__(self) -> None:
+        self._steps: list[Callable[[], Any]] = []
+
+    def on_undo(self, step: Callable[[], Any]) -> None:
+        self._steps.append(step)
+
+    def undo(self) -> None:
+        while self._steps:
+            self._steps.pop()()
+
+
+# ---- writing nodes ------------------------------------------------------------------------------------------
+
+
+def write_draft(
+    region: OnnxGraph,
+    draft: Draft,
+    results: Sequence[Slot],
+    operands: Sequence[Value | None],
+    before: ir.Node,
+    hint: str,
+    types: Sequence[TensorType | None],
+) -> tuple[list[ir.Value], list[ir.Node], Undo]:
+    """Put a draft's constants and nodes into the region, in front of `before`."""
+    journal = Journal()
+    try:
+        values = _bind_operands(region, draft, operands, journal, hint)
+        for slot, name, array in draft.constants:
+            values[slot], undo = add_constant(region, ArrayRef(array), f"{hint}_{name}")
+            journal.on_undo(undo)
+        nodes = [_write_node(region, node, values, before, hint, journal) for node in draft.nodes]
+        outputs = [values[slot] for slot in results]
+        for value, type_ in zip(outputs, types, strict=False):
+            region.shared.give_type(value, type_)
+    except BaseException:
+        journal.undo()
+        raise
+    return outputs, nodes, journal.undo
+
+
+def _bind_operands(
+    region: OnnxGraph, draft: Draft, operands: Sequence[Value | None], journal: Journal, hint: str
+) -> dict[Slot, ir.Value]:
+    used = {id(slot) for node in draft.nodes for slot in node.inputs}
+    values: dict[Slot, ir.Value] = {}
+    for slot, operand in zip(draft.operands, operands, strict=True):
+        if slot is None or id(slot) not in used:
+            continue
+        if isinstance(operand, Literal):
+            operand, undo = add_constant(region, as_ref(operand.value, operand.dtype), f"{hint}_constant")
+            journal.on_undo(undo)
+        values[slot] = operand
+    return values
+
+
+def _write_node(
+    region: OnnxGraph, draft: DraftNode, values: dict[Slot, ir.Value], before: ir.Node, hint: str, journal: Journal
+) -> ir.Node:
+    shared = region.shared
+    import_domain(region, draft.domain, journal)
+    name, release = shared.names.fresh(hint)
+    journal.on_undo(release)
+    outputs = []
+    for _ in draft.outputs:
+        output_name, release = shared.names.fresh(f"{hint}_output")
+        journal.on_undo(release)
+        outputs.append(ir.Value(name=output_name))
+    node = ir.Node(
+        draft.domain,
+        draft.op_type,
+        [None if slot is None else values[slot] for slot in draft.inputs],
+        [_attribute(k, v) for k, v in draft.attributes.items()],
+        outputs=outputs,
+        name=name,
+    )
+    region.ir.insert_before(before, node)
+    region.position_before(before, node)
+    journal.on_undo(lambda: delete_node(region, node))
+    shared.fresh.update(outputs)
+    values.update(zip(draft.outputs, outputs, strict=True))
+    return node
+
+
+def _attribute(name: str, value: Any) -> ir.Attr:
+    if isinstance(value, ir.Attr):
+        return value if value.name == name else ir.Attr(name, value.type, value.value)
+    if isinstance(value, TensorRef):
+        return ir.AttrTensor(name, stored_tensor(value, name))
+    return ir.convenience.convert_attribute(name, value)
+
+
+def import_domain(region: OnnxGraph, domain: str, journal: Journal) -> None:
+    """Import `domain` in version 1 if the model does not import it yet."""
+    if domain not in region.opsets:
+        region.opsets[domain] = 1
+        journal.on_undo(lambda: region.opsets.pop(domain))
+
+
+def delete_node(region: OnnxGraph, node: ir.Node) -> None:
+    """Take `node` out of the region; nothing may read its outputs."""
+    for value in node.outputs:
+        if value.uses() or value.is_graph_output():
+            raise ValueError(f"node {node.name!r} cannot be removed: {value.name!r} is still read")
+    for body in body_graphs(node):
+        for graph in nested_graphs(body):
+            for inner in graph:
+                _detach(inner)
+            region.shared.forget_nodes(graph)
+    _detach(node)
+    region.ir.remove(node)
+    region.forget_position(node)
+    region.shared.forget_nodes([node])
+
+
+def _detach(node: ir.Node) -> None:
+    for index, value in enumerate(node.inputs):
+        if value is not None:
+            node.replace_input_with(index, None)
+
+
+# ---- constants ----------------------------------------------------------------------------------------------
+
+
+def add_constant(region: OnnxGraph, data: TensorRef, hint: str) -> tuple[ir.Value, Undo]:
+    """Add an initialiser, or a Constant node where the region is the body of a function."""
+    shared, graph = region.shared, region.ir
+    journal = Journal()
+    name, release = shared.names.fresh(hint)
+    journal.on_undo(release)
+    tensor = stored_tensor(data, name)
+    shared.remember_ref(tensor, data)
+    value = ir.Value(name=name)
+    if region.function is not None and graph is region.function.graph:
+        _prepend_constant_node(region, value, tensor, journal)
+    else:
+        value.const_value = tensor
+        dtypes.set_type(value, ref_type(data))
+        graph.register_initializer(value)
+        journal.on_undo(lambda: graph.initializers.pop(name))
+        if shared.model.ir_version < 4 and graph is shared.model.graph:
+            graph.inputs.append(value)
+            journal.on_undo(graph.inputs.pop)
+    journal.on_undo(lambda: shared.forget_value(value))
+    return value, journal.undo
+
+
+def _prepend_constant_node(region: OnnxGraph, value: ir.Value, tensor: ir.TensorProtocol, journal: Journal) -> None:
+    name, release = region.shared.names.fresh(f"{value.name}_node")
+    journal.on_undo(release)
+    node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[value], name=name)
+    first = next(iter(region.ir), None)
+    if first is None:
+        region.ir.append(node)
+    else:
+        region.ir.insert_before(first, node)
+    region.position_first(node)
+    journal.on_undo(lambda: delete_node(region, node))
+
+
+# ---- replacing ----------------------------------------------------------------------------------------------
+
+
+def replace_value(region: OnnxGraph, old: ir.Value, new: Value) -> Undo:
+    """Let users and outputs of `old` read `new`; names of outputs stay, and `new` inherits the name of `old` if an
+    edit has just written it."""
+    journal = Journal()
+    if old is new:
+        return journal.undo
+    try:
+        if isinstance(new, Literal):
+            new, undo = add_constant(region, as_ref(new.value, new.dtype), "constant")
+            journal.on_undo(undo)
+        _redirect_uses(region.shared, old, new, journal)
+        if old.is_graph_output():
+            _redirect_outputs(region, old, new, journal)
+        elif new in region.shared.fresh:
+            _take_over(region.shared, old, new, journal)
+    except BaseException:
+        journal.undo()
+        raise
+    return journal.undo
+
+
+def _redirect_uses(shared: Shared, old: ir.Value, new: ir.Value, journal: Journal) -> None:
+    excluded = _within(new.producer())
+    for user, index in old.uses():
+        if user in excluded:
+            continue
+        call, placement = shared.calls.pop(user, None), user.device_configurations
+        user.replace_input_with(index, new)
+        journal.on_undo(lambda u=user, i=index, c=call, p=placement: _redirect_back(shared, old, u, i, c, p))
+
+
+def _redirect_back(shared: Shared, old: ir.Value, user: ir.Node, index: int, call: Any, placement: Any) -> None:
+    user.replace_input_with(index, old)
+    user.device_configurations = placement
+    if call is None:
+        shared.calls.pop(user, None)
+    else:
+        shared.calls[user] = call
+
+
+def _within(node: ir.Node | None) -> set[ir.Node]:
+    """`node` and the nodes in its bodies: they compute the new value, so they go on reading the old one."""
+    if node is None:
+        return set()
+    inner = {n for body in body_graphs(node) for graph in nested_graphs(body) for n in graph}
+    return {node} | inner
+
+
+def _redirect_outputs(region: OnnxGraph, old: ir.Value, new: ir.Value, journal: Journal) -> None:
+    graph = old.graph
+    assert graph is not None
+    if _can_be_output(graph, new):
+        _take_over(region.shared, old, new, journal)
+    else:
+        producer = old.producer()
+        if producer is not None and producer.op_type == "Identity" and producer.inputs[0] is new:
+            return
+        new = _append_identity(region.shared_region(graph), old, new, journal)
+    for index, value in enumerate(graph.outputs):
+        if value is old:
+            graph.outputs[index] = new
+            journal.on_undo(lambda i=index: graph.outputs.__setitem__(i, old))
+
+
+def _can_be_output(graph: ir.Graph, value: ir.Value) -> bool:
+    return value.producer() is not None and value.graph is graph and not value.is_graph_output()
+
+
+def _append_identity(region: OnnxGraph, old: ir.Value, new: ir.Value, journal: Journal) -> ir.Value:
+    name, release = region.shared.names.fresh("identity")
+    journal.on_undo(release)
+    output_name, release = region.shared.names.fresh("identity_output")
+    journal.on_undo(release)
+    output = ir.Value(name=output_name)
+    node = ir.Node("", "Identity", [new], outputs=[output], name=name)
+    region.ir.append(node)
+    region.position_last(node)
+    journal.on_undo(lambda: delete_node(region, node))
+    _take_over(region.shared, old, output, journal)
+    return output
+
+
+def _take_over(shared: Shared, old: ir.Value, new: ir.Value, journal: Journal) -> None:
+    """Give `new` the name, the declared type and the documentation of `old`; `old` gets a fresh name."""
+    name = old.name or ""
+    spare, release = shared.names.fresh(name)
+    journal.on_undo(release)
+    journal.on_undo(_restore(shared, new))
+    journal.on_undo(lambda: setattr(old, "name", name))
+    old.name, new.name = spare, name
+    if new in shared.fresh:
+        shared.fresh.discard(new)
+        journal.on_undo(lambda: shared.fresh.add(new))
+        _inherit_provenance(old, new, journal)
+    _inherit_type(shared, old, new)
+    if old.doc_string:
+        new.doc_string = old.doc_string
+    new.metadata_props.update(old.metadata_props)
+    if QUANTIZATION in old.meta:
+        new.meta[QUANTIZATION] = old.meta[QUANTIZATION]
+
+
+def _restore(shared: Shared, value: ir.Value) -> Undo:
+    name, type_, shape, doc = value.name, value.type, value.shape, value.doc_string
+    properties, annotation = dict(value.metadata_props), value.meta.get(QUANTIZATION)
+
+    def undo() -> None:
+        value.name, value.type, value.shape, value.doc_string = name, type_, shape, doc
+        value.metadata_props.clear()
+        value.metadata_props.update(properties)
+        value.meta.pop(QUANTIZATION, None)
+        if annotation is not None:
+            value.meta[QUANTIZATION] = annotation
+        shared.forget_type(value)
+
+    return undo
+
+
+def _inherit_type(shared: Shared, old: ir.Value, new: ir.Value) -> None:
+    declared, given = dtypes.declared_type(old), shared.given_type(new)
+    if declared is not None and given is not None and not dtypes.agrees(declared, given):
+        dtypes.set_type(new, given)
+    elif old.type is not None:
+        new.type = old.type
+        new.shape = None if old.shape is None else old.shape.copy()
+    shared.forget_type(new)
+
+
+def _inherit_provenance(old: ir.Value, new: ir.Value, journal: Journal) -> None:
+    """Nodes keep what is known of where they come from (module path, source line)."""
+    source, target = old.producer(), new.producer()
+    if source is None or target is None or not source.metadata_props or target.metadata_props:
+        return
+    target.metadata_props.update(source.metadata_props)
+    journal.on_undo(target.metadata_props.clear)

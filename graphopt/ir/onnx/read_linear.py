@@ -1,0 +1,102 @@
+"""Readers of matrix products and attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from graphopt.ir.graph import Value
+from graphopt.ir.onnx.reading import CannotRead, Reader, Reading, Said
+
+
+def matmul(n: Reading) -> Said:
+    return (n.operand(0), n.operand(1)), {}
+
+
+def fused_matmul(n: Reading) -> Said:
+    n.only("alpha", 1.0)
+    for name in ("transA", "transB", "transBatchA", "transBatchB"):
+        n.only(name, 0)
+    return matmul(n)
+
+
+def gemm(n: Reading) -> Said:
+    x, w, b = n.operand(0), n.operand(1), n.optional(2)
+    n.only("alpha", 1.0)
+    n.only("transA", 0)
+    transposed = n.attr_flag("transB")
+    if b is not None:
+        n.only("beta", 1.0)
+        _check_bias(n, w, b, transposed)
+    n.ignore("beta", "broadcast")
+    return (x, w, b), {"trans_w": transposed}
+
+
+def _check_bias(n: Reading, w: Value, b: Value, transposed: bool) -> None:
+    """Gemm broadcasts C; a bias is one number per column."""
+    shape = n.shape(b)
+    if len(shape) != 1:
+        raise CannotRead(f"C has rank {len(shape)}")
+    known = n.type(w)
+    columns = None if known is None or known.shape is None else known.shape[0 if transposed else 1]
+    if columns is None or shape[0] != columns:
+        raise CannotRead("C is not known to have one number per column")
+
+
+def einsum(n: Reading) -> Said:
+    equation = n.attr_string("equation", "")
+    if not equation:
+        raise CannotRead("attribute equation is missing")
+    return n.operands(), {"equation": equation}
+
+
+def attention(n: Reading) -> Said:
+    """4-D scaled dot-product attention without cache, soft cap or extra outputs."""
+    q, k, v, mask = n.operand(0), n.operand(1), n.operand(2), n.optional(3)
+    for value in (q, k, v):
+        if n.rank(value) != 4:
+            raise CannotRead("attention on operands that are not 4-D")
+    n.only("softcap", 0.0)
+    n.only("qk_matmul_output_mode", 0)
+    n.ignore("softmax_precision")
+    if n.has_attribute("q_num_heads") or n.has_attribute("kv_num_heads"):
+        raise CannotRead("head counts given for 4-D operands")
+    if mask is not None:
+        _check_mask(n, k, mask)
+    return (q, k, v, mask), {
+        "scale": _scale(n, q),
+        "causal": n.attr_flag("is_causal"),
+        "gqa": _grouped(n, q, k),
+    }
+
+
+def _scale(n: Reading, q: Value) -> float:
+    if n.has_attribute("scale"):
+        return n.attr_float("scale")
+    size = n.shape(q)[3]
+    if not isinstance(size, int):
+        raise CannotRead("the default scale of an unknown head size")
+    return 1.0 / math.sqrt(size)
+
+
+def _grouped(n: Reading, q: Value, k: Value) -> bool:
+    a, b = n.shape(q)[1], n.shape(k)[1]
+    if a is None or b is None or (a != b and not (isinstance(a, int) and isinstance(b, int))):
+        raise CannotRead("the numbers of heads are not known")
+    return a != b
+
+
+def _check_mask(n: Reading, k: Value, mask: Value) -> None:
+    """From opset 24 on a mask that is too short is padded: its length has to be known to be that of the keys."""
+    length = n.shape(k)[2]
+    if length is None or n.shape(mask)[-1] != length:
+        raise CannotRead("the mask is not known to cover all keys")
+
+
+READERS: Mapping[tuple[str, str], Reader] = {
+    ("", "MatMul"): Reader("matmul", matmul),
+    ("com.microsoft", "FusedMatMul"): Reader("matmul", fused_matmul),
+    ("", "Gemm"): Reader("linear", gemm),
+    ("", "Einsum"): Reader("einsum", einsum),
+    ("", "Attention"): Reader("attention", attention),
+}

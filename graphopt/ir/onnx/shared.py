@@ -1,0 +1,187 @@
+"""What the regions of one model share: names, cached reads, types and constants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from graphopt.ir.graph import Call, TensorType, Undo, Unreadable
+from graphopt.ir.onnx import dtypes
+from graphopt.ir.onnx.constants import constant_node_tensor, tensor_ref
+from graphopt.ir.onnx.read import READERS
+from graphopt.ir.weights import TensorRef
+
+if TYPE_CHECKING:
+    from graphopt.ir.onnx.storage import OnnxGraph
+
+
+def body_graphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The control-flow bodies that `node` holds, in attribute order."""
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def nested_graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
+    """`graph` and every control-flow body below it, depth first."""
+    pending = [graph]
+    while pending:
+        current = pending.pop()
+        yield current
+        bodies = [body for node in current for body in body_graphs(node)]
+        pending.extend(reversed(bodies))
+
+
+def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """Every graph of the model: main, its bodies depth first, then functions and their bodies."""
+    yield from nested_graphs(model.graph)
+    for function in model.functions.values():
+        yield from nested_graphs(function.graph)
+
+
+def graph_values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Every value that `graph` itself defines; an input with a default value comes twice."""
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
+
+
+class Names:
+    """Value and node names in use anywhere in the model. Fresh ones depend on the edits made, on nothing else."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+        self._used: set[str] | None = None
+        self._next: dict[str, int] = {}
+
+    def _collect(self) -> set[str]:
+        used: set[str] = set()
+        for graph in all_graphs(self._model):
+            used.update(value.name or "" for value in graph_values(graph))
+            used.update(node.name or "" for node in graph)
+        return used
+
+    def fresh(self, hint: str) -> tuple[str, Undo]:
+        """An unused name derived from `hint`, and what gives it back."""
+        if self._used is None:
+            self._used = self._collect()
+        used, first = self._used, self._next.get(hint, 0)
+        number = first
+        name = hint if number == 0 else f"{hint}_{number}"
+        while name in used:
+            number += 1
+            name = f"{hint}_{number}"
+        used.add(name)
+        self._next[hint] = number + 1
+
+        def release() -> None:
+            used.discard(name)
+            self._next[hint] = first
+
+        return name, release
+
+
+class Shared:
+    """State of one model that its regions have in common."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.names = Names(model)
+        self.regions: dict[ir.Graph, OnnxGraph] = {}
+        functions = {(domain, name) for domain, name, _ in model.functions}
+        self.keys: Mapping[tuple[str, str], str] = {
+            identifier: reader.op for identifier, reader in READERS.items() if identifier not in functions
+        }
+        """Vocabulary op by domain and op type; a function of the model hides the op that it is named after."""
+        self.calls: dict[ir.Node, Call | Unreadable] = {}
+        self.fresh: set[ir.Value] = set()
+        """Values that edits have written and that have not taken over the name of another one."""
+        self._given: dict[ir.Value, TensorType] = {}
+        self._inferred: Mapping[ir.Value, TensorType] = {}
+        self._types: dict[ir.Value, TensorType | None] = {}
+        self._tensors: dict[ir.Node, ir.TensorProtocol | None] = {}
+        self._refs: dict[ir.TensorProtocol, TensorRef | None] = {}
+
+    # ---- types -------------------------------------------------------------------------------------------
+
+    def type(self, value: ir.Value) -> TensorType | None:
+        """What is known of the type of `value`: declared in the model, inferred, or given by whoever wrote it."""
+        try:
+            return self._types[value]
+        except KeyError:
+            known = dtypes.merged(self._given.get(value), dtypes.declared_type(value))
+            inferred = self._inferred.get(value)
+            result = known if known is None and inferred is None else dtypes.merged(known, inferred)
+            if result is None and (tensor := self.tensor(value)) is not None:
+                ref = self.ref(tensor)
+                result = None if ref is None else TensorType(ref.dtype, ref.shape)
+            self._types[value] = result
+            return result
+
+    def give_type(self, value: ir.Value, type_: TensorType | None) -> None:
+        """Note a type without declaring it in the model, so that saving does not write it."""
+        self._types.pop(value, None)
+        if type_ is None:
+            self._given.pop(value, None)
+        else:
+            self._given[value] = type_
+
+    def given_type(self, value: ir.Value) -> TensorType | None:
+        return self._given.get(value)
+
+    def forget_type(self, value: ir.Value) -> None:
+        """Drop what was computed for `value` after its declaration changed."""
+        self._types.pop(value, None)
+
+    def set_inferred(self, types: Mapping[ir.Value, TensorType]) -> None:
+        """Take the result of shape inference; everything read before is read anew."""
+        self._inferred = types
+        self._types.clear()
+        self.calls.clear()
+
+    # ---- constants ---------------------------------------------------------------------------------------
+
+    def tensor(self, value: ir.Value) -> ir.TensorProtocol | None:
+        """The stored tensor of `value` if it can never change, else None."""
+        if value.is_initializer():
+            if value.is_graph_input() and self.model.ir_version >= 4:
+                return None
+            return value.const_value
+        node = value.producer()
+        if node is None or node.op_type != "Constant" or node.domain != "":
+            return None
+        if node not in self._tensors:
+            self._tensors[node] = constant_node_tensor(node)
+        return self._tensors[node]
+
+    def ref(self, tensor: ir.TensorProtocol) -> TensorRef | None:
+        if tensor not in self._refs:
+            self._refs[tensor] = tensor_ref(tensor)
+        return self._refs[tensor]
+
+    def remember_ref(self, tensor: ir.TensorProtocol, ref: TensorRef) -> None:
+        """Let `tensor` be seen as `ref`, so that a deferred expression stays one."""
+        self._refs[tensor] = ref
+
+    # ---- forgetting --------------------------------------------------------------------------------------
+
+    def forget_value(self, value: ir.Value) -> None:
+        self._given.pop(value, None)
+        self._types.pop(value, None)
+        self.fresh.discard(value)
+        if value.const_value is not None:
+            self._refs.pop(value.const_value, None)
+
+    def forget_nodes(self, nodes: Iterable[ir.Node]) -> None:
+        for node in nodes:
+            self.calls.pop(node, None)
+            self._tensors.pop(node, None)
+            for value in node.outputs:
+                self.forget_value(value)

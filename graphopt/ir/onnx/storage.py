@@ -1,0 +1,187 @@
+"""OnnxGraph: one region of an onnx_ir model (main graph, control-flow body or function body) behind the protocol."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from graphopt.ir.graph import Call, Graph, Literal, TensorType, Undo, Unreadable, Value
+from graphopt.ir.onnx import edits
+from graphopt.ir.onnx.cut import cut_model
+from graphopt.ir.onnx.fingerprint import graph_fingerprint
+from graphopt.ir.onnx.positions import Positions
+from graphopt.ir.onnx.purity import is_pure
+from graphopt.ir.onnx.read import READERS
+from graphopt.ir.onnx.shared import Shared, body_graphs
+from graphopt.ir.onnx.write import cannot_emit, draft
+from graphopt.ir.weights import TensorRef, as_ref
+
+
+class OnnxGraph(Graph):
+    """A region. Nodes are `onnx_ir.Node`s, values are `onnx_ir.Value`s or `Literal`s (old attributes).
+
+    `inputs()` holds every graph input that is no constant, those that have a default value (overridable
+    initialisers, IR version 4 and later) included.
+    """
+
+    storage = "onnx"
+
+    def __init__(
+        self, shared: Shared, graph: ir.Graph, opsets: dict[str, int], function: ir.Function | None = None
+    ) -> None:
+        self.shared = shared
+        self.ir = graph
+        self.opsets = opsets
+        self.function = function
+        """The function whose body, or one of whose bodies, this region is."""
+        shared.regions[graph] = self
+        self._positions: Positions | None = None
+        self._ambiguous: frozenset[str] | None = None
+
+    @property
+    def opset(self) -> int:
+        """Version of the ONNX operator set that this region imports."""
+        return self.opsets.get("", 1)
+
+    # ---- reading -----------------------------------------------------------------------------------------
+
+    def nodes(self) -> Iterator[ir.Node]:
+        return iter(self.ir)
+
+    def inputs(self) -> Sequence[ir.Value]:
+        return [value for value in self.ir.inputs if self.shared.tensor(value) is None]
+
+    def outputs(self) -> Sequence[ir.Value]:
+        return list(self.ir.outputs)
+
+    def key(self, node: ir.Node) -> str:
+        return self.shared.keys.get((node.domain, node.op_type)) or self.raw_name(node)
+
+    def raw_name(self, node: ir.Node) -> str:
+        return f"{node.domain or 'ai.onnx'}::{node.op_type}"
+
+    def call(self, node: ir.Node) -> Call | Unreadable:
+        calls = self.shared.calls
+        known = calls.get(node)
+        if known is None:
+            known = calls[node] = self._read(node)
+        return known
+
+    def _read(self, node: ir.Node) -> Call | Unreadable:
+        identifier = (node.domain, node.op_type)
+        if identifier not in self.shared.keys:
+            return Unreadable(f"{self.raw_name(node)} is not in the vocabulary")
+        return READERS[identifier](node, self.opsets.get(node.domain, 1), self)
+
+    def raw_call(self, node: ir.Node) -> Call:
+        fields = {name: attribute.value for name, attribute in node.attributes.items()}
+        outputs = tuple(value if value.name else None for value in node.outputs)
+        return Call(node, self.raw_name(node), tuple(node.inputs), fields, outputs)
+
+    def producer(self, value: Value) -> ir.Node | None:
+        if isinstance(value, Literal):
+            return None
+        node = value.producer()
+        return node if node is not None and node.graph is self.ir else None
+
+    def users(self, value: Value) -> Sequence[ir.Node]:
+        return () if isinstance(value, Literal) else value.consumers()
+
+    def is_output(self, value: Value) -> bool:
+        return not isinstance(value, Literal) and value.is_graph_output()
+
+    def type(self, value: Value) -> TensorType | None:
+        return TensorType(value.dtype, ()) if isinstance(value, Literal) else self.shared.type(value)
+
+    def constant(self, value: Value) -> TensorRef | None:
+        if isinstance(value, Literal):
+            return as_ref(value.value, value.dtype)
+        tensor = self.shared.tensor(value)
+        return None if tensor is None else self.shared.ref(tensor)
+
+    def name(self, value: Value) -> str:
+        return repr(value.value) if isinstance(value, Literal) else value.name or ""
+
+    def node_name(self, node: ir.Node) -> str:
+        if self._ambiguous is None:
+            count = Counter(n.name for n in self.ir)
+            self._ambiguous = frozenset(name for name, times in count.items() if name and times > 1)
+        if node.name and node.name not in self._ambiguous:
+            return node.name
+        output = next((value.name for value in node.outputs if value.name), "")
+        return f"{node.name or node.op_type}:{output}"
+
+    def subgraphs(self, node: ir.Node) -> Sequence[OnnxGraph]:
+        return [self.shared_region(body) for body in body_graphs(node)]
+
+    def shared_region(self, graph: ir.Graph) -> OnnxGraph:
+        """The region of `graph`: this one, one around it or one inside it."""
+        known = self.shared.regions.get(graph)
+        return known or OnnxGraph(self.shared, graph, self.opsets, self.function)
+
+    def is_pure(self, node: ir.Node) -> bool:
+        return is_pure(self.shared, node, self.opsets)
+
+    def precedes(self, a: ir.Node, b: ir.Node) -> bool:
+        if self._positions is None:
+            self._positions = Positions(self.ir)
+        return self._positions.precedes(a, b)
+
+    # ---- editing -----------------------------------------------------------------------------------------
+
+    def can_emit(self, op: str, fields: Mapping[str, Any], types: Sequence[TensorType | None]) -> str | None:
+        return cannot_emit(op, fields, types, self.opset)
+
+    def insert(
+        self,
+        op: str,
+        operands: Sequence[Value | None],
+        fields: Mapping[str, Any],
+        *,
+        before: ir.Node,
+        types: Sequence[TensorType | None],
+    ) -> tuple[list[Value], list[ir.Node], Undo]:
+        operand_types = [None if value is None else self.type(value) for value in operands]
+        present = [value is not None for value in operands]
+        written, results = draft(op, fields, operand_types, self.opset, present=present, outputs=len(types))
+        hint = op.rpartition("::")[2].lower()
+        return edits.write_draft(self, written, results, operands, before, hint, types)
+
+    def add_constant(self, data: TensorRef, name: str) -> tuple[ir.Value, Undo]:
+        return edits.add_constant(self, data, name)
+
+    def replace(self, old: Value, new: Value) -> Undo:
+        return edits.replace_value(self, old, new)
+
+    def remove(self, node: ir.Node) -> None:
+        edits.delete_node(self, node)
+
+    # ---- order of nodes, kept up by the edits ------------------------------------------------------------
+
+    def position_before(self, before: ir.Node, node: ir.Node) -> None:
+        if self._positions is not None:
+            self._positions.insert_before(before, [node])
+
+    def position_first(self, node: ir.Node) -> None:
+        if self._positions is not None:
+            self._positions.prepend(node)
+
+    def position_last(self, node: ir.Node) -> None:
+        if self._positions is not None:
+            self._positions.append(node)
+
+    def forget_position(self, node: ir.Node) -> None:
+        if self._positions is not None:
+            self._positions.discard(node)
+
+    # ---- fragments ---------------------------------------------------------------------------------------
+
+    def cut(self, nodes: Iterable[ir.Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> OnnxGraph:
+        model = cut_model(self, nodes, inputs, outputs)
+        return OnnxGraph(Shared(model), model.graph, model.opset_imports)
+
+    def fingerprint(self) -> str:
+        return graph_fingerprint(self.ir, self.opsets)

@@ -1,0 +1,45 @@
+"""Writers of matrix products and attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from graphopt.ir.graph import CannotEmit
+from graphopt.ir.onnx.drafting import Draft, Fields, Slot, Writer
+
+
+def matmul(d: Draft, f: Fields) -> list[Slot]:
+    return d.node("MatMul", [d.operand(0, "a"), d.operand(1, "b")])
+
+
+def linear(d: Draft, f: Fields) -> list[Slot]:
+    """Gemm is 2-D only; before opset 11 it has to have a C."""
+    x = d.operand(0, "x")
+    if d.rank(x, "x") != 2:
+        raise CannotEmit("Gemm takes 2-D operands only")
+    bias = d.optional(2) if d.opset >= 11 else d.operand(2, "the bias that Gemm needs before opset 11")
+    return d.node("Gemm", [x, d.operand(1, "w"), bias], {"transB": int(bool(f["trans_w"]))}, since=7)
+
+
+def einsum(d: Draft, f: Fields) -> list[Slot]:
+    operands = [d.operand(i, f"operand {i}") for i in range(len(d.operands))]
+    return d.node("Einsum", operands, {"equation": str(f["equation"])}, since=12)
+
+
+def attention(d: Draft, f: Fields) -> list[Slot]:
+    q, k, v = d.operand(0, "q"), d.operand(1, "k"), d.operand(2, "v")
+    for slot, name in ((q, "q"), (k, "k"), (v, "v")):
+        if d.rank(slot, name) != 4:
+            raise CannotEmit(f"{name} is not 4-D")
+    if bool(f["gqa"]) != (d.size(q, 1, "q") != d.size(k, 1, "k")):
+        raise CannotEmit("gqa contradicts the numbers of heads")
+    attributes = {"scale": float(f["scale"]), "is_causal": int(bool(f["causal"]))}
+    return d.node("Attention", [q, k, v, d.optional(3)], attributes, since=23)
+
+
+WRITERS: Mapping[str, Writer] = {
+    "matmul": matmul,
+    "linear": linear,
+    "einsum": einsum,
+    "attention": attention,
+}

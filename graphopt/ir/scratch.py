@@ -1,0 +1,362 @@
+"""A small in-memory graph of vocabulary calls: float64 twins of fragments, generated test graphs, conversion.
+
+It can hold nothing but vocabulary ops, so whatever it holds can be evaluated by the ops' own meanings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from graphopt.ir.graph import Call, CannotEmit, Graph, Literal, Node, TensorType, Undo, Unreadable, Value
+from graphopt.ir.ops import OPS
+from graphopt.ir.ops.spec import REQUIRED
+from graphopt.ir.weights import FLOATS, ArrayRef, Deferred, TensorRef, numpy_dtype
+
+
+class ScratchValue:
+    __slots__ = ("data", "name", "producer", "type", "users")
+
+    def __init__(self, name: str, type_: TensorType | None, data: TensorRef | None = None) -> None:
+        self.name = name
+        self.type = type_
+        self.data = data
+        self.producer: ScratchNode | None = None
+        self.users: list[ScratchNode] = []
+
+
+class ScratchNode:
+    __slots__ = ("call", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.call: Call = Call(self, "", (), {}, ())
+
+
+class ScratchGraph(Graph):
+    """Implements the whole protocol; editing costs are linear in the graph, which is a fragment."""
+
+    storage = "scratch"
+
+    def __init__(self) -> None:
+        self._nodes: list[ScratchNode] = []
+        self._inputs: list[ScratchValue] = []
+        self._outputs: list[ScratchValue] = []
+        self._count = 0
+
+    # ---- building ------------------------------------------------------------------------------------------
+
+    def add_input(self, type_: TensorType, name: str | None = None) -> ScratchValue:
+        value = ScratchValue(name or self._fresh("x"), type_)
+        self._inputs.append(value)
+        return value
+
+    def add_output(self, value: Value) -> None:
+        self._outputs.append(value)
+
+    def append(self, op: str, *operands: Any, types: Sequence[TensorType | None] = (), **fields: Any) -> Any:
+        """Add `op` at the end; TensorRef operands become constants. Returns its output, or the tuple of them."""
+        values = [self.add_constant(o, "c")[0] if isinstance(o, TensorRef) else o for o in operands]
+        node = self._make(op, values, fields, types)
+        self._nodes.append(node)
+        outputs = node.call.outputs
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _fresh(self, stem: str) -> str:
+        self._count += 1
+        return f"{stem}_{self._count}"
+
+    def _make(
+        self, op: str, operands: Sequence[Value | None], fields: Mapping[str, Any], types: Sequence[TensorType | None]
+    ) -> ScratchNode:
+        reason = self.can_emit(op, fields, [])
+        if reason is not None:
+            raise CannotEmit(reason)
+        spec = OPS[op]
+        given = {k: v for k, v in spec.fields.items() if v is not REQUIRED} | dict(fields)
+        padded = tuple(operands)
+        if not spec.variadic:
+            padded += (None,) * (len(spec.operands) - len(padded))
+        count = spec.outputs if spec.outputs is not None else len(given["sizes"])
+        node = ScratchNode(self._fresh(op))
+        outputs = []
+        for i in range(count):
+            value = ScratchValue(self._fresh("v"), types[i] if i < len(types) else None)
+            value.producer = node
+            outputs.append(value)
+        node.call = Call(node, op, padded, given, tuple(outputs))
+        for operand in set(filter(_is_value, padded)):
+            operand.users.append(node)
+        return node
+
+    # ---- reading -------------------------------------------------------------------------------------------
+
+    def nodes(self) -> Iterator[Node]:
+        return iter(list(self._nodes))
+
+    def inputs(self) -> Sequence[Value]:
+        return self._inputs
+
+    def outputs(self) -> Sequence[Value]:
+        return self._outputs
+
+    def key(self, node: Node) -> str:
+        return str(node.call.op)
+
+    raw_name = key
+
+    def call(self, node: Node) -> Call | Unreadable:
+        call: Call = node.call
+        return call
+
+    def raw_call(self, node: Node) -> Call:
+        call: Call = node.call
+        return call
+
+    def producer(self, value: Value) -> Node | None:
+        return value.producer if isinstance(value, ScratchValue) else None
+
+    def users(self, value: Value) -> Sequence[Node]:
+        return value.users if isinstance(value, ScratchValue) else ()
+
+    def is_output(self, value: Value) -> bool:
+        return any(value is o for o in self._outputs)
+
+    def type(self, value: Value) -> TensorType | None:
+        if isinstance(value, Literal):
+            return TensorType(value.dtype, ())
+        type_: TensorType | None = value.type
+        return type_
+
+    def constant(self, value: Value) -> TensorRef | None:
+        if isinstance(value, Literal):
+            return ArrayRef(np.asarray(value.value, numpy_dtype(value.dtype)))
+        data: TensorRef | None = value.data
+        return data
+
+    def name(self, value: Value) -> str:
+        return str(value.value) if isinstance(value, Literal) else value.name
+
+    def node_name(self, node: Node) -> str:
+        return str(node.name)
+
+    def subgraphs(self, node: Node) -> Sequence[Graph]:
+        return ()
+
+    def is_pure(self, node: Node) -> bool:
+        return True
+
+    def precedes(self, a: Node, b: Node) -> bool:
+        return self._nodes.index(a) < self._nodes.index(b)
+
+    # ---- editing -------------------------------------------------------------------------------------------
+
+    def can_emit(self, op: str, fields: Mapping[str, Any], types: Sequence[TensorType | None]) -> str | None:
+        spec = OPS.get(op)
+        if spec is None:
+            return f"{op} is not an op of the vocabulary"
+        if unknown := set(fields) - set(spec.fields):
+            return f"{op} has no field {sorted(unknown)[0]}"
+        missing = [k for k, v in spec.fields.items() if v is REQUIRED and k not in fields]
+        return f"{op} needs the field {missing[0]}" if missing else None
+
+    def insert(
+        self,
+        op: str,
+        operands: Sequence[Value | None],
+        fields: Mapping[str, Any],
+        *,
+        before: Node,
+        types: Sequence[TensorType | None],
+    ) -> tuple[list[Value], list[Node], Undo]:
+        node = self._make(op, operands, fields, types)
+        self._nodes.insert(self._nodes.index(before), node)
+        return list(node.call.outputs), [node], lambda: self.remove(node)
+
+    def add_constant(self, data: TensorRef, name: str) -> tuple[Value, Undo]:
+        return ScratchValue(self._fresh(name), TensorType(data.dtype, data.shape), data), lambda: None
+
+    def replace(self, old: Value, new: Value) -> Undo:
+        changed = list(old.users)
+        calls = [node.call for node in changed]
+        outputs = list(self._outputs)
+        new_users = list(new.users) if isinstance(new, ScratchValue) else []
+        for node in changed:
+            call = node.call
+            operands = tuple(new if o is old else o for o in call.operands)
+            node.call = Call(node, call.op, operands, call.fields, call.outputs)
+            if isinstance(new, ScratchValue) and node not in new.users:
+                new.users.append(node)
+        old.users = []
+        self._outputs = [new if o is old else o for o in outputs]
+
+        def undo() -> None:
+            for node, call in zip(changed, calls, strict=True):
+                node.call = call
+            old.users = changed
+            if isinstance(new, ScratchValue):
+                new.users = new_users
+            self._outputs = outputs
+
+        return undo
+
+    def remove(self, node: Node) -> None:
+        self._nodes.remove(node)
+        for operand in set(filter(_is_value, node.call.operands)):
+            operand.users.remove(node)
+
+    # ---- fragments -----------------------------------------------------------------------------------------
+
+    def cut(self, nodes: Iterable[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> ScratchGraph:
+        return transcribe(self, list(nodes), inputs, outputs)
+
+    def fingerprint(self) -> str:
+        names = {id(v): v.name for v in self._inputs}
+        lines = [f"in {v.name} {v.type}" for v in self._inputs]
+        for node in self._nodes:
+            call = node.call
+            operands = [self._label(o, names) for o in call.operands]
+            names.update({id(o): o.name for o in call.outputs})
+            lines.append(f"{[o.name for o in call.outputs]} = {call.op}{operands} {sorted(call.fields.items())}")
+        lines.append(f"out {[o.name for o in self._outputs]}")
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @staticmethod
+    def _label(value: Value | None, names: Mapping[int, str]) -> str:
+        if value is None or isinstance(value, Literal):
+            return str(value)
+        return names.get(id(value)) or f"const {value.data!r}"
+
+    def evaluate(
+        self,
+        feeds: Sequence[Any],
+        domain: Any,
+        leaf: Callable[[TensorRef], Any],
+        observe: Callable[[ScratchValue, Any], None] | None = None,
+    ) -> list[Any]:
+        """Values of the outputs over `domain`, by the ops' meanings; `leaf` brings constants into the domain.
+        `observe` is told every value that is computed."""
+        env: dict[int, Any] = {id(v): f for v, f in zip(self._inputs, feeds, strict=True)}
+        if observe is not None:
+            for value, feed in zip(self._inputs, feeds, strict=True):
+                observe(value, feed)
+        for node in self._nodes:
+            call = node.call
+            operands = [None if o is None else self._fetch(o, env, leaf) for o in call.operands]
+            results = OPS[call.op].meaning(domain, *operands, **call.fields)
+            if len(call.outputs) == 1 and not isinstance(results, tuple | list):
+                results = (results,)
+            for output, result in zip(call.outputs, results, strict=True):
+                env[id(output)] = result
+                if observe is not None:
+                    observe(output, result)
+        return [self._fetch(o, env, leaf) for o in self._outputs]
+
+    def _fetch(self, value: Value, env: dict[int, Any], leaf: Callable[[TensorRef], Any]) -> Any:
+        if isinstance(value, ScratchValue) and value.data is None:
+            return env[id(value)]
+        if id(value) in env:
+            return env[id(value)]
+        data = self.constant(value)
+        if data is None:
+            raise KeyError(value)
+        env[id(value)] = result = leaf(data)
+        return result
+
+
+def _is_value(value: Value | None) -> bool:
+    return isinstance(value, ScratchValue)
+
+
+def float64_leaf(data: TensorRef) -> Any:
+    """A constant as the float64 domain takes it: floats widened, integers and booleans as they are."""
+    if isinstance(data, Deferred):
+        return data.evaluate(float64_leaf, _float64())
+    array = data.numpy()
+    return array.astype(np.float64) if data.dtype in FLOATS else array
+
+
+def _float64() -> Any:
+    from graphopt.ir.ops.domain import Float64
+
+    return Float64()
+
+
+def widen(type_: TensorType | None) -> TensorType | None:
+    """`type_` with any floating-point dtype replaced by float64."""
+    if type_ is None or type_.dtype not in FLOATS:
+        return type_
+    return TensorType("float64", type_.shape)
+
+
+class WidenedRef(TensorRef):
+    """A weight seen as float64, so that a rule run on a float64 twin computes its new weights in float64."""
+
+    def __init__(self, data: TensorRef) -> None:
+        self.data = data
+        self.dtype = "float64"
+        self.shape = data.shape
+
+    def numpy(self) -> Any:
+        return self.data.numpy().astype(np.float64)
+
+    @property
+    def identity(self) -> object:
+        return self.data.identity
+
+
+def transcribe(
+    graph: Graph,
+    nodes: Sequence[Node],
+    inputs: Sequence[Value],
+    outputs: Sequence[Value],
+    *,
+    wide: bool = False,
+    node_map: dict[Any, ScratchNode] | None = None,
+) -> ScratchGraph:
+    """Copy readable `nodes` of any storage, in topological order, into a ScratchGraph.
+
+    With `wide`, floating-point types and weights become float64. `node_map` is filled with which node became which.
+    Raises CannotEmit naming the first node that cannot be read.
+    """
+    result = ScratchGraph()
+    translate = widen if wide else (lambda t: t)
+    env: dict[Value, Value] = {}
+    for value in inputs:
+        env[value] = scratch = ScratchValue(graph.name(value), translate(graph.type(value)))
+        result._inputs.append(scratch)
+
+    def fetch(value: Value | None) -> Value | None:
+        if value is None:
+            return None
+        if value not in env:
+            data = graph.constant(value)
+            if data is None:
+                raise CannotEmit(f"{graph.name(value)} is neither computed in the fragment nor constant")
+            if isinstance(value, Literal):
+                wide_literal = wide and value.dtype in FLOATS
+                env[value] = Literal(value.value, "float64") if wide_literal else value
+            else:
+                data = WidenedRef(data) if wide and data.dtype in FLOATS else data
+                env[value] = result.add_constant(data, "c")[0]
+        return env[value]
+
+    for node in nodes:
+        call = graph.call(node)
+        if not call:
+            raise CannotEmit(f"{graph.raw_name(node)}: {call.reason}")
+        operands = [fetch(o) for o in call.operands]
+        known = [None if o is None else translate(graph.type(o)) for o in call.outputs]
+        copy = result._make(call.op, operands, call.fields, known)
+        result._nodes.append(copy)
+        if node_map is not None:
+            node_map[node] = copy
+        for mine, theirs in zip(copy.call.outputs, call.outputs, strict=True):
+            if theirs is not None:
+                env[theirs] = mine
+    for value in outputs:
+        result._outputs.append(fetch(value))  # type: ignore[arg-type]
+    return result

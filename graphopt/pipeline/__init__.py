@@ -1,0 +1,1 @@
+"""Passes, pipelines and what a run of them reports."""

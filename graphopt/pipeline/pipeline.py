@@ -1,0 +1,137 @@
+"""Running passes one after the other on a model, observed by instruments and written into a report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from graphopt.errors import PipelineError, RuleError
+from graphopt.ir.model import Model
+from graphopt.pipeline.context import Context
+from graphopt.pipeline.flops import count_flops
+from graphopt.pipeline.instrument import Instrument, model_fingerprint
+from graphopt.pipeline.pass_ import GraphPass, Pass, RulePass, instantiate
+from graphopt.pipeline.registry import Registry
+from graphopt.pipeline.registry import passes as registered_passes
+from graphopt.pipeline.report import PassRecord, Report, Size
+from graphopt.pipeline.spec import parse_pipeline
+
+
+def make_passes(passes: str | Sequence[str | Pass], registry: Registry | None = None) -> list[Pass]:
+    """Passes from pipeline text, pass objects, or a mixture of both.
+
+    Raises:
+        PipelineError: unknown pass, bad option, or something that is not a pass.
+    """
+    registry = registry or registered_passes()
+    made: list[Pass] = []
+    for item in [passes] if isinstance(passes, str | Pass) else passes:
+        if isinstance(item, Pass):
+            made.append(item)
+        elif isinstance(item, str):
+            made += [instantiate(spec, registry) for spec in parse_pipeline(item)]
+        else:
+            raise PipelineError(
+                f"a pass is given as text or as an object, not as {type(item).__name__}: {item!r}; "
+                "write passes=['clean-up'] or passes=[CleanUp()]"
+            )
+    return made
+
+
+class Pipeline:
+    """A sequence of passes and those who watch them."""
+
+    def __init__(self, passes: Sequence[Pass], instruments: Sequence[Instrument] = ()) -> None:
+        self.passes = tuple(passes)
+        self.instruments = tuple(instruments)
+
+    def __str__(self) -> str:
+        return ",".join(str(p) for p in self.passes)
+
+    def run(self, context: Context, name: str, verify: str) -> Report:
+        """Run every pass on `context.model`.
+
+        Raises:
+            PipelineError: a pass requires a property that nothing before it ensures.
+            RuleError: a pass changed the model without an application to show for it.
+        """
+        report = Report(model=name, pipeline=str(self), verify=verify)
+        started = time.perf_counter()
+        self._check_order(context.model)
+        watched = _Watched(context.model, self.passes)
+        for instrument in self.instruments:
+            instrument.enter_pipeline(watched)
+        try:
+            for pass_ in self.passes:
+                if all([i.should_run(pass_, context.model) for i in self.instruments]):
+                    report.passes.append(self._run_pass(pass_, context))
+                else:
+                    report.notes.append(f"{pass_} was held back by an instrument")
+        finally:
+            for instrument in self.instruments:
+                instrument.exit_pipeline(watched)
+        report.seconds = time.perf_counter() - started
+        return report
+
+    def _run_pass(self, pass_: Pass, context: Context) -> PassRecord:
+        model = context.model
+        for instrument in self.instruments:
+            instrument.before_pass(pass_, model)
+        before, fingerprint = size_of(model), model_fingerprint(model)
+        context.ledger.open_pass(pass_.name)
+        context.notes = []
+        kept = context.ledger.kept
+        started = time.perf_counter()
+        if isinstance(pass_, RulePass):
+            context.run_rules(pass_.rules())
+        elif isinstance(pass_, GraphPass):
+            pass_.run(context)
+        else:
+            raise PipelineError(f"{pass_.name} works on sampling programs, and this is a graph")
+        if context.ledger.kept == kept and model_fingerprint(model) != fingerprint:
+            raise RuleError(
+                f"pass {pass_.name} changed the model and reported no change; it must edit through the journal"
+            )
+        model.refresh()
+        record = PassRecord(
+            text=str(pass_),
+            before=before,
+            after=size_of(model),
+            rules=dict(context.ledger.stats),
+            applications=list(context.ledger.applications),
+            seconds=time.perf_counter() - started,
+            notes=list(context.notes),
+        )
+        for instrument in self.instruments:
+            instrument.after_pass(pass_, model, record)
+        return record
+
+    def _check_order(self, model: Model) -> None:
+        properties = {model.storage}
+        for pass_ in self.passes:
+            missing = [r for r in pass_.requires if r not in properties]
+            if missing:
+                raise PipelineError(
+                    f"{pass_.name} requires {missing[0]!r}, which no pass before it ensures; properties at that point: "
+                    f"{', '.join(sorted(properties))}"
+                )
+            properties.update(pass_.ensures)
+
+
+class _Watched:
+    """What instruments may see of a run."""
+
+    def __init__(self, model: Model, passes: Sequence[Pass]) -> None:
+        self.model = model
+        self.passes = passes
+
+
+def size_of(model: Model) -> Size:
+    """Nodes of all regions, stored weights and floating-point operations."""
+    weights = model.weights()
+    return Size(
+        nodes=sum(1 for region in model.regions() for _ in region.nodes()),
+        parameters=sum(elements for _, elements, _ in weights),
+        bytes=sum(size for _, _, size in weights),
+        flops=count_flops(model.main),
+    )

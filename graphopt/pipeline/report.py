@@ -1,0 +1,232 @@
+"""What a run did: per pass and rule what was tried, kept and undone, on what evidence, and what it brought.
+
+The data is plain: `to_dict` and `from_dict` are exact inverses, and the JSON of two runs on the same input is
+the same text unless times are asked for. `report_table.py` shows it to people.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from graphopt.rewrite.contract import Application, Evidence
+from graphopt.rewrite.ledger import RuleStats
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["Application", "Evidence", "PassRecord", "Report", "RuleStats", "Size"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a model is."""
+
+    nodes: int
+    """Nodes of all regions."""
+    parameters: int
+    """Elements of all stored weights."""
+    bytes: int
+    """Bytes of all stored weights."""
+    flops: int | None = None
+    """Floating-point operations of one run, two per multiply-add; None where shapes or ops leave it open."""
+
+
+@dataclass
+class PassRecord:
+    """One pass of the pipeline."""
+
+    text: str
+    """The pass as it is written in a pipeline, options included."""
+    before: Size
+    after: Size
+    rules: dict[str, RuleStats] = field(default_factory=dict)
+    applications: list[Application] = field(default_factory=list)
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.text.split("{", 1)[0]
+
+    def of_rule(self, rule: str) -> list[Application]:
+        """The applications of one rule, in order."""
+        return [a for a in self.applications if a.rule == rule]
+
+    def why_not(self) -> list[str]:
+        """A line a rule: "5 conv-batch-norm refused: conv has other users (3), ..."."""
+        return [_why_not(name, stats) for name, stats in sorted(self.rules.items()) if stats.refused]
+
+
+@dataclass
+class Report:
+    """One run of a pipeline on one model."""
+
+    model: str
+    """Name of the model: a file name, a class name."""
+    pipeline: str
+    """The pipeline as text; parsed again it gives the same passes."""
+    verify: str
+    """Verification level: "off", "structure", "match" or "model"."""
+    passes: list[PassRecord] = field(default_factory=list)
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def applications(self) -> list[Application]:
+        """Every application of every pass, in order."""
+        return [a for record in self.passes for a in record.applications]
+
+    @property
+    def kept(self) -> list[Application]:
+        return [a for a in self.applications if a.status == "kept"]
+
+    @property
+    def undone(self) -> list[Application]:
+        return [a for a in self.applications if a.status == "undone"]
+
+    def coverage(self) -> float:
+        """Share of the kept applications that carry evidence, in [0, 1]; 1 if nothing was kept."""
+        kept = self.kept
+        return sum(a.evidence.counts for a in kept) / len(kept) if kept else 1.0
+
+    def worst(self) -> float:
+        """Largest error of a kept application as a multiple of what is allowed; 0 if nothing was kept."""
+        return worst_of(self.kept)
+
+    def why_not(self) -> list[str]:
+        """The refusals of every pass, a line a rule."""
+        return [line for record in self.passes for line in record.why_not()]
+
+    def to_dict(self, *, times: bool = True) -> dict[str, Any]:
+        """The report as JSON-able data; without `times` it depends on the input and the pipeline alone."""
+        data: dict[str, Any] = {
+            "model": self.model,
+            "pipeline": self.pipeline,
+            "verify": self.verify,
+            "coverage": self.coverage(),
+            "passes": [_pass_dict(p) for p in self.passes],
+            "seconds": self.seconds,
+            "notes": list(self.notes),
+        }
+        return data if times else _without_times(data)
+
+    def to_json(self, *, times: bool = False) -> str:
+        """`to_dict` as JSON with sorted keys."""
+        return json.dumps(self.to_dict(times=times), indent=2, sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Report:
+        """The inverse of `to_dict`; times that are absent are 0."""
+        return cls(
+            model=data["model"],
+            pipeline=data["pipeline"],
+            verify=data["verify"],
+            passes=[_pass_from(p) for p in data["passes"]],
+            seconds=data.get("seconds", 0.0),
+            notes=list(data["notes"]),
+        )
+
+    def __rich__(self) -> RenderableType:
+        from graphopt.pipeline.report_table import report_table
+
+        return report_table(self)
+
+    def __str__(self) -> str:
+        from graphopt.pipeline.report_table import report_text
+
+        return report_text(self)
+
+
+def worst_of(applications: Iterable[Application]) -> float:
+    """Largest error among `applications`, as a multiple of what is allowed. A NaN is the worst of all."""
+    worst = 0.0
+    for application in applications:
+        error = application.evidence.worst
+        if math.isnan(error):
+            return error
+        worst = max(worst, error)
+    return worst
+
+
+def _why_not(rule: str, stats: RuleStats) -> str:
+    reasons = sorted(stats.refused.items(), key=lambda item: (-item[1], item[0]))
+    counted = ", ".join(f"{reason} ({count})" for reason, count in reasons)
+    return f"{stats.refused.total()} {rule} refused: {counted}"
+
+
+# ---- data ------------------------------------------------------------------------------------------------
+
+
+def _pass_dict(record: PassRecord) -> dict[str, Any]:
+    return {
+        "pass": record.text,
+        "before": vars(record.before).copy(),
+        "after": vars(record.after).copy(),
+        "rules": {name: _stats_dict(stats) for name, stats in record.rules.items()},
+        "applications": [_application_dict(a) for a in record.applications],
+        "seconds": record.seconds,
+        "notes": list(record.notes),
+    }
+
+
+def _pass_from(data: dict[str, Any]) -> PassRecord:
+    return PassRecord(
+        text=data["pass"],
+        before=Size(**data["before"]),
+        after=Size(**data["after"]),
+        rules={name: _stats_from(stats) for name, stats in data["rules"].items()},
+        applications=[_application_from(a) for a in data["applications"]],
+        seconds=data.get("seconds", 0.0),
+        notes=list(data["notes"]),
+    )
+
+
+def _stats_dict(stats: RuleStats) -> dict[str, Any]:
+    return vars(stats) | {"refused": dict(sorted(stats.refused.items()))}
+
+
+def _stats_from(data: dict[str, Any]) -> RuleStats:
+    return RuleStats(**(data | {"refused": Counter(data["refused"])}))
+
+
+def _application_dict(application: Application) -> dict[str, Any]:
+    evidence = application.evidence
+    twin = None if evidence.twin is None else _number(evidence.twin)
+    numbers = {"worst": _number(evidence.worst), "twin": twin}
+    return vars(application) | {
+        "nodes": list(application.nodes),
+        "evidence": vars(evidence) | numbers | {"notes": list(evidence.notes)},
+    }
+
+
+def _application_from(data: dict[str, Any]) -> Application:
+    evidence = data["evidence"]
+    twin = evidence["twin"]
+    numbers = {"worst": float(evidence["worst"]), "twin": None if twin is None else float(twin)}
+    known = Evidence(**(evidence | numbers | {"notes": tuple(evidence["notes"])}))
+    return Application(**(data | {"nodes": tuple(data["nodes"]), "evidence": known}))
+
+
+def _number(value: float) -> float | str:
+    """JSON has no infinity and no NaN: they are texts that `float` reads."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _without_times(data: Any) -> Any:
+    match data:
+        case dict():
+            return {k: _without_times(v) for k, v in data.items() if k != "seconds"}
+        case list():
+            return [_without_times(v) for v in data]
+    return data
+
+
+def rows(record: PassRecord) -> Iterator[tuple[str, RuleStats, float]]:
+    """Rule, statistics and worst kept error of every rule that was tried."""
+    for name, stats in sorted(record.rules.items()):
+        yield name, stats, worst_of(a for a in record.of_rule(name) if a.status == "kept")

@@ -1,0 +1,104 @@
+"""A report as tables for people."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from graphopt.pipeline.report import PassRecord, Report, Size, rows
+from graphopt.rewrite.contract import Application
+
+WIDTH = 110
+"""Columns of the plain text form."""
+UNDONE_SHOWN = 5
+"""Undone applications per pass that are named."""
+
+
+def report_table(report: Report) -> RenderableType:
+    """Title, a row a rule, the sizes, then what was undone and why rules refused."""
+    return Group(_title(report), _rules(report), _sizes(report), *_notes(report))
+
+
+def report_text(report: Report) -> str:
+    """The same as plain text."""
+    out = io.StringIO()
+    Console(file=out, width=WIDTH, color_system=None).print(report_table(report))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _title(report: Report) -> Text:
+    kept = len(report.kept)
+    carrying = f"{100 * report.coverage():.0f} % with evidence" if kept else "nothing applied"
+    return Text(
+        f"{report.model}: {report.pipeline or 'no passes'}\n"
+        f"{kept} applications kept, {carrying} (verify={report.verify}), "
+        f"{len(report.undone)} undone, {report.seconds:.2f} s"
+    )
+
+
+def _rules(report: Report) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("pass", "rule"):
+        table.add_column(name, overflow="fold")
+    for name in ("tried", "matched", "applied", "undone", "refused", "worst/allowed", "seconds"):
+        table.add_column(name, justify="right")
+    for record in report.passes:
+        shown = list(rows(record)) or None
+        if shown is None:
+            table.add_row(Text(record.name), *[""] * 7, f"{record.seconds:.2f}")
+        for i, (rule, stats, worst) in enumerate(shown or ()):
+            counts = (stats.tried, stats.matched, stats.applied, stats.undone, stats.refused.total())
+            worst_text = f"{worst:.2g}" if stats.applied else "-"
+            shown_name = Text(record.name if i == 0 else "")
+            table.add_row(shown_name, Text(rule), *map(str, counts), worst_text, f"{stats.seconds:.2f}")
+    return table
+
+
+def _sizes(report: Report) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("size", overflow="fold")
+    for name in ("nodes", "parameters", "bytes", "FLOPs"):
+        table.add_column(name, justify="right")
+    if report.passes:
+        table.add_row("before", *_size_cells(report.passes[0].before))
+    for record in report.passes:
+        table.add_row(Text(f"after {record.name}"), *_size_cells(record.after))
+    return table
+
+
+def _size_cells(size: Size) -> tuple[str, str, str, str]:
+    flops = "unknown" if size.flops is None else _scaled(size.flops)
+    return f"{size.nodes:,}", f"{size.parameters:,}", _scaled(size.bytes) + "B", flops
+
+
+def _scaled(number: int) -> str:
+    """Four digits and a decimal prefix: 12345678 is "12.35 M"."""
+    value, prefixes = float(number), ["", "k", "M", "G", "T", "P"]
+    while value >= 1000 and len(prefixes) > 1:
+        value /= 1000
+        del prefixes[0]
+    return f"{value:.2f} {prefixes[0]}" if prefixes[0] else f"{number} "
+
+
+def _notes(report: Report) -> Iterator[Text]:
+    lines = [line for record in report.passes for line in _pass_notes(record)] + list(report.notes)
+    if lines:
+        yield Text("\n".join(lines))
+
+
+def _pass_notes(record: PassRecord) -> Iterator[str]:
+    undone = [a for a in record.applications if a.status == "undone"]
+    yield from (_undone_line(a) for a in undone[:UNDONE_SHOWN])
+    if len(undone) > UNDONE_SHOWN:
+        yield f"undone: {len(undone) - UNDONE_SHOWN} more of {record.name}"
+    yield from record.why_not()
+    yield from (f"{record.name}: {note}" for note in record.notes)
+
+
+def _undone_line(application: Application) -> str:
+    repro = f" (reproduce: {application.repro})" if application.repro else ""
+    return f"undone: {application.id} at {', '.join(application.nodes)}: {application.reason}{repro}"

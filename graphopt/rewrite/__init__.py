@@ -1,0 +1,1 @@
+"""Rules and the machinery that applies them: patterns, matcher, journal, driver, explanations."""

@@ -1,0 +1,83 @@
+"""`build` inside a rewrite: vocabulary ops and weights, written at the match through the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from graphopt.errors import RuleError
+from graphopt.ir.graph import CannotEmit, Graph, Node, TensorType, Value
+from graphopt.ir.ops import OPS
+from graphopt.ir.ops.spec import REQUIRED, Fill
+from graphopt.ir.weights import Array, TensorRef, as_ref
+from graphopt.rewrite.journal import Journal
+
+
+class Builder:
+    """`build.<op>(*operands, like=None, **fields)` writes a call in front of the match and returns its output.
+
+    Operands are value handles, `TensorRef`s (a captured weight is reused, a new one is added) or None. `like` is a
+    value whose type the output has; the type of the value that is finally replaced need not be given.
+    """
+
+    def __init__(
+        self, graph: Graph, journal: Journal, before: Node, captured: list[tuple[TensorRef, Value]]
+    ) -> None:
+        self._graph = graph
+        self._journal = journal
+        self._before = before
+        # The ref is held beside its value so that its id stays its own.
+        self._known = {id(ref): (ref, value) for ref, value in captured}
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        op = name.rstrip("_")
+        if op not in OPS:
+            raise RuleError(f"build.{name}: the vocabulary has no such op; build.raw(name, ...) writes one of a storage")
+
+        def write(*operands: Any, like: Value | None = None, **fields: Any) -> Any:
+            return self._write(op, operands, self._complete(op, fields), like)
+
+        return write
+
+    def raw(self, name: str, *operands: Any, like: Value | None = None, **attributes: Any) -> Any:
+        """Write an op by its storage's own name with the storage's own attributes."""
+        return self._write(name, operands, attributes, like)
+
+    def can(self, op: str, *operands: Any, **fields: Any) -> bool:
+        """Whether the storage can say `op` exactly with these operands and fields."""
+        types = [self._type(o) for o in operands]
+        return self._graph.can_emit(op, self._complete(op, fields), types) is None
+
+    def const(self, data: TensorRef | Array | float, name: str = "weight", dtype: str | None = None) -> Value:
+        """A new weight. Numbers and arrays need `dtype` when theirs is not the one wanted."""
+        ref = as_ref(data, dtype)
+        if id(ref) not in self._known:
+            self._known[id(ref)] = ref, self._journal.add_constant(ref, name)
+        return self._known[id(ref)][1]
+
+    def _write(self, op: str, operands: tuple[Any, ...], fields: dict[str, Any], like: Value | None) -> Any:
+        values = [self.const(o) if isinstance(o, TensorRef) else o for o in operands]
+        spec = OPS.get(op)
+        if spec is not None and not spec.variadic:
+            values += [None] * (len(spec.operands) - len(values))
+        types = [] if like is None else [self._graph.type(like)]
+        outputs = self._journal.insert(op, values, fields, before=self._before, types=types)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    @staticmethod
+    def _complete(op: str, fields: dict[str, Any]) -> dict[str, Any]:
+        spec = OPS[op]
+        for name, default in spec.fields.items():
+            if name in fields:
+                continue
+            if default is REQUIRED or isinstance(default, Fill):
+                raise CannotEmit(f"build.{op} must be given {name}")
+            fields[name] = default
+        if unknown := set(fields) - set(spec.fields):
+            raise CannotEmit(f"build.{op} has no field {sorted(unknown)[0]!r}")
+        return fields
+
+    def _type(self, operand: Any) -> TensorType | None:
+        if isinstance(operand, TensorRef):
+            return TensorType(operand.dtype, operand.shape)
+        return None if operand is None else self._graph.type(operand)

@@ -1,0 +1,166 @@
+"""One change of a graph as verification sees it, and what applying one means whoever proposes it.
+
+Rules propose changes through patterns, whole-graph passes propose them directly; both go through `Editor.apply`, so
+nothing reaches a graph without an id, a verdict and, if need be, an undo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from graphopt.errors import RuleError
+from graphopt.ir.graph import CannotEmit, Graph, Node, TensorType, Value
+from graphopt.rewrite.contract import Application, Contract, Evidence
+from graphopt.rewrite.journal import Journal
+from graphopt.rewrite.ledger import Ledger
+from graphopt.rewrite.matcher import NoMatch
+from graphopt.rewrite.rule import Match, Refused, Rule
+
+
+@dataclass(frozen=True)
+class Change:
+    """An application that has been written but not decided: both sides are still in the graph."""
+
+    id: str
+    graph: Graph
+    nodes: tuple[Node, ...]
+    """What is replaced, in topological order."""
+    journal: Journal
+    contract: Contract
+    rule: Rule | None = None
+    """The rule, if one proposed it: verification runs it again on a float64 twin."""
+    match: Match | None = None
+
+
+class Rejected(Exception):
+    """Raised by a verifier: the change breaks its contract."""
+
+    def __init__(self, reason: str, evidence: Evidence, repro: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.evidence = evidence
+        self.repro = repro
+
+
+class Verifier(Protocol):
+    """Judges changes. Returns the evidence or raises Rejected."""
+
+    def verify(self, change: Change) -> Evidence: ...
+
+
+class Editor:
+    """Applies changes to one graph on behalf of one pass."""
+
+    def __init__(self, graph: Graph, ledger: Ledger, verifier: Verifier) -> None:
+        self.graph = graph
+        self.ledger = ledger
+        self.verifier = verifier
+
+    def apply(
+        self,
+        rule_name: str,
+        contract: Contract,
+        nodes: Sequence[Node],
+        write: Callable[[Journal], None],
+        *,
+        rule: Rule | None = None,
+        match: Match | None = None,
+    ) -> tuple[Application, Journal]:
+        """Write a change, verify it, then commit it or take it back; either way it is recorded.
+
+        An exception raised by `write` counts against this change alone. The journal returned still lists what was
+        inserted and replaced if the change was kept.
+        """
+        id_ = self.ledger.next_id(rule_name)
+        names = tuple(self.graph.node_name(n) for n in nodes)
+        journal = Journal(self.graph)
+        if id_ in self.ledger.skip:
+            return self._record(Application(id_, rule_name, names, "skipped", "skipped on request")), journal
+        before = local_fingerprint(self.graph, nodes)
+        try:
+            write(journal)
+            if journal.is_empty:
+                self._require_untouched(rule_name, nodes, before)
+                raise Refused("the rewrite changed nothing", (), None)
+            _check_types(journal)
+            evidence = self.verifier.verify(
+                Change(id_, self.graph, tuple(nodes), journal, contract, rule, match)
+            )
+        except Exception as error:
+            journal.rollback()
+            self._require_untouched(rule_name, nodes, before)
+            reason, evidence, repro = _why(error)
+            return self._record(Application(id_, rule_name, names, "undone", reason, evidence, repro)), journal
+        journal.commit()
+        return self._record(Application(id_, rule_name, names, "kept", "", evidence)), journal
+
+    def _record(self, application: Application) -> Application:
+        self.ledger.record(application)
+        return application
+
+    def _require_untouched(self, rule_name: str, nodes: Sequence[Node], before: str) -> None:
+        if local_fingerprint(self.graph, nodes) != before:
+            raise RuleError(
+                f"rule {rule_name} changed the graph behind the journal's back at "
+                f"{self.graph.node_name(nodes[0])}; a rewrite may only edit through `build`"
+            )
+
+
+def local_fingerprint(graph: Graph, nodes: Sequence[Node]) -> str:
+    """What `nodes` say and who reads them: cheap, and equal before and after anything that was undone."""
+    parts = []
+    for node in nodes:
+        call = graph.raw_call(node)
+        operands = [None if o is None else graph.name(o) for o in call.operands]
+        readers = [
+            sorted(graph.node_name(u) for u in graph.users(o)) for o in call.outputs if o is not None
+        ]  # fmt: skip
+        parts.append(f"{call.op}{operands}{sorted((k, str(v)) for k, v in call.fields.items())}{readers}")
+    return "\n".join(parts)
+
+
+def _check_types(journal: Journal) -> None:
+    """A replacement must keep dtype and shape, as far as both are known."""
+    graph = journal.graph
+    for old, new in journal.replaced:
+        was, is_ = graph.type(old), graph.type(new)
+        if was is not None and is_ is not None and not compatible(was, is_):
+            raise Refused("{} was {} and would become {}", (graph.name(old), was, is_), None)
+
+
+def compatible(a: TensorType, b: TensorType) -> bool:
+    """Whether two types can describe one value."""
+    if a.dtype != b.dtype:
+        return False
+    if a.shape is None or b.shape is None:
+        return True
+    if len(a.shape) != len(b.shape):
+        return False
+    return all(not (isinstance(x, int) and isinstance(y, int)) or x == y for x, y in zip(a.shape, b.shape, strict=True))
+
+
+def _why(error: Exception) -> tuple[str, Evidence, str | None]:
+    none = Evidence("none")
+    match error:
+        case Rejected():
+            return error.reason, error.evidence, error.repro
+        case Refused():
+            return error.no_match.reason, none, None
+        case CannotEmit():
+            return f"cannot be written: {error}", none, None
+    return f"the rewrite raised {type(error).__name__}: {error}", none, None
+
+
+def escapes(graph: Graph, values: Sequence[Value], inside: set[Node]) -> NoMatch | None:
+    """Why `values` may not disappear: read outside of `inside`, or a graph output."""
+    for value in values:
+        if graph.is_output(value):
+            return NoMatch("{} is an output of the graph", (graph.name(value),), graph.producer(value), 900)
+        for user in graph.users(value):
+            if user not in inside:
+                return NoMatch(
+                    "{} has other users ({})", (graph.name(value), graph.node_name(user)), graph.producer(value), 900
+                )
+    return None

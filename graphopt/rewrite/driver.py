@@ -1,0 +1,216 @@
+"""The driver: rules indexed by their root op, a deterministic worklist, caps, and nothing applied unverified."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import cmp_to_key
+from typing import Any
+
+from graphopt.errors import RuleError
+from graphopt.ir.graph import Call, Graph, Node, Value
+from graphopt.ir.ops import OPS
+from graphopt.rewrite.builder import Builder
+from graphopt.rewrite.change import Editor, escapes
+from graphopt.rewrite.journal import Journal
+from graphopt.rewrite.matcher import NoMatch
+from graphopt.rewrite.rule import Match, Refused, Rule
+
+GENERATIONS = 50
+"""How often the product of a rewrite may itself be rewritten: a rule set that undoes itself stops here."""
+
+
+class Driver:
+    """Applies a set of rules to one graph until none applies any more."""
+
+    def __init__(self, rules: Sequence[Rule], editor: Editor) -> None:
+        names = [r.name for r in rules]
+        if twice := {n for n in names if names.count(n) > 1}:
+            raise RuleError(f"two rules of one set are named {sorted(twice)[0]!r}; give one of them another name")
+        self.rules = tuple(rules)
+        self.editor = editor
+        self.graph: Graph = editor.graph
+        self.ledger = editor.ledger
+        self.reach = max((r.depth for r in rules), default=1)
+        self.index: dict[str, list[Rule]] = {}
+        for rule in rules:
+            self.index.setdefault(rule.key, []).append(rule)
+        self.raw_roots = any(r.key not in OPS for r in rules)
+        self.visits = 0
+        """Nodes taken from the worklist: the work done, for growth tests."""
+        self.notes: list[str] = []
+        self._queue: deque[Node] = deque()
+        self._queued: set[Node] = set()
+        self._dead: set[Node] = set()
+        self._quarantine: set[tuple[str, Node]] = set()
+        self._generation: dict[Node, int] = {}
+        self._waiting: dict[Value, list[Node]] = {}
+
+    def run(self) -> None:
+        """Run to the fixed point. Deterministic: the order depends on the graph and the rules alone."""
+        for node in self.graph.nodes():
+            self._push(node)
+        key, index = self.graph.key, self.index
+        while self._queue and not self.ledger.exhausted:
+            node = self._queue.popleft()
+            self._queued.discard(node)
+            if node in self._dead:
+                continue
+            self.visits += 1
+            rules = index.get(key(node))
+            if rules:
+                self._visit(node, rules)
+            elif self.raw_roots and (rules := index.get(self.graph.raw_name(node))):
+                self._visit(node, rules)
+
+    def _push(self, node: Node) -> None:
+        if node not in self._queued and node not in self._dead:
+            self._queued.add(node)
+            self._queue.append(node)
+
+    def _visit(self, node: Node, rules: list[Rule]) -> None:
+        call = self.graph.call(node)
+        for rule in rules:
+            if isinstance(call, Call) and rule.matcher.rejects_early(self.graph, call):
+                continue
+            started = time.perf_counter()
+            done = (rule.name, node) not in self._quarantine and self._try(rule, node)
+            self.ledger.rule(rule.name).seconds += time.perf_counter() - started
+            if done:
+                return
+
+    def _try(self, rule: Rule, node: Node) -> bool:
+        stats = self.ledger.rule(rule.name)
+        stats.tried += 1
+        try:
+            match = rule.match(self.graph, node)
+        except RuleError as error:
+            match = NoMatch("{}", (str(error),), node, 1000)
+        if isinstance(match, Match):
+            stats.matched += 1
+            refusal = self.refusal(rule, match, node)
+            if refusal is None:
+                return self._apply(rule, match, node)
+            match = refusal
+        if match.score >= len(rule.roots[0].operands) or match.score >= 900:
+            stats.refused[match.reason] += 1
+        return False
+
+    # ---- guards: what no rule needs to think of ---------------------------------------------------------------
+
+    def refusal(self, rule: Rule, match: Match, node: Node) -> NoMatch | None:
+        """Why the engine does not let a match be applied: users outside, outputs, effects, order, termination."""
+        inside = set(match.calls)
+        if not rule.keep_shared:
+            inner = [o for c in match.calls.values() for o in c.outputs if o is not None]
+            replaced = [id(r) for r in match.outputs]
+            refusal = escapes(self.graph, [o for o in inner if id(o) not in replaced], inside)
+            if refusal is not None:
+                self._wait_for(refusal, node)
+                return refusal
+        for inner_node in inside:
+            if not self.graph.is_pure(inner_node):
+                return NoMatch("{} has effects", (self.graph.node_name(inner_node),), inner_node, 900)
+        if max(self._generation.get(n, 0) for n in inside) >= GENERATIONS:
+            note = f"{rule.name} stopped at {self.graph.node_name(node)}: {GENERATIONS} rewrites of one place"
+            if note not in self.notes:
+                self.notes.append(note)
+            return NoMatch("rewritten {} times already", (GENERATIONS,), node, 900)
+        return self._order(match)
+
+    def _order(self, match: Match) -> NoMatch | None:
+        """With several roots, everything is written before the last: nobody may read an earlier root before that."""
+        if len(match.outputs) < 2:
+            return None
+        last = sort_nodes(self.graph, match)[-1]
+        for value in match.outputs:
+            for user in self.graph.users(value):
+                if user not in match.calls and not self.graph.precedes(last, user):
+                    return NoMatch("{} is read before all roots are computed", (self.graph.name(value),), user, 900)
+        return None
+
+    def _wait_for(self, refusal: NoMatch, node: Node) -> None:
+        """Try `node` again when the users of the value that escapes have become fewer."""
+        call = self.graph.raw_call(refusal.node) if refusal.node is not None else None
+        for output in call.outputs if call else ():
+            if output is not None:
+                self._waiting.setdefault(output, []).append(node)
+
+    # ---- applying --------------------------------------------------------------------------------------------
+
+    def _apply(self, rule: Rule, match: Match, node: Node) -> bool:
+        nodes = sort_nodes(self.graph, match)
+        application, journal = self.editor.apply(
+            rule.name, rule.contract, nodes, write_match(rule, match, nodes), rule=rule, match=match
+        )
+        if application.status != "kept":
+            self._quarantine.add((rule.name, node))
+            return False
+        self._follow(match, nodes, journal)
+        return True
+
+    def _follow(self, match: Match, nodes: Sequence[Node], journal: Journal) -> None:
+        """Queue whatever the application may have made possible."""
+        generation = 1 + max(self._generation.get(n, 0) for n in nodes)
+        gone = [n for n in nodes if n in journal.removed]
+        self._dead.update(gone)
+        for node in gone:
+            for operand in match.calls[node].operands:
+                for waiting in self._waiting.pop(operand, ()):
+                    self._push(waiting)
+        for node in journal.inserted:
+            self._generation[node] = generation
+            self._push(node)
+        for _, new in journal.replaced:
+            self._push_users(new, self.reach)
+
+    def _push_users(self, value: Value, reach: int) -> None:
+        frontier = [value]
+        for _ in range(reach):
+            users = [u for v in frontier for u in self.graph.users(v)]
+            for user in users:
+                self._push(user)
+            frontier = [o for u in users for o in self.graph.raw_call(u).outputs if o is not None]
+
+
+def write_match(rule: Rule, match: Match, nodes: Sequence[Node]) -> Callable[[Journal], None]:
+    """What an application of `rule` at `match` writes into a journal."""
+
+    def write(journal: Journal) -> None:
+        bindings = match.bindings
+        captured = [(ref, bindings.values[name]) for name, ref in bindings.constants.items()]
+        result = rule.rewrite(match, Builder(match.graph, journal, nodes[-1], captured))
+        results: tuple[Any, ...] = result if isinstance(result, tuple) else (result,)
+        if result is None:
+            if not journal.is_empty:
+                raise RuleError("the rewrite wrote nodes and returned nothing")
+            return
+        if len(results) != len(match.outputs):
+            raise RuleError(f"the rewrite returned {len(results)} values for {len(match.outputs)} outputs")
+        for old, new in zip(match.outputs, results, strict=True):
+            if new is old:
+                raise Refused("the rewrite returned the value that it replaces", (), None)
+            journal.replace(old, new)
+        journal.doom(nodes)
+
+    return write
+
+
+def sort_nodes(graph: Graph, match: Match) -> list[Node]:
+    """The matched nodes, each after those that it reads; the root that comes last in the graph is last."""
+    roots = [graph.producer(value) for value in match.outputs]
+    if len(roots) > 1:
+        roots.sort(key=cmp_to_key(lambda a, b: -1 if graph.precedes(a, b) else 1))
+    order: dict[Node, None] = {}
+
+    def visit(node: Node) -> None:
+        for operand in match.calls[node].operands:
+            producer = None if operand is None else graph.producer(operand)
+            if producer in match.calls and producer not in order:
+                visit(producer)
+        order[node] = None
+
+    for root in roots:
+        visit(root)
+    return list(order)

@@ -1,0 +1,73 @@
+"""The journal of one application: every edit with its undo, so that taking it back costs what it cost.
+
+Nodes that an application makes superfluous are only marked; they leave the graph when the application is decided.
+Until then the original is whole, which is what lets verification run both sides and lets undo be exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from graphopt.ir.graph import Graph, Node, TensorType, Undo, Value
+from graphopt.ir.weights import TensorRef
+
+
+class Journal:
+    """Edits of one graph, to be committed or rolled back as one."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.inserted: list[Node] = []
+        self.replaced: list[tuple[Value, Value]] = []
+        self.doomed: list[Node] = []
+        self.removed: list[Node] = []
+        self._undos: list[Undo] = []
+
+    def insert(
+        self,
+        op: str,
+        operands: Sequence[Value | None],
+        fields: Mapping[str, Any],
+        *,
+        before: Node,
+        types: Sequence[TensorType | None],
+    ) -> list[Value]:
+        values, nodes, undo = self.graph.insert(op, operands, fields, before=before, types=types)
+        self.inserted += nodes
+        self._undos.append(undo)
+        return values
+
+    def add_constant(self, data: TensorRef, name: str) -> Value:
+        value, undo = self.graph.add_constant(data, name)
+        self._undos.append(undo)
+        return value
+
+    def replace(self, old: Value, new: Value) -> None:
+        self._undos.append(self.graph.replace(old, new))
+        self.replaced.append((old, new))
+
+    def doom(self, nodes: Sequence[Node]) -> None:
+        """Mark `nodes` (in topological order) for removal at commit, those of them that nothing reads by then."""
+        self.doomed += nodes
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._undos and not self.doomed
+
+    def commit(self) -> None:
+        """Make the edits final and fill `removed`."""
+        for node in reversed(self.doomed):
+            outputs = [o for o in self.graph.raw_call(node).outputs if o is not None]
+            if not any(self.graph.users(o) or self.graph.is_output(o) for o in outputs):
+                self.graph.remove(node)
+                self.removed.append(node)
+        self._undos.clear()
+
+    def rollback(self) -> None:
+        for undo in reversed(self._undos):
+            undo()
+        self._undos.clear()
+        self.inserted.clear()
+        self.replaced.clear()
+        self.doomed.clear()

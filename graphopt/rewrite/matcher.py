@@ -1,0 +1,295 @@
+"""Matching one pattern at one node: pure, deterministic, with full backtracking and reasons that cost nothing.
+
+A failure is a `NoMatch` that remembers how far the attempt came and what stopped it; its text is made only when
+somebody reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from graphopt.ir.graph import Call, Graph, Literal, Node, Value
+from graphopt.ir.ops.spec import REQUIRED
+from graphopt.ir.weights import TensorRef
+from graphopt.rewrite.pattern import AnyOf, Const, Many, OpPattern, Opt, Pattern, Var, walk
+
+UNIFORM_LIMIT = 65536
+"""Largest constant whose elements are read to compare it with a number."""
+
+
+class NoMatch:
+    """Why a pattern did not match. `score` counts the parts that did; `node` is where it stopped."""
+
+    __slots__ = ("template", "values", "node", "score")
+
+    def __init__(self, template: str, values: tuple[Any, ...] = (), node: Node | None = None, score: int = 0) -> None:
+        self.template = template
+        self.values = values
+        self.node = node
+        self.score = score
+
+    def __bool__(self) -> bool:
+        return False
+
+    @property
+    def reason(self) -> str:
+        return self.template.format(*self.values)
+
+    def __repr__(self) -> str:
+        return f"NoMatch({self.reason!r})"
+
+
+class Bindings:
+    """What a successful attempt bound: values by variable, calls by name, and every matched call."""
+
+    __slots__ = ("values", "constants", "named", "calls", "roots")
+
+    def __init__(self) -> None:
+        self.values: dict[str, Value | tuple[Value, ...] | None] = {}
+        self.constants: dict[str, TensorRef] = {}
+        self.named: dict[str, Call] = {}
+        self.calls: dict[Node, Call] = {}
+        self.roots: list[Value] = []
+
+    def copy(self) -> Bindings:
+        other = Bindings()
+        other.values = dict(self.values)
+        other.constants = dict(self.constants)
+        other.named = dict(self.named)
+        other.calls = dict(self.calls)
+        other.roots = list(self.roots)
+        return other
+
+
+Goal = tuple[Pattern, Value | None]
+
+
+class Matcher:
+    """A compiled pattern: `match(graph, node)` tries to match it with its first root at `node`."""
+
+    def __init__(self, roots: Sequence[OpPattern]) -> None:
+        self.roots = tuple(roots)
+        self.key = roots[0].op
+        self.names = frozenset(
+            p.name for r in roots for p in walk(r) if isinstance(p, Var | Const | Many) and p.name is not None
+        )
+        self.needs = _early_needs(roots[0])
+
+    def rejects_early(self, graph: Graph, call: Call) -> bool:
+        """Whether the ops that compute the operands of `call` already rule this pattern out."""
+        for position, keys in self.needs:
+            if position is None:
+                if not any(_key_of(graph, o) in keys for o in call.operands):
+                    return True
+            elif position >= len(call.operands) or _key_of(graph, call.operands[position]) not in keys:
+                return True
+        return False
+
+    def match(self, graph: Graph, node: Node) -> Bindings | NoMatch:
+        return _Attempt(graph).run(self.roots, node)
+
+
+def _early_needs(root: OpPattern) -> tuple[tuple[int | None, frozenset[str]], ...]:
+    """Which keys must stand behind which operands; position None means behind any of them (commutative ops)."""
+    swappable = root.spec is not None and root.spec.commutative
+    needs: list[tuple[int | None, frozenset[str]]] = []
+    for position, operand in enumerate(root.operands):
+        alternatives = operand.alternatives if isinstance(operand, AnyOf) else (operand,)
+        if all(isinstance(a, OpPattern) for a in alternatives):
+            keys = frozenset(a.op for a in alternatives if isinstance(a, OpPattern))
+            needs.append((None if swappable else position, keys))
+    return tuple(needs)
+
+
+def _key_of(graph: Graph, value: Value | None) -> str | None:
+    node = None if value is None else graph.producer(value)
+    return None if node is None else graph.key(node)
+
+
+class _Attempt:
+    """One attempt: goals are solved left to right; every choice point tries its alternatives on copies."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.best = NoMatch("no attempt was made", score=-1)
+
+    def run(self, roots: tuple[OpPattern, ...], node: Node) -> Bindings | NoMatch:
+        bindings = Bindings()
+        goals = self._enter(roots[0], node, bindings)
+        found = None if goals is None else self._choose(goals, [], bindings, roots[1:])
+        return found or self.best
+
+    def _fail(self, bindings: Bindings, node: Node | None, template: str, *values: Any) -> None:
+        score = len(bindings.calls)
+        if score > self.best.score:
+            self.best = NoMatch(template, values, node, score)
+
+    # ---- search --------------------------------------------------------------------------------------------
+
+    def _choose(
+        self, options: list[list[Goal]], rest: list[Goal], bindings: Bindings, roots: tuple[OpPattern, ...]
+    ) -> Bindings | None:
+        if len(options) == 1:
+            return self._solve(options[0] + rest, bindings, roots)
+        for option in options:
+            found = self._solve(option + rest, bindings.copy(), roots)
+            if found:
+                return found
+        return None
+
+    def _solve(self, goals: list[Goal], bindings: Bindings, roots: tuple[OpPattern, ...]) -> Bindings | None:
+        while goals:
+            (pattern, value), goals = goals[0], goals[1:]
+            if isinstance(pattern, AnyOf):
+                return self._choose([[(a, value)] for a in pattern.alternatives], goals, bindings, roots)
+            if isinstance(pattern, OpPattern):
+                options = self._enter_value(pattern, value, bindings)
+                if options is None:
+                    return None
+                if len(options) > 1:
+                    return self._choose(options, goals, bindings, roots)
+                goals = options[0] + goals
+            elif isinstance(pattern, Opt) and value is not None:
+                goals = [(pattern.inner, value), *goals]
+            elif not self._leaf(pattern, value, bindings):
+                return None
+        return self._next_root(roots, bindings) if roots else bindings
+
+    def _next_root(self, roots: tuple[OpPattern, ...], bindings: Bindings) -> Bindings | None:
+        """Further roots are looked for among the users of what is already bound."""
+        root = roots[0]
+        for operand in root.operands:
+            if isinstance(operand, Var) and bindings.values.get(operand.name) is not None:
+                for node in self.graph.users(bindings.values[operand.name]):
+                    if node in bindings.calls or self.graph.key(node) != root.op:
+                        continue
+                    attempt = bindings.copy()
+                    options = self._enter(root, node, attempt)
+                    found = options and self._choose(options, [], attempt, roots[1:])
+                    if found:
+                        return found
+                break
+        self._fail(bindings, None, "no second {} reads the same values", root.op)
+        return None
+
+    # ---- one goal ------------------------------------------------------------------------------------------
+
+    def _enter_value(self, pattern: OpPattern, value: Value | None, bindings: Bindings) -> list[list[Goal]] | None:
+        if value is None:
+            self._fail(bindings, None, "the operand that should be {} is absent", pattern.op)
+            return None
+        node = self.graph.producer(value)
+        if node is None or self.graph.key(node) != pattern.op and self.graph.raw_name(node) != pattern.op:
+            found = "a constant, an input or an outer value" if node is None else self.graph.key(node)
+            self._fail(bindings, node, "expected {} but found {}", pattern.op, found)
+            return None
+        return self._enter(pattern, node, bindings, value)
+
+    def _enter(
+        self, pattern: OpPattern, node: Node, bindings: Bindings, value: Value | None = None
+    ) -> list[list[Goal]] | None:
+        """Check the op itself; returns the alternative lists of goals for its operands."""
+        graph = self.graph
+        call = graph.call(node) if pattern.spec is not None else graph.raw_call(node)
+        if not isinstance(call, Call):
+            return self._fail(bindings, node, "{} cannot be read: {}", pattern.op, call.reason)
+        if call.op != pattern.op:
+            return self._fail(bindings, node, "expected {} but found {}", pattern.op, call.op)
+        output = call.outputs[pattern.output] if pattern.output < len(call.outputs) else None
+        if value is not None and output is not value:
+            return self._fail(bindings, node, "another output of {} is used here", pattern.op)
+        if not self._fields(pattern, call, bindings):
+            return None
+        bindings.calls[node] = call
+        if pattern.name is not None:
+            bindings.named[pattern.name] = call
+        if value is None:
+            bindings.roots.append(output)
+        return self._operands(pattern, call, bindings)
+
+    def _fields(self, pattern: OpPattern, call: Call, bindings: Bindings) -> bool:
+        fields = call.fields
+        for name, expected in pattern.checks:
+            given = fields.get(name)
+            if type(given) is not type(expected) or given != expected:
+                self._fail(bindings, call.node, "{}.{} is {!r}, the pattern says {!r}", call.op, name, given, expected)
+                return False
+        for name, given in fields.items():
+            if name in pattern.fields:
+                continue
+            if pattern.spec is None or not pattern.spec.is_default(name, given):
+                default = REQUIRED if pattern.spec is None else pattern.spec.fields[name]
+                self._fail(
+                    bindings, call.node, "{}.{} is {!r}, not its default {!r}, and the pattern does not mention it",
+                    call.op, name, given, default,
+                )  # fmt: skip
+                return False
+        return True
+
+    def _operands(self, pattern: OpPattern, call: Call, bindings: Bindings) -> list[list[Goal]] | None:
+        wanted, given = pattern.operands, call.operands
+        if len(wanted) == 1 and isinstance(wanted[0], Many):
+            bindings.values[wanted[0].name] = given
+            return [[]]
+        if len(wanted) < len(given):
+            extra = [o for o in given[len(wanted) :] if o is not None]
+            if extra:
+                return self._fail(
+                    bindings, call.node, "{} has {} operands, the pattern {}", call.op, len(given), len(wanted)
+                )
+        padded = given + (None,) * (len(wanted) - len(given))
+        straight: list[Goal] = list(zip(wanted, padded[: len(wanted)], strict=True))
+        if pattern.spec is not None and pattern.spec.commutative and len(wanted) == 2:
+            return [straight, [(wanted[0], padded[1]), (wanted[1], padded[0])]]
+        return [straight]
+
+    def _leaf(self, pattern: Pattern, value: Value | None, bindings: Bindings) -> bool:
+        if isinstance(pattern, Opt):
+            return self._absent(pattern, bindings)
+        if value is None:
+            self._fail(bindings, None, "a required operand is absent")
+            return False
+        if isinstance(pattern, Var):
+            if pattern.name in bindings.values and not _same(bindings.values[pattern.name], value):
+                self._fail(bindings, None, "{} stands for two different values", pattern.name)
+                return False
+            bindings.values[pattern.name] = value
+            return True
+        assert isinstance(pattern, Const)
+        return self._constant(pattern, value, bindings)
+
+    @staticmethod
+    def _absent(pattern: Opt, bindings: Bindings) -> bool:
+        for part in walk(pattern.inner):
+            if isinstance(part, Var | Const) and part.name is not None:
+                bindings.values[part.name] = None
+        return True
+
+    def _constant(self, pattern: Const, value: Value, bindings: Bindings) -> bool:
+        data = self.graph.constant(value)
+        if data is None:
+            self._fail(
+                bindings, self.graph.producer(value), "{} is not a constant", pattern.name or self.graph.name(value)
+            )
+            return False
+        if pattern.value is not None and not is_uniform(data, pattern.value):
+            self._fail(bindings, None, "the constant {} is not {}", self.graph.name(value), pattern.value)
+            return False
+        if pattern.name is not None:
+            bindings.values[pattern.name] = value
+            bindings.constants[pattern.name] = data
+        return True
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (isinstance(a, Literal) and a == b and type(a.value) is type(b.value))
+
+
+def is_uniform(data: TensorRef, value: float) -> bool:
+    """Whether every element of `data` equals `value`; False for constants too large to look at."""
+    if data.size == 0 or data.size > UNIFORM_LIMIT:
+        return False
+    return bool(np.all(data.numpy() == value))

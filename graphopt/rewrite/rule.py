@@ -1,0 +1,161 @@
+"""Rules: a pattern, a check that says why not, and a rewrite.
+
+    @rule(contract=Rounding())
+    class AddOfMatmul:
+        "matmul(x, w) + b is linear(x, w, b)."
+
+        def pattern(self, op, x, w, b):
+            return op.add(op.matmul(x, const(w)), const(b))
+
+        def check(self, m):
+            if m.w.ndim != 2:
+                m.fail("the weight is not a matrix")
+
+        def rewrite(self, m, build):
+            return build.linear(m.x, m.w, m.b, trans_w=False)
+
+Inside `check` and `rewrite`, `m.x` is what the variable `x` is bound to: a `TensorRef` if the pattern says
+`const(x)`, a value handle otherwise, None if an optional operand is absent; `m.<name>` of a `.named(...)` op is its
+`Call`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from graphopt.errors import RuleError
+from graphopt.ir.graph import Call, Graph, Node, TensorType, Value
+from graphopt.rewrite.contract import Contract
+from graphopt.rewrite.matcher import Bindings, Matcher, NoMatch
+from graphopt.rewrite.pattern import build_pattern, depth
+
+if TYPE_CHECKING:
+    from graphopt.rewrite.builder import Builder
+
+
+class Refused(Exception):
+    """Raised by `Match.fail`; becomes the reason of a NoMatch."""
+
+    def __init__(self, reason: str, values: tuple[Any, ...], node: Node | None) -> None:
+        super().__init__(reason)
+        self.no_match = NoMatch(reason, values, node, score=1000)
+
+
+class Match:
+    """A pattern found in a graph."""
+
+    def __init__(self, graph: Graph, bindings: Bindings) -> None:
+        self.graph = graph
+        self.bindings = bindings
+
+    def __getattr__(self, name: str) -> Any:
+        bindings: Bindings = self.__dict__["bindings"]
+        for table in (bindings.named, bindings.constants, bindings.values):
+            if name in table:
+                return table[name]
+        raise AttributeError(f"the pattern binds no {name!r}")
+
+    @property
+    def calls(self) -> Mapping[Node, Call]:
+        """Every matched call by its node."""
+        return self.bindings.calls
+
+    @property
+    def outputs(self) -> list[Value]:
+        """The values that the rewrite replaces, one per root of the pattern."""
+        return self.bindings.roots
+
+    @property
+    def out(self) -> Value:
+        """The value that the rewrite replaces, for a pattern with one root."""
+        return self.bindings.roots[0]
+
+    def type(self, value: Value) -> TensorType:
+        """Type of `value`; fails the match when it is unknown."""
+        known = self.graph.type(value)
+        if known is None:
+            self.fail("the type of {} is unknown", self.graph.name(value))
+        return known
+
+    def rank(self, value: Value) -> int:
+        """Number of dimensions of `value`; fails the match when it is unknown."""
+        rank = self.type(value).rank
+        if rank is None:
+            self.fail("the rank of {} is unknown", self.graph.name(value))
+        return rank
+
+    def require_same_type(self, a: Value, b: Value) -> None:
+        """Fail unless `a` and `b` certainly have one dtype and one shape (symbolic sizes by name)."""
+        left, right = self.type(a), self.type(b)
+        if left != right or left.shape is None or None in left.shape:
+            self.fail("{} is {} but {} is {}", self.graph.name(a), left, self.graph.name(b), right)
+
+    def fail(self, reason: str, *values: Any, node: Node | None = None) -> NoReturn:
+        """Refuse the match. `reason` is a str.format template filled with `values` only if somebody reads it."""
+        raise Refused(reason, values, node)
+
+
+class Rule:
+    """What `@rule` makes of a class: its pattern compiled, its contract and name attached."""
+
+    def __init__(self, definition: Any, contract: Contract, name: str, keep_shared: bool) -> None:
+        self.definition = definition
+        self.contract = contract
+        self.name = name
+        self.keep_shared = keep_shared
+        self.doc = inspect.cleandoc(definition.__doc__ or "")
+        roots = build_pattern(definition.pattern)
+        self.matcher = Matcher(roots)
+        self.depth = max(depth(r) for r in roots)
+        self.roots = roots
+
+    @property
+    def key(self) -> str:
+        """The op at the first root: what the driver's index looks at."""
+        return self.matcher.key
+
+    def match(self, graph: Graph, node: Node) -> Match | NoMatch:
+        """Pattern, then check. Pure. An exception inside `check` is a RuleError naming the rule."""
+        bindings = self.matcher.match(graph, node)
+        if isinstance(bindings, NoMatch):
+            return bindings
+        found = Match(graph, bindings)
+        check: Callable[[Match], Any] | None = getattr(self.definition, "check", None)
+        if check is None:
+            return found
+        try:
+            verdict = check(found)
+        except Refused as refused:
+            return refused.no_match
+        except Exception as error:
+            raise RuleError(f"rule {self.name}: check raised {type(error).__name__}: {error}") from error
+        return NoMatch("check returned False", score=1000) if verdict is False else found
+
+    def rewrite(self, match: Match, build: Builder) -> Any:
+        return self.definition.rewrite(match, build)
+
+    def __repr__(self) -> str:
+        return f"Rule({self.name})"
+
+
+T = TypeVar("T")
+
+
+def rule(*, contract: Contract, name: str | None = None, keep_shared: bool = False) -> Callable[[type[T]], Rule]:
+    """Make a Rule of a class with `pattern`, `rewrite` and, if it needs one, `check`.
+
+    Args:
+        contract: what the rewrite promises; see `graphopt.rewrite.contract`.
+        name: command-line name; by default the class name in kebab-case.
+        keep_shared: allow inner values of the pattern to have users outside of it. They are then kept beside the
+            new nodes; by default such a match is refused.
+    """
+
+    def decorate(definition: type[T]) -> Rule:
+        text = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", definition.__name__).lower()
+        return Rule(definition(), contract, text, keep_shared)
+
+    return decorate

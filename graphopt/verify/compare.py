@@ -1,0 +1,95 @@
+"""Comparing results: bits, or errors against float64 in units of what a contract allows.
+
+Every comparison is written so that a NaN fails it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from graphopt.ir.weights import FLOATS, Array
+
+EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+def bit_equal(a: Array, b: Array) -> bool:
+    """Same dtype, shape and bits; any NaN equals any NaN."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if a.dtype.name not in FLOATS:
+        return bool(np.array_equal(a, b))
+    both_nan = np.isnan(a.astype(np.float64)) & np.isnan(b.astype(np.float64))
+    bits = f"u{a.dtype.itemsize}"
+    same = np.ascontiguousarray(a).view(bits) == np.ascontiguousarray(b).view(bits)
+    return bool(np.all(same | both_nan))
+
+
+def mismatch(before: Sequence[Array], after: Sequence[Array]) -> str | None:
+    """Why two sets of results differ in kind: count, dtype or shape."""
+    if len(before) != len(after):
+        return f"{len(before)} results became {len(after)}"
+    for i, (a, b) in enumerate(zip(before, after, strict=True)):
+        if a.dtype != b.dtype:
+            return f"result {i} was {a.dtype.name} and became {b.dtype.name}"
+        if a.shape != b.shape:
+            return f"result {i} had shape {list(a.shape)} and now has {list(b.shape)}"
+    return None
+
+
+def rounding_ratio(reference: Array, before: Array, after: Array, eps: float, factor: float) -> float:
+    """Error of `after` as a multiple of what `Rounding(factor)` allows; inf where it is not finite and should be.
+
+    `reference` is the float64 result. Where the original overflows or is NaN, the rewrite must not be finite either;
+    where both reference and original are finite, so must the rewrite be.
+    """
+    old, new = before.astype(np.float64), after.astype(np.float64)
+    finite = np.isfinite(reference) & np.isfinite(old)
+    if not np.all(np.isfinite(new[finite])):
+        return float("inf")
+    lost = ~np.isfinite(reference) & ~np.isfinite(old)
+    if np.any(np.isfinite(new[lost])):
+        return float("inf")
+    ref, old, new = reference[finite], old[finite], new[finite]
+    if ref.size == 0:
+        return 0.0
+    ratios = []
+    for norm in (_rms, _largest):
+        allowed = factor * max(norm(old - ref), eps * norm(ref))
+        ratios.append(_quotient(norm(new - ref), allowed))
+    return max(ratios)
+
+
+def relative_error(reference: Array, value: Array) -> float:
+    """Largest of rms and maximum error, relative to the same norm of `reference`, over its finite part.
+
+    inf if the finite parts differ in extent.
+    """
+    finite = np.isfinite(reference)
+    if value.shape != reference.shape or not np.array_equal(finite, np.isfinite(value)):
+        return float("inf")
+    ref, val = reference[finite], value[finite]
+    if ref.size == 0:
+        return 0.0
+    return max(_quotient(norm(val - ref), norm(ref)) for norm in (_rms, _largest))
+
+
+def _quotient(error: float, allowed: float) -> float:
+    if error == 0.0:
+        return 0.0
+    return error / allowed if allowed > 0.0 else float("inf")
+
+
+def _rms(x: Array) -> float:
+    scale = float(np.max(np.abs(x)))
+    return 0.0 if scale == 0.0 else scale * float(np.sqrt(np.mean(np.square(x / scale))))
+
+
+def _largest(x: Array) -> float:
+    return float(np.max(np.abs(x)))
+
+
+def as_float64(values: Sequence[Any]) -> list[Array]:
+    return [np.asarray(v, dtype=np.float64) if np.asarray(v).dtype.name in FLOATS else np.asarray(v) for v in values]

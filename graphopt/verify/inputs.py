@@ -1,0 +1,178 @@
+"""Inputs to run a fragment on: sizes for its dimensions, and seeded data of several kinds.
+
+Three kinds are drawn. "normal" is N(0, 1). "mixed" spreads magnitudes over the range of the dtype, with zeros of
+both signs and subnormals. "special" sprinkles NaN and infinities over normal data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from graphopt.ir.graph import Call, Dim, Graph, Literal, TensorType, Value
+from graphopt.ir.weights import FLOATS, Array, numpy_dtype
+from graphopt.verify.fragment import Fragment
+
+KINDS = ("normal", "mixed", "special")
+LOCAL = frozenset(
+    """conv conv_transpose batch_norm relu leaky_relu prelu sigmoid tanh silu gelu hard_sigmoid hard_swish clamp elu
+    softplus mish add sub mul div maximum minimum neg exp sqrt abs identity cast fused_conv""".split()
+)
+"""Ops that treat every position of the spatial dimensions alike: fragments of them may be run on smaller images."""
+PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23)
+
+
+class NoInputs(Exception):
+    """No inputs can be drawn: a type or a size is not known. Carries the reason."""
+
+
+Sizes = dict[Value, tuple[int, ...]]
+
+
+def size_choices(fragment: Fragment, calls: Sequence[Call]) -> Iterator[Sizes]:
+    """Concrete shapes for the inputs, most preferred first. The caller takes the first that the original accepts.
+
+    Static sizes are kept, but images are first tried smaller where no op can tell. Symbolic sizes are first all
+    different, so that a rewrite that reads the wrong dimension is seen.
+    """
+    types = [_known(fragment.graph, v) for v in fragment.inputs]
+    shapes = [constrained(fragment, v, t, calls) for v, t in zip(fragment.inputs, types, strict=True)]
+    local = all(c.op in LOCAL for c in calls)
+    symbols = list(dict.fromkeys(d for s in shapes for d in s if not isinstance(d, int)))
+    extent = kernel_extent(fragment, calls)
+    spread = {s: PRIMES[i % len(PRIMES)] for i, s in enumerate(symbols)}
+    choices: list[Mapping[Dim, int]] = [{s: p + extent for s, p in spread.items()}]
+    if symbols:
+        choices.append(spread)
+        choices += [dict.fromkeys(symbols, size) for size in (extent + 8, 16, 64, 1)]
+    for assignment in choices:
+        exact = [tuple(d if isinstance(d, int) else assignment[d] for d in s) for s in shapes]
+        if local:
+            yield dict(zip(fragment.inputs, [_shrink(s, extent + 8) for s in exact], strict=True))
+        yield dict(zip(fragment.inputs, exact, strict=True))
+
+
+def _known(graph: Graph, value: Value) -> TensorType:
+    type_ = graph.type(value)
+    if type_ is None:
+        raise NoInputs(f"the type of {graph.name(value)} is unknown")
+    return type_
+
+
+def _shrink(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+    return shape if len(shape) < 3 else (*shape[:2], *(min(d, size) for d in shape[2:]))
+
+
+def kernel_extent(fragment: Fragment, calls: Sequence[Call]) -> int:
+    """The largest reach of a convolution kernel in the fragment, so that small images still have an interior."""
+    extent = 0
+    for call in calls:
+        if call.op in ("conv", "fused_conv", "conv_transpose") and call.operands[1] is not None:
+            weight = fragment.graph.type(call.operands[1])
+            if weight is not None and weight.is_static and weight.shape is not None:
+                reach = [int(k or 0) * d for k, d in zip(weight.shape[2:], call.fields["dilation"], strict=False)]
+                extent = max([extent, *reach])
+    return extent
+
+
+def constrained(fragment: Fragment, value: Value, type_: TensorType, calls: Sequence[Call]) -> tuple[Dim, ...]:
+    """The shape of an input, with unknown sizes filled in where a weight that it meets decides them."""
+    graph = fragment.graph
+    anonymous = iter(range(1000))
+    position = fragment.inputs.index(value)
+    shape: list[Dim] | None = None if type_.shape is None else list(type_.shape)
+    for call in calls:
+        if value not in call.operands[:1]:
+            continue
+        weights = [None if o is None else graph.type(o) for o in call.operands[1:]]
+        known = [w for w in weights if w is not None and w.is_static and w.shape is not None]
+        if not known or known[0].shape is None:
+            continue
+        first = known[0].shape
+        if call.op in ("conv", "fused_conv", "conv_transpose"):
+            shape = shape or [None] * len(first)
+            channels = first[0] if call.op == "conv_transpose" else int(first[1] or 0) * call.fields["groups"]
+            shape[1] = shape[1] if isinstance(shape[1], int) else channels
+        elif call.op in ("batch_norm", "instance_norm", "group_norm") and shape is not None and len(shape) > 1:
+            shape[1] = shape[1] if isinstance(shape[1], int) else first[0]
+        elif call.op in ("linear", "matmul") and shape and len(first) > 1:
+            inner = first[-1] if call.op == "linear" and call.fields["trans_w"] else first[-2]
+            shape[-1] = shape[-1] if isinstance(shape[-1], int) else inner
+    if shape is None:
+        raise NoInputs(f"the rank of {graph.name(value)} is unknown")
+    return tuple(f"?{position}.{next(anonymous)}" if d is None else d for d in shape)
+
+
+def draw(fragment: Fragment, sizes: Sizes, calls: Sequence[Call], kind: str, seed: int) -> list[Array]:
+    """One array per input, in order; deterministic in `seed`."""
+    rng = np.random.default_rng(seed)
+    arrays = []
+    for value in fragment.inputs:
+        type_ = _known(fragment.graph, value)
+        shape = sizes[value]
+        if type_.dtype in FLOATS:
+            arrays.append(draw_float(rng, shape, type_.dtype, kind))
+        elif type_.dtype == "bool":
+            arrays.append(rng.integers(0, 2, shape).astype(bool))
+        else:
+            arrays.append(_draw_integer(rng, fragment, value, type_, sizes, calls))
+    return arrays
+
+
+def draw_float(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, kind: str) -> Array:
+    """Floating-point data of one kind; see the module's docstring."""
+    data: Array = rng.standard_normal(shape)
+    limits = np.finfo(np.float32) if dtype in ("bfloat16", "float32", "float64") else np.finfo(np.float16)
+    if kind == "mixed":
+        data = data * 10.0 ** rng.uniform(-4 if dtype == "float16" else -8, 2, shape)
+        pick = rng.random(shape)
+        data = np.where(pick < 0.05, np.copysign(0.0, data), data)
+        data = np.where((pick >= 0.05) & (pick < 0.1), np.copysign(float(limits.smallest_subnormal) * 3, data), data)
+    elif kind == "special":
+        pick = rng.random(shape)
+        data = np.where(pick < 0.01, np.nan, data)
+        data = np.where((pick >= 0.01) & (pick < 0.02), np.copysign(np.inf, data), data)
+    return np.asarray(data).astype(numpy_dtype(dtype))
+
+
+def _draw_integer(
+    rng: np.random.Generator, fragment: Fragment, value: Value, type_: TensorType, sizes: Sizes, calls: Sequence[Call]
+) -> Array:
+    low, high = (0, 9) if type_.dtype.startswith("u") else (-4, 5)
+    for call in calls:
+        if value not in call.operands:
+            continue
+        position = call.operands.index(value)
+        if call.op in ("reshape", "expand", "fill") and position == len(call.operands) - 1:
+            return np.asarray(_target(fragment.graph, call, sizes), numpy_dtype(type_.dtype))
+        if position == 1 and call.op in ("gather", "gather_elements", "scatter_elements"):
+            extent = _size_of(fragment.graph, call.operands[0], sizes)[call.fields["axis"]]
+            low, high = -extent, extent
+    return rng.integers(low, high, sizes[value]).astype(numpy_dtype(type_.dtype))
+
+
+def _size_of(graph: Graph, value: Value | None, sizes: Sizes) -> tuple[int, ...]:
+    if value in sizes:
+        return sizes[value]
+    type_ = None if value is None else graph.type(value)
+    if type_ is None or not type_.is_static or type_.shape is None:
+        raise NoInputs("the size that an index refers to is unknown")
+    return tuple(int(d or 0) for d in type_.shape)
+
+
+def _target(graph: Graph, call: Call, sizes: Sizes) -> list[int]:
+    """A value for a computed shape operand: the shape that the result is known to have."""
+    result = graph.type(call.outputs[0])
+    if result is None or result.shape is None:
+        raise NoInputs(f"the shape that {call.op} is to produce is unknown")
+    chosen: dict[Any, int] = {}
+    for value, shape in sizes.items():
+        type_ = graph.type(value)
+        if type_ is not None and type_.shape is not None and not isinstance(value, Literal):
+            chosen.update({d: s for d, s in zip(type_.shape, shape, strict=True) if isinstance(d, str)})
+    target = [d if isinstance(d, int) else chosen.get(d, -1) for d in result.shape]
+    if target.count(-1) > (1 if call.op == "reshape" else 0):
+        raise NoInputs(f"the shape that {call.op} is to produce is not determined")
+    return target

@@ -1,0 +1,268 @@
+"""The verifier: every change is cut out and must pass three checks, each of which sees what the others cannot.
+
+A, the twin: the same rule on a float64 copy of the fragment (is the rule right?). Once per structure.
+B, the reader: the original run natively against the vocabulary's float64 meaning (is what we matched what it says?).
+   Once per structure.
+C, the writer: the new fragment run natively keeps shapes, dtypes and the contract (is what we wrote what we meant?).
+   For every application, since it depends on the weights.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal as OneOf, cast
+
+import numpy as np
+
+from graphopt.ir.graph import Call, Literal
+from graphopt.ir.weights import FLOATS, Array
+from graphopt.rewrite.change import Change, Rejected
+from graphopt.rewrite.contract import Evidence, Exact, Rounding
+from graphopt.verify.compare import EPS, bit_equal, mismatch, rounding_ratio
+from graphopt.verify.execute import CannotRun, Runner, note_of, side_runner
+from graphopt.verify.fragment import Fragment, cut
+from graphopt.verify.inputs import KINDS, NoInputs, Sizes, draw, size_choices
+from graphopt.verify.twin import NoTwin, TwinFailed, check_twin, reference
+
+Level = OneOf["off", "structure", "match", "model"]
+LEVELS: tuple[Level, ...] = ("off", "structure", "match", "model")
+READER_FACTOR = 64.0
+"""Check B allows this many units of rounding, on top of what a perturbation of the inputs by one unit does."""
+
+
+@dataclass(frozen=True)
+class Structural:
+    """Verification reduced to what construction guarantees: types are compared before a change gets here."""
+
+    kind: str
+
+    def verify(self, change: Change) -> Evidence:
+        return Evidence(self.kind)
+
+
+@dataclass
+class _Run:
+    """The original on one set of inputs: native results and, if the vocabulary can say it, float64 ones."""
+
+    kind: str
+    feeds: list[Array]
+    native: list[Array]
+    reference: list[Array] | None
+
+
+class MatchVerifier:
+    """Checks A, B and C for every change. Deterministic: seeds derive from the structure of the fragment."""
+
+    def __init__(self) -> None:
+        self._twins: dict[str, float | None] = {}
+        self.executed = 0
+        """Fragments executed, for cost accounting."""
+
+    def verify(self, change: Change) -> Evidence:
+        if not change.journal.replaced:
+            return _check_removal(change)
+        fragment = cut(change)
+        calls = [change.graph.call(n) for n in fragment.before.nodes]
+        readable = [c for c in calls if isinstance(c, Call)]
+        structure = _structure(change, fragment)
+        seed = zlib.crc32(structure.encode())
+        try:
+            before = side_runner(fragment, fragment.before)
+            sizes, first = _first_run(fragment, readable, before, seed)
+        except (NoInputs, CannotRun) as error:
+            raise Rejected(f"the original cannot be run to compare with: {error}", Evidence("none")) from error
+        twin, notes = self._per_structure(change, fragment, structure, first, before)
+        runs = [first, *_more_runs(fragment, readable, sizes, before, seed)]
+        self.executed += 1
+        return _check_results(change, fragment, runs, twin, (*notes, *note_of(before)))
+
+    def _per_structure(
+        self, change: Change, fragment: Fragment, structure: str, run: _Run, before: Runner
+    ) -> tuple[float | None, tuple[str, ...]]:
+        """Checks A and B, once for all fragments of one structure."""
+        if structure in self._twins:
+            return self._twins[structure], ()
+        notes: tuple[str, ...] = ()
+        twin: float | None = None
+        if change.rule is not None:
+            try:
+                twin = check_twin(change, fragment, run.feeds)
+            except NoTwin as error:
+                notes = (f"no float64 twin: {error}",)
+            except TwinFailed as error:
+                raise Rejected(str(error), Evidence("executed", 1, float("inf"), error.error)) from error
+        if run.reference is not None:
+            _check_reader(fragment, run)
+        self._twins[structure] = twin
+        return twin, notes
+
+
+def _check_removal(change: Change) -> Evidence:
+    """A change that only removes: right by construction if nothing reads the nodes and none has effects."""
+    graph = change.graph
+    inside = set(change.nodes)
+    for node in change.nodes:
+        if not graph.is_pure(node):
+            raise Rejected(f"{graph.node_name(node)} has effects", Evidence("none"))
+        for output in graph.raw_call(node).outputs:
+            if output is None:
+                continue
+            if graph.is_output(output) or any(u not in inside for u in graph.users(output)):
+                raise Rejected(f"{graph.name(output)} is still read", Evidence("none"))
+    return Evidence("structure", notes=("nothing reads what was removed",))
+
+
+def _first_run(fragment: Fragment, calls: Sequence[Call], before: Runner, seed: int) -> tuple[Sizes, _Run]:
+    """Normal data at the first sizes that the original accepts."""
+    failure: CannotRun | None = None
+    for sizes in size_choices(fragment, calls):
+        feeds = draw(fragment, sizes, calls, KINDS[0], seed)
+        try:
+            return sizes, _run(fragment, before, KINDS[0], feeds)
+        except CannotRun as error:
+            failure = failure or error
+    raise failure or CannotRun("no sizes to try")
+
+
+def _more_runs(fragment: Fragment, calls: Sequence[Call], sizes: Sizes, before: Runner, seed: int) -> list[_Run]:
+    """The other kinds of data; then empty and other sizes where a dimension is symbolic. What the original itself
+    does not accept is not required of the rewrite."""
+    runs = []
+    plans = [(kind, sizes) for kind in KINDS[1:]] if _any_float(fragment) else []
+    if symbolic := _symbolic(fragment):
+        for size in (1, 0):
+            shapes = {v: _resized(fragment, v, s, symbolic[0], size) for v, s in sizes.items()}
+            plans.append((KINDS[0], shapes))
+    for i, (kind, shapes) in enumerate(plans):
+        try:
+            runs.append(_run(fragment, before, kind, draw(fragment, shapes, calls, kind, seed + 1 + i)))
+        except (CannotRun, NoInputs):
+            continue
+    return runs
+
+
+def _any_float(fragment: Fragment) -> bool:
+    types = [fragment.graph.type(v) for v in fragment.inputs]
+    return any(t is not None and t.dtype in FLOATS for t in types)
+
+
+def _symbolic(fragment: Fragment) -> list[str]:
+    """Names of symbolic sizes at the front of inputs: batch-like, so that 0 and 1 are fair sizes for them."""
+    shapes = [t.shape for v in fragment.inputs if (t := fragment.graph.type(v)) is not None]
+    return list(dict.fromkeys(s[0] for s in shapes if s and isinstance(s[0], str)))
+
+
+def _resized(fragment: Fragment, value: Any, shape: tuple[int, ...], symbol: str, size: int) -> tuple[int, ...]:
+    type_ = fragment.graph.type(value)
+    if type_ is None or type_.shape is None:
+        return shape
+    return tuple(size if d == symbol else s for d, s in zip(type_.shape, shape, strict=True))
+
+
+def _run(fragment: Fragment, before: Runner, kind: str, feeds: list[Array]) -> _Run:
+    native = before(feeds)
+    try:
+        wide: list[Array] | None = reference(fragment, fragment.before, feeds)
+    except NoTwin:
+        wide = None
+    return _Run(kind, feeds, native, wide)
+
+
+def _check_reader(fragment: Fragment, run: _Run) -> None:
+    """B: the original's native result must be its float64 meaning up to rounding.
+
+    The yardstick is what a relative perturbation of the inputs by one unit of rounding does to the float64 result,
+    so that cancellation in the original is not held against the reader.
+    """
+    assert run.reference is not None
+    if (reason := mismatch(_shapes_only(run.reference, run.native), run.native)) is not None:
+        raise Rejected(f"the original is not what it was read as: {reason}", Evidence("executed", 1, float("inf")))
+    eps = [EPS.get(n.dtype.name, 0.0) for n in run.native]
+    rng = np.random.default_rng(len(run.feeds))
+    unit = max(eps, default=0.0)
+    shaken = [_shake(f, unit, rng) for f in run.feeds]
+    moved = reference(fragment, fragment.before, shaken)
+    for ref, native, other, e in zip(run.reference, run.native, moved, eps, strict=True):
+        if native.dtype.name not in FLOATS:
+            worst = 0.0 if np.array_equal(ref, native) else float("inf")
+        else:
+            sensitivity = rounding_ratio(ref, ref.astype(np.float64), other, e, 1.0)
+            worst = rounding_ratio(ref, ref, native, e, READER_FACTOR * max(1.0, sensitivity))
+        if not worst <= 1.0:
+            raise Rejected(
+                f"the original is not what it was read as: its native result is {worst:.1e} times further from its "
+                "float64 meaning than rounding allows",
+                Evidence("executed", 1, worst),
+            )
+
+
+def _shapes_only(reference: Sequence[Array], native: Sequence[Array]) -> list[Array]:
+    return [np.broadcast_to(np.zeros((), n.dtype), r.shape) for r, n in zip(reference, native, strict=True)]
+
+
+def _shake(feed: Array, unit: float, rng: np.random.Generator) -> Array:
+    if feed.dtype.name not in FLOATS:
+        return feed
+    return cast(Array, feed.astype(np.float64) * (1.0 + unit * rng.choice([-1.0, 1.0], feed.shape)))
+
+
+def _check_results(
+    change: Change, fragment: Fragment, runs: Sequence[_Run], twin: float | None, notes: tuple[str, ...]
+) -> Evidence:
+    """C: the new side, run natively, keeps shapes, dtypes and the contract on every set of inputs."""
+    worst, equal = 0.0, True
+    try:
+        after = side_runner(fragment, fragment.after)
+        results = [after(run.feeds) for run in runs]
+    except CannotRun as error:
+        raise Rejected(f"the rewritten fragment cannot be run: {error}", Evidence("none", twin=twin)) from error
+    for run, result in zip(runs, results, strict=True):
+        if (reason := mismatch(run.native, result)) is not None:
+            raise Rejected(reason, Evidence("executed", len(runs), float("inf"), twin, notes))
+        for i, (old, new) in enumerate(zip(run.native, result, strict=True)):
+            equal = equal and bit_equal(old, new)
+            ratio = _contract_ratio(change, old, new, None if run.reference is None else run.reference[i])
+            worst = max(worst, ratio)
+            if not ratio <= 1.0:
+                evidence = Evidence("executed", len(runs), ratio, twin, notes)
+                raise Rejected(f"on {run.kind} inputs the error is {ratio:.3g} times what {change.contract} allows", evidence)
+    return Evidence("bit-equal" if equal else "executed", len(runs), worst, twin, notes)
+
+
+def _contract_ratio(change: Change, old: Array, new: Array, wide: Array | None) -> float:
+    contract = change.contract
+    if old.dtype.name not in FLOATS or isinstance(contract, Exact):
+        return 0.0 if bit_equal(old, new) else float("inf")
+    if isinstance(contract, Rounding):
+        ref = old.astype(np.float64) if wide is None else wide
+        return rounding_ratio(ref, old, new, EPS[old.dtype.name], contract.factor)
+    raise Rejected(f"a change under {contract} is judged by its pass, not by rounding", Evidence("none"))
+
+
+def _structure(change: Change, fragment: Fragment) -> str:
+    """Everything of a fragment but names and weight data: equal structures need checks A and B only once."""
+    graph = fragment.graph
+    labels: dict[Any, str] = {v: f"in{i}:{graph.type(v)}" for i, v in enumerate(fragment.inputs)}
+    lines = [change.rule.name if change.rule else change.id]
+    for node in fragment.before.nodes:
+        call = graph.call(node) or graph.raw_call(node)
+        assert isinstance(call, Call)
+        operands = [labels.get(o) or _constant_label(fragment, o) for o in call.operands]
+        lines.append(f"{call.op}{operands}{sorted((k, repr(v)) for k, v in call.fields.items())}")
+        labels.update({o: f"{len(lines)}.{i}:{graph.type(o)}" for i, o in enumerate(call.outputs) if o is not None})
+    return "\n".join(lines)
+
+
+def _constant_label(fragment: Fragment, value: Any) -> str:
+    """Shape and dtype of a weight; the value itself of a small one, on which a rule's decisions may depend."""
+    if value is None:
+        return "absent"
+    if isinstance(value, Literal):
+        return repr(value)
+    data = fragment.graph.constant(value)
+    if data is None:
+        return "outer"
+    content = data.numpy().tobytes().hex() if data.size <= 16 else ""
+    return f"const:{data.dtype}{data.shape}{content}"

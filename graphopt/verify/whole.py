@@ -1,0 +1,130 @@
+"""The end-to-end check: the whole model before and after, judged against the model's own sensitivity.
+
+Deep models amplify rounding; two correct compilations of one model may differ by 1e-3. So the yardstick is measured
+on the original: what perturbing its inputs by one unit of rounding does and, for ONNX, what the runtime's own
+optimisations do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from graphopt.errors import ModelError, VerificationError
+from graphopt.ir.graph import Graph, TensorType
+from graphopt.ir.model import Model
+from graphopt.ir.weights import FLOATS, Array, numpy_dtype
+from graphopt.verify.compare import EPS
+from graphopt.verify.execute import CannotRun, model_runner
+from graphopt.verify.inputs import draw_float
+
+FACTOR = 8.0
+"""How far beyond the model's own sensitivity a result may be."""
+FLOOR = 64.0
+"""Units of rounding that are always allowed."""
+FREE_SIZE = 2
+"""Size of symbolic dimensions when no example inputs are given."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Largest error of any output relative to its largest element, and what was allowed."""
+
+    error: float
+    allowed: float
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.reason and self.error <= self.allowed
+
+    def __str__(self) -> str:
+        return self.reason or f"largest error {self.error:.1e} of the output's range, allowed {self.allowed:.1e}"
+
+
+class WholeCheck:
+    """Runs the original once; `compare` then judges any number of candidates."""
+
+    def __init__(self, original: Model, examples: Any = None) -> None:
+        self.feeds = whole_feeds(original.main, examples)
+        try:
+            run = model_runner(original)
+            self.expected = run(self.feeds)
+        except CannotRun as error:
+            raise VerificationError(
+                f"the original cannot be run end to end: {error}. Pass example_inputs that it accepts, or use "
+                "verify='match', which does not run the whole model"
+            ) from error
+        self.allowed = FACTOR * max(self._unit(), *self._movements(original, run))
+
+    def _unit(self) -> float:
+        return FLOOR * max((EPS[e.dtype.name] for e in self.expected if e.dtype.name in FLOATS), default=0.0)
+
+    def _movements(self, original: Model, run: Any) -> list[float]:
+        rng = np.random.default_rng(0)
+        others = [run([_shake(f, rng) for f in self.feeds])]
+        if original.storage == "onnx":
+            others.append(model_runner(original, optimised=True)(self.feeds))
+        return [distance(self.expected, o) for o in others]
+
+    def compare(self, candidate: Model) -> Verdict:
+        try:
+            got = model_runner(candidate)(self.feeds)
+        except CannotRun as error:
+            return Verdict(float("inf"), self.allowed, f"the optimised model cannot be run: {error}")
+        return Verdict(distance(self.expected, got), self.allowed)
+
+
+def distance(expected: Sequence[Array], got: Sequence[Array]) -> float:
+    """Largest difference of any output relative to its largest finite element; inf if shapes, dtypes, integers or
+    the places of NaN and infinity differ."""
+    if len(expected) != len(got):
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(expected, got, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return float("inf")
+        if a.dtype.name not in FLOATS:
+            if not np.array_equal(a, b):
+                return float("inf")
+            continue
+        x, y = a.astype(np.float64), b.astype(np.float64)
+        finite = np.isfinite(x)
+        if not np.array_equal(finite, np.isfinite(y)):
+            return float("inf")
+        if finite.any():
+            scale = float(np.max(np.abs(x[finite]))) or 1.0
+            worst = max(worst, float(np.max(np.abs(x[finite] - y[finite]))) / scale)
+    return worst
+
+
+def whole_feeds(graph: Graph, examples: Any = None) -> list[Array]:
+    """Arrays for the inputs of `graph`: the examples given, by name or in order, else seeded data of their types."""
+    inputs = graph.inputs()
+    if isinstance(examples, Mapping):
+        missing = [graph.name(v) for v in inputs if graph.name(v) not in examples]
+        if not missing:
+            return [np.asarray(examples[graph.name(v)]) for v in inputs]
+        if graph.storage == "onnx":
+            raise ModelError(f"example inputs lack {missing[0]!r}; the model's inputs are {[graph.name(v) for v in inputs]}")
+    rng = np.random.default_rng(0)
+    return [_draw(rng, graph.name(v), graph.type(v)) for v in inputs]
+
+
+def _draw(rng: np.random.Generator, name: str, type_: TensorType | None) -> Array:
+    if type_ is None or type_.shape is None:
+        raise ModelError(f"the shape of input {name!r} is unknown: pass example_inputs={{{name!r}: array, ...}}")
+    shape = tuple(d if isinstance(d, int) else FREE_SIZE for d in type_.shape)
+    if type_.dtype in FLOATS:
+        return draw_float(rng, shape, type_.dtype, "normal")
+    return rng.integers(0, 2, shape).astype(numpy_dtype(type_.dtype))
+
+
+def _shake(feed: Array, rng: np.random.Generator) -> Array:
+    if feed.dtype.name not in FLOATS:
+        return feed
+    factor = 1.0 + EPS[feed.dtype.name] * rng.choice([-1.0, 1.0], feed.shape)
+    return np.asarray(feed.astype(np.float64) * factor).astype(feed.dtype)

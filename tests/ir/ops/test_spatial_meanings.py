@@ -1,0 +1,340 @@
+"""Convolution, pooling, resizing and block rearrangement mean what onnxruntime and torch compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch.nn.functional as F
+from op_runtimes import Case, Node, Sampler, check, meaning, parameters
+
+sample = Sampler(2)
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def conv(
+    x: tuple[int, ...],
+    w: tuple[int, ...],
+    stride: Sequence[int],
+    pads: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+    bias: bool = True,
+) -> Case:
+    n = len(stride)
+    fields = {
+        "stride": tuple(stride),
+        "pads": tuple(pads),
+        "dilation": tuple(dilation),
+        "groups": groups,
+    }
+    attributes = {"strides": stride, "pads": pads, "dilations": dilation, "group": groups}
+    symmetric = tuple(pads[:n]) == tuple(pads[n:])
+    return Case(
+        "conv",
+        [sample.normal(*x), sample.normal(*w), *([sample.normal(w[0])] if bias else [])],
+        fields,
+        onnx=Node("Conv", attributes),
+        torch=(lambda *t: CONV[n](*t, stride=stride, padding=pads[:n], dilation=dilation, groups=groups))
+        if symmetric
+        else None,
+        bound=64,
+    )
+
+
+def conv_transpose(
+    x: tuple[int, ...],
+    w: tuple[int, ...],
+    stride: Sequence[int],
+    pads: Sequence[int],
+    dilation: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int = 1,
+    bias: bool = True,
+) -> Case:
+    n = len(stride)
+    fields = {
+        "stride": tuple(stride),
+        "pads": tuple(pads),
+        "dilation": tuple(dilation),
+        "output_padding": tuple(output_padding),
+        "groups": groups,
+    }
+    attributes = {
+        "strides": stride,
+        "pads": pads,
+        "dilations": dilation,
+        "output_padding": output_padding,
+        "group": groups,
+    }
+
+    def in_torch(x: Any, w: Any, b: Any = None) -> Any:
+        return CONV_TRANSPOSE[n](x, w, b, stride, pads[:n], output_padding, groups, dilation)
+
+    return Case(
+        "conv_transpose",
+        [sample.normal(*x), sample.normal(*w), *([sample.normal(w[1] * groups)] if bias else [])],
+        fields,
+        onnx=Node("ConvTranspose", attributes),
+        torch=in_torch if tuple(pads[:n]) == tuple(pads[n:]) else None,
+        bound=64,
+    )
+
+
+CONVOLUTIONS = [
+    conv((2, 3, 9), (4, 3, 3), [1], [0, 0], [1]),
+    conv((2, 4, 10), (6, 2, 3), [2], [1, 2], [2], groups=2, bias=False),
+    conv((2, 3, 8, 9), (4, 3, 3, 3), [1, 1], [1, 1, 1, 1], [1, 1]),
+    conv((1, 3, 8, 9), (4, 3, 3, 2), [2, 1], [0, 1, 2, 0], [1, 1]),
+    conv((1, 4, 11, 10), (6, 2, 3, 3), [2, 3], [2, 1, 2, 1], [2, 1], groups=2),
+    conv((2, 4, 7, 7), (4, 1, 3, 3), [1, 1], [1, 1, 1, 1], [1, 1], groups=4),
+    conv((2, 4, 7, 7), (8, 1, 3, 3), [2, 2], [1, 1, 1, 1], [1, 1], groups=4, bias=False),
+    conv((1, 16, 5, 5), (8, 16, 1, 1), [1, 1], [0, 0, 0, 0], [1, 1]),
+    conv((1, 2, 5, 6, 7), (3, 2, 2, 3, 2), [1, 2, 1], [1, 1, 0, 1, 1, 0], [1, 1, 2]),
+    conv((0, 3, 8, 8), (4, 3, 3, 3), [1, 1], [1, 1, 1, 1], [1, 1]),
+    conv_transpose((2, 4, 7), (4, 3, 3), [2], [1, 1], [1], [1]),
+    conv_transpose((2, 4, 5, 6), (4, 3, 3, 3), [2, 2], [1, 1, 1, 1], [1, 1], [1, 1]),
+    conv_transpose((1, 4, 5, 6), (4, 3, 3, 2), [2, 3], [0, 1, 1, 0], [1, 1], [0, 0], bias=False),
+    conv_transpose((1, 6, 5, 6), (6, 2, 3, 3), [3, 2], [2, 1, 2, 1], [2, 1], [2, 0], groups=3),
+    conv_transpose((1, 2, 3, 4, 3), (2, 3, 2, 3, 2), [2, 1, 2], [0, 1, 0, 0, 1, 0], [1, 1, 1], [0, 0, 1]),
+]
+
+
+def pools(
+    x: tuple[int, ...],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    pads: Sequence[int],
+    dilation: Sequence[int],
+    ceil: bool = False,
+) -> list[Case]:
+    """max_pool, and avg_pool without and with the padding counted."""
+    n = len(kernel)
+    operand = sample.normal(*x)
+    fields = {
+        "kernel": tuple(kernel),
+        "stride": tuple(stride),
+        "pads": tuple(pads),
+        "dilation": tuple(dilation),
+        "ceil": ceil,
+    }
+    attributes = {
+        "kernel_shape": kernel,
+        "strides": stride,
+        "pads": pads,
+        "dilations": dilation,
+        "ceil_mode": int(ceil),
+    }
+    symmetric = tuple(pads[:n]) == tuple(pads[n:])
+    max_pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[n]
+    avg_pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[n]
+    cases = [
+        Case(
+            "max_pool",
+            [operand],
+            fields,
+            onnx=Node("MaxPool", attributes, opset=22),
+            torch=(lambda x: max_pool(x, kernel, stride, pads[:n], dilation, ceil)) if symmetric else None,
+        )
+    ]
+    for counted in (False, True):
+        cases.append(
+            Case(
+                "avg_pool",
+                [operand],
+                fields | {"count_include_pad": counted},
+                onnx=Node("AveragePool", attributes | {"count_include_pad": int(counted)}, opset=22),
+                torch=(lambda x, c=counted: avg_pool(x, kernel, stride, pads[:n], ceil, c))
+                if symmetric and set(dilation) == {1}
+                else None,
+            )
+        )
+    return cases
+
+
+BYTES = sample.integers(0, 256, 1, 2, 6, 6, dtype="uint8")
+WITH_NAN = sample.normal(1, 2, 6, 6)
+WITH_NAN[0, 0, 2, 3] = np.nan
+WITH_NAN[0, 1, 1, 1] = np.inf
+POOLS = [
+    *pools((2, 3, 9), [3], [2], [1, 1], [1]),
+    *pools((2, 3, 8, 9), [3, 2], [2, 1], [1, 1, 1, 1], [1, 1]),
+    *pools((2, 3, 8, 9), [3, 3], [2, 2], [0, 1, 1, 0], [1, 1]),
+    *pools((2, 3, 8, 9), [3, 2], [1, 2], [1, 0, 1, 0], [2, 3]),
+    *pools((1, 2, 8, 10), [3, 3], [2, 2], [0, 0, 0, 0], [1, 1], ceil=True),
+    *pools((1, 2, 7, 7), [2, 2], [3, 3], [1, 1, 1, 1], [1, 1], ceil=True),
+    *pools((1, 2, 6, 6), [3, 3], [4, 2], [1, 1, 1, 1], [1, 1], ceil=True),
+    *pools((1, 2, 4, 5, 6), [2, 2, 3], [2, 1, 2], [0, 1, 1, 0, 1, 1], [1, 1, 1]),
+    Case(
+        "max_pool",
+        [BYTES],
+        {"kernel": (3, 3), "stride": (2, 2), "pads": (1, 1, 1, 1), "dilation": (1, 1)},
+        onnx=Node("MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    ),
+    Case(
+        "max_pool",
+        [WITH_NAN],
+        {"kernel": (2, 2), "stride": (1, 1), "pads": (0, 0, 0, 0), "dilation": (1, 1)},
+        torch=lambda x: F.max_pool2d(x, 2, 1),
+    ),
+]
+
+
+def resize_onnx(case: dict[str, Any], dtype: str = "float32") -> Node:
+    x, sizes, scales = case["x"], case.get("sizes"), case.get("scales")
+    attributes = {
+        "mode": case["mode"],
+        "coordinate_transformation_mode": case["coordinates"],
+        **({"nearest_mode": case["nearest"]} if "nearest" in case else {}),
+    }
+    inputs = [
+        x,
+        None,
+        None if scales is None else np.asarray(scales, np.float32),
+        None if sizes is None else np.asarray(sizes, np.int64),
+    ]
+    return Node("Resize", attributes, inputs=inputs)
+
+
+def resize(**case: Any) -> Case:
+    x = sample.normal(*case.pop("shape"))
+    in_torch = case.pop("torch", None)
+    return Case("resize", [x], case, onnx=resize_onnx(case | {"x": x}), torch=in_torch, bound=32)
+
+
+SCALES = (1.0, 1.0, 2.0, 3.0)
+DOWN = (1.0, 1.0, 0.6, 0.4)
+RESIZES = [
+    resize(
+        shape=(1, 2, 4, 5),
+        scales=SCALES,
+        mode="nearest",
+        coordinates="asymmetric",
+        nearest="floor",
+        torch=lambda x: F.interpolate(x, scale_factor=(2, 3), mode="nearest"),
+    ),
+    *[
+        resize(shape=(1, 2, 4, 5), scales=scales, mode="nearest", coordinates="half_pixel", nearest=nearest)
+        for scales in (SCALES, DOWN)
+        for nearest in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+    ],
+    *[
+        resize(shape=(1, 2, 5, 6), scales=scales, mode="linear", coordinates=coordinates)
+        for scales in (SCALES, DOWN)
+        for coordinates in ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
+    ],
+    *[
+        resize(shape=(1, 2, 5, 6), sizes=(1, 2, 7, 1), mode=mode, coordinates=coordinates)
+        for mode in ("linear", "cubic")
+        for coordinates in ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
+    ],
+    resize(
+        shape=(1, 2, 5, 6),
+        sizes=(1, 2, 8, 4),
+        mode="linear",
+        coordinates="half_pixel",
+        torch=lambda x: F.interpolate(x, (8, 4), mode="bilinear"),
+    ),
+    resize(
+        shape=(1, 2, 5, 6),
+        sizes=(1, 2, 8, 4),
+        mode="linear",
+        coordinates="align_corners",
+        torch=lambda x: F.interpolate(x, (8, 4), mode="bilinear", align_corners=True),
+    ),
+    resize(
+        shape=(1, 2, 5, 6),
+        sizes=(1, 2, 8, 4),
+        mode="cubic",
+        coordinates="half_pixel",
+        torch=lambda x: F.interpolate(x, (8, 4), mode="bicubic"),
+    ),
+    resize(
+        shape=(1, 2, 7),
+        sizes=(1, 2, 4),
+        mode="linear",
+        coordinates="half_pixel",
+        torch=lambda x: F.interpolate(x, 4, mode="linear"),
+    ),
+    resize(
+        shape=(1, 2, 3, 4, 3),
+        sizes=(1, 2, 5, 2, 6),
+        mode="linear",
+        coordinates="half_pixel",
+        torch=lambda x: F.interpolate(x, (5, 2, 6), mode="trilinear"),
+    ),
+    resize(shape=(1, 1, 5, 5), scales=(1.0, 1.0, 1.4, 1.1), mode="linear", coordinates="half_pixel"),
+    Case(
+        "resize",
+        [sample.normal(1, 1, 5, 5)],
+        {
+            "sizes": (1, 1, 7, 7),
+            "scales": (1.0, 1.0, 1.5, 1.5),
+            "mode": "linear",
+            "coordinates": "half_pixel",
+        },
+        torch=lambda x: F.interpolate(x, scale_factor=1.5, mode="bilinear", recompute_scale_factor=False),
+        bound=32,
+    ),
+]
+
+BLOCKS = [
+    Case(
+        "depth_to_space",
+        [sample.normal(2, 12, 2, 3)],
+        {"block": 2},
+        onnx=Node("DepthToSpace", {"blocksize": 2}),
+    ),
+    Case(
+        "depth_to_space",
+        [sample.normal(2, 12, 2, 3)],
+        {"block": 2, "mode": "CRD"},
+        onnx=Node("DepthToSpace", {"blocksize": 2, "mode": "CRD"}),
+        torch=lambda x: F.pixel_shuffle(x, 2),
+    ),
+    Case(
+        "space_to_depth",
+        [sample.normal(2, 3, 4, 6)],
+        {"block": 2},
+        onnx=Node("SpaceToDepth", {"blocksize": 2}),
+    ),
+]
+CASES = CONVOLUTIONS + POOLS + RESIZES + BLOCKS
+
+
+@pytest.mark.parametrize("case, runtime", parameters(CASES))
+def test_meaning_agrees_with_runtime(case: Case, runtime: str) -> None:
+    check(case, runtime)
+
+
+def test_conv_of_a_large_image_equals_conv_of_its_parts() -> None:
+    x, w = sample.normal(1, 32, 300, 200), sample.normal(1, 32, 3, 3)
+    geometry = {"stride": (1, 1), "pads": (0, 0, 0, 0), "dilation": (1, 1)}
+    (whole,) = meaning("conv", x, w, **geometry)
+    parts = [meaning("conv", x[:, :, i : i + 52], w, **geometry)[0] for i in range(0, 250, 50)]
+    np.testing.assert_allclose(whole[:, :, :250], np.concatenate(parts, axis=2), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("op", ["conv", "conv_transpose"])
+def test_negative_pads_are_refused(op: str) -> None:
+    extra = {"output_padding": (0,)} if op == "conv_transpose" else {}
+    x, w = sample.normal(1, 1, 5), sample.normal(1, 1, 3)
+    with pytest.raises(ValueError, match="negative"):
+        meaning(op, x, w, stride=(1,), pads=(-1, 0), dilation=(1,), **extra)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"mode": "linear", "coordinates": "half_pixel"}, "sizes or scales"),
+        ({"sizes": (4,), "mode": "linear", "coordinates": "tf_crop_and_resize"}, "coordinates"),
+        ({"sizes": (4,), "mode": "area", "coordinates": "half_pixel"}, "mode"),
+        ({"sizes": (4,), "mode": "nearest", "coordinates": "half_pixel"}, "rounding"),
+    ],
+)
+def test_resize_refuses_what_it_does_not_know(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        meaning("resize", sample.normal(3), **fields)

@@ -1,0 +1,1 @@
+"""The command line, one file per subcommand, and what the subcommands share."""
