@@ -15,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-.PHONY: demo test lint zoo bench clean
+.PHONY: demo test lint ruff types zoo bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/base.stamp
@@ -24,9 +24,13 @@ demo: $(VENV)/base.stamp
 test: $(VENV)/all.stamp
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# mypy reads the wheel's content: the folders passes/, backends/ and tools/ are graphopt.* only once installed.
-lint: $(VENV)/all.stamp
+lint: ruff types
+
+ruff: $(VENV)/all.stamp
 	$(BIN)/ruff check .
+
+# mypy reads the wheel's content: the folders passes/, backends/ and tools/ are graphopt.* only once installed.
+types: $(VENV)/all.stamp
 	rm -rf build
 	$(INSTALL) --no-deps --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --strict -p graphopt

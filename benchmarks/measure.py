@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -139,6 +140,7 @@ def optimise_torch(entry: Entry, source: Path) -> tuple[Shape, Outcome]:
     module = build(entry.id, source)
     sets = [tuple(torch.from_numpy(x) for x in feeds.values()) for feeds in feeds_of(entry)]
     references = [_run_torch(module, arguments) for arguments in sets]
+    warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # from torch.export
     start = time.perf_counter()
     optimized = graphopt.optimize(
         module, passes=PASSES, example_inputs=sets[-1], dynamic_shapes=_what_varies(sets)

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from benchmarks.candidates import TOOLS
 from benchmarks.compare import run_plain
+from benchmarks.console import wide_console
 from benchmarks.measure import MAX_GROWTH, Outcome, Shape, feeds_of, onnx_shape, optimise_onnx, optimise_torch
 from graphopt.tools.fetch import DEFAULT_FOLDER, fetch, select
 from graphopt.tools.manifest import Entry, zoo
@@ -95,9 +96,7 @@ def _as_json(row: Row) -> dict[str, Any]:
 
 
 def _print(rows: list[Row], tools: list[str], failed: list[tuple[str, str]]) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=150)
+    console = wide_console()
     console.print(_node_table(rows, tools))
     if "graphopt" in tools:
         console.print(_graphopt_table(rows))

@@ -301,11 +301,16 @@ class WidenedRef(TensorRef):
         self.shape = data.shape
 
     def numpy(self) -> Any:
-        return self.data.numpy().astype(np.float64)
+        return float64_leaf(self.data)
 
     @property
     def identity(self) -> object:
         return self.data.identity
+
+
+def _widened_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Fields whose dtype, if they name a floating-point one, is float64: what everything is cast to on a twin."""
+    return {**fields, "dtype": "float64"} if fields.get("dtype") in FLOATS else fields
 
 
 def transcribe(
@@ -350,7 +355,8 @@ def transcribe(
             raise CannotEmit(f"{graph.raw_name(node)}: {call.reason}")
         operands = [fetch(o) for o in call.operands]
         known = [None if o is None else translate(graph.type(o)) for o in call.outputs]
-        copy = result._make(call.op, operands, call.fields, known)
+        fields = _widened_fields(call.fields) if wide else call.fields
+        copy = result._make(call.op, operands, fields, known)
         result._nodes.append(copy)
         if node_map is not None:
             node_map[node] = copy

@@ -137,9 +137,11 @@ def _opaque(value: Any) -> str:
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         dtype = getattr(value.dtype, "name", None) or str(value.dtype)
         return f"{dtype}[{','.join(str(d) for d in value.shape)}]"
-    if hasattr(value, "nodes"):  # a body or a graph module: shown as such, and its text would be long
+    if hasattr(value, "nodes") or hasattr(
+        value, "outputs"
+    ):  # a body: it is shown below, and its text is long
         return f"<{type(value).__name__}>"
-    text = str(value)
+    text = " ".join(str(value).split())
     # The default repr holds an address, which differs from run to run.
     return f"<{type(value).__name__}>" if " at 0x" in text else _shortened(text)
 

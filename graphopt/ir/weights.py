@@ -34,7 +34,8 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
     if dtype in _EXTENDED:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, dtype))
+        made: np.dtype[Any] = np.dtype(getattr(ml_dtypes, dtype))
+        return made
     return np.dtype(dtype)
 
 
@@ -113,7 +114,7 @@ class ArrayRef(TensorRef):
         self.shape = array.shape
 
     def numpy(self) -> Array:
-        return self._array
+        return read_only(self._array)
 
     @property
     def identity(self) -> object:
@@ -130,7 +131,7 @@ class LazyRef(TensorRef):
         self._identity = identity
 
     def numpy(self) -> Array:
-        return self._load()
+        return read_only(self._load())
 
     @property
     def identity(self) -> object:
@@ -173,6 +174,13 @@ def _float64_domain() -> Any:
     from graphopt.ir.ops.domain import Float64
 
     return Float64()
+
+
+def read_only(array: Array) -> Array:
+    """A view that cannot be written through: weights may be shared, so nobody may edit one in place."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def as_ref(value: TensorRef | Array | float, dtype: str | None = None) -> TensorRef:

@@ -38,13 +38,20 @@ def _node_flops(graph: Graph, node: Node) -> int:
         return _body_flops(graph.raw_name(node), bodies)
     call = graph.call(node)
     if isinstance(call, Call):
-        return 2 * _COUNTED[call.op](graph, call) if call.op in _COUNTED else 0
+        return _product_flops(_COUNTED[call.op], graph, call) if call.op in _COUNTED else 0
     raw_name = graph.raw_name(node)
     if raw_name in _RAW_PRODUCTS:
-        return 2 * _RAW_PRODUCTS[raw_name](graph, graph.raw_call(node))
+        return _product_flops(_RAW_PRODUCTS[raw_name], graph, graph.raw_call(node))
     if _may_cost(raw_name):
         raise _Unknown(raw_name)
     return 0
+
+
+def _product_flops(multiply_adds: Callable[[Graph, Call], int], graph: Graph, call: Call) -> int:
+    try:
+        return 2 * multiply_adds(graph, call)
+    except (ValueError, IndexError) as error:
+        raise _Unknown(f"{call.op}: shapes of other ranks than it takes") from error
 
 
 def _body_flops(raw_name: str, bodies: Sequence[Graph]) -> int:
@@ -57,7 +64,9 @@ def _body_flops(raw_name: str, bodies: Sequence[Graph]) -> int:
     return max(known)
 
 
-_HEAVY = re.compile(r"conv|mm|gemm|matmul|einsum|linear|attention|lstm|gru|rnn|dot|fft|dft", re.IGNORECASE)
+_HEAVY = re.compile(
+    r"conv|(?<!cu)mm|gemm|matmul|einsum|(?<!quantize)linear|attention|lstm|gru|rnn|dot|fft|dft", re.IGNORECASE
+)
 
 
 def _may_cost(raw_name: str) -> bool:
@@ -134,6 +143,12 @@ def _einsum(graph: Graph, call: Call) -> int:
     return math.prod(sizes.values())
 
 
+def _recurrent(graph: Graph, call: Call) -> int:
+    """Per step and sample, every element of W [directions, gates, in] and R [directions, gates, hidden]."""
+    steps, batch, _ = _shape(graph, call, 0)
+    return steps * batch * (math.prod(_shape(graph, call, 1)) + math.prod(_shape(graph, call, 2)))
+
+
 def _broadcast(a: Shape, b: Shape) -> Shape:
     width = max(len(a), len(b))
     padded = zip((1,) * (width - len(a)) + a, (1,) * (width - len(b)) + b, strict=True)
@@ -143,6 +158,7 @@ def _broadcast(a: Shape, b: Shape) -> Shape:
 _COUNTED: Mapping[str, Callable[[Graph, Call], int]] = {
     "conv": _conv,
     "conv_transpose": _conv_transpose,
+    "fused_conv": _conv,
     "matmul": _matmul,
     "linear": _linear,
     "attention": _attention,
@@ -152,11 +168,14 @@ _RAW_PRODUCTS: Mapping[str, Callable[[Graph, Call], int]] = {
     "ai.onnx::Conv": _conv,
     "ai.onnx::ConvInteger": _conv,
     "ai.onnx::ConvTranspose": _conv_transpose,
+    "ai.onnx::GRU": _recurrent,
     "ai.onnx::Gemm": _gemm,
+    "ai.onnx::LSTM": _recurrent,
     "ai.onnx::MatMul": _matmul,
     "ai.onnx::MatMulInteger": _matmul,
     "ai.onnx::QLinearConv": lambda graph, call: _conv(graph, call, weight=3),
     "ai.onnx::QLinearMatMul": lambda graph, call: _matmul(graph, call, right=3),
+    "ai.onnx::RNN": _recurrent,
     "com.microsoft::FusedConv": _conv,
     "com.microsoft::FusedGemm": _gemm,
 }

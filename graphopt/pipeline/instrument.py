@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from graphopt.ir.diff import text_diff
 from graphopt.ir.model import Model
 from graphopt.ir.text import model_text
 from graphopt.pipeline.pass_ import Pass
@@ -159,14 +159,6 @@ class Progress(Instrument):
 def model_fingerprint(model: Model) -> tuple[str, ...]:
     """The fingerprints of every region, in order."""
     return tuple(region.fingerprint() for region in model.regions())
-
-
-def text_diff(before: str, after: str, before_name: str = "before", after_name: str = "after") -> str:
-    """Unified diff of two texts; empty if they are equal."""
-    lines = difflib.unified_diff(
-        before.splitlines(keepends=True), after.splitlines(keepends=True), before_name, after_name
-    )
-    return "".join(lines)
 
 
 def _write(stream: Any, text: str) -> None:

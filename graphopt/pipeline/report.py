@@ -57,9 +57,9 @@ class PassRecord:
         """The applications of one rule, in order."""
         return [a for a in self.applications if a.rule == rule]
 
-    def why_not(self) -> list[str]:
-        """A line a rule: "5 conv-batch-norm refused: conv has other users (3), ..."."""
-        return [_why_not(name, stats) for name, stats in sorted(self.rules.items()) if stats.refused]
+    def why_not(self, most: int | None = None) -> list[str]:
+        """A line a rule of `most` reasons: "5 conv-batch-norm refused: conv has other users (3), ..."."""
+        return [_why_not(name, stats, most) for name, stats in sorted(self.rules.items()) if stats.refused]
 
 
 @dataclass
@@ -153,10 +153,13 @@ def worst_of(applications: Iterable[Application]) -> float:
     return worst
 
 
-def _why_not(rule: str, stats: RuleStats) -> str:
+def _why_not(rule: str, stats: RuleStats, most: int | None) -> str:
     reasons = sorted(stats.refused.items(), key=lambda item: (-item[1], item[0]))
-    counted = ", ".join(f"{reason} ({count})" for reason, count in reasons)
-    return f"{stats.refused.total()} {rule} refused: {counted}"
+    counted = [f"{reason} ({count})" for reason, count in reasons[:most]]
+    if len(reasons) > len(counted):
+        others = sum(count for _, count in reasons[len(counted) :])
+        counted.append(f"{len(reasons) - len(counted)} other reasons ({others})")
+    return f"{stats.refused.total()} {rule} refused: {', '.join(counted)}"
 
 
 # ---- data ------------------------------------------------------------------------------------------------
@@ -226,7 +229,8 @@ def _without_times(data: Any) -> Any:
     return data
 
 
-def rows(record: PassRecord) -> Iterator[tuple[str, RuleStats, float]]:
-    """Rule, statistics and worst kept error of every rule that was tried."""
+def rows(record: PassRecord) -> Iterator[tuple[str, RuleStats, float | None]]:
+    """Rule, statistics and worst kept error of every rule that was tried; no error where nothing was run."""
     for name, stats in sorted(record.rules.items()):
-        yield name, stats, worst_of(a for a in record.of_rule(name) if a.status == "kept")
+        executed = [a for a in record.of_rule(name) if a.status == "kept" and a.evidence.inputs > 0]
+        yield name, stats, worst_of(executed) if executed else None

@@ -16,6 +16,8 @@ WIDTH = 110
 """Columns of the plain text form."""
 UNDONE_SHOWN = 5
 """Undone applications per pass that are named."""
+REASONS_SHOWN = 3
+"""Reasons per rule that are given for its refusals; the data of the report has them all."""
 
 
 def report_table(report: Report) -> RenderableType:
@@ -52,7 +54,7 @@ def _rules(report: Report) -> Table:
             table.add_row(Text(record.name), *[""] * 7, f"{record.seconds:.2f}")
         for i, (rule, stats, worst) in enumerate(shown or ()):
             counts = (stats.tried, stats.matched, stats.applied, stats.undone, stats.refused.total())
-            worst_text = f"{worst:.2g}" if stats.applied else "-"
+            worst_text = "-" if worst is None else f"{worst:.2g}"
             shown_name = Text(record.name if i == 0 else "")
             table.add_row(shown_name, Text(rule), *map(str, counts), worst_text, f"{stats.seconds:.2f}")
     return table
@@ -95,7 +97,7 @@ def _pass_notes(record: PassRecord) -> Iterator[str]:
     yield from (_undone_line(a) for a in undone[:UNDONE_SHOWN])
     if len(undone) > UNDONE_SHOWN:
         yield f"undone: {len(undone) - UNDONE_SHOWN} more of {record.name}"
-    yield from record.why_not()
+    yield from record.why_not(REASONS_SHOWN)
     yield from (f"{record.name}: {note}" for note in record.notes)
 
 

@@ -19,6 +19,8 @@ from graphopt.rewrite.rule import Match, Refused, Rule
 
 GENERATIONS = 50
 """How often the product of a rewrite may itself be rewritten: a rule set that undoes itself stops here."""
+GROWTH = 10
+"""How many applications a run may keep for every node that it started with: a rule set that only grows stops here."""
 
 
 class Driver:
@@ -51,8 +53,12 @@ class Driver:
         """Run to the fixed point. Deterministic: the order depends on the graph and the rules alone."""
         for node in self.graph.nodes():
             self._push(node)
+        most = self.ledger.kept + GROWTH * len(self._queue)
         key, index = self.graph.key, self.index
         while self._queue and not self.ledger.exhausted:
+            if self.ledger.kept >= most:
+                self.notes.append(f"stopped after {GROWTH} applications per node: the rules do not come to an end")
+                break
             node = self._queue.popleft()
             self._queued.discard(node)
             if node in self._dead:
@@ -93,7 +99,7 @@ class Driver:
             if refusal is None:
                 return self._apply(rule, match, node)
             match = refusal
-        if match.score >= len(rule.roots[0].operands) or match.score >= 900:
+        if match.score >= max(2, rule.depth):
             stats.refused[match.reason] += 1
         return False
 

@@ -82,7 +82,8 @@ _LOW = frozenset({"float16", "bfloat16", "float32"})
 
 def onnx_runner(part: Graph) -> Runner:
     """An onnxruntime session without optimisations, one thread; low precision falls back to float32."""
-    model = part.to_proto()  # type: ignore[attr-defined]
+    model = to_proto(part)
+    _forget_sizes(model)
     names = [part.name(v) for v in part.inputs()]
     try:
         session = _session(model.SerializeToString())
@@ -109,6 +110,20 @@ def model_runner(model: Model, *, optimised: bool = False) -> Runner:
         model.save(path)
         session = _session(str(path), optimised=optimised)
     return lambda feeds: _guarded(lambda f: _run_session(session, names, f), feeds)
+
+
+def to_proto(part: Graph) -> Any:
+    """The onnx.ModelProto of a fragment of the ONNX storage; deferred weights are computed now."""
+    import onnx_ir
+
+    return onnx_ir.to_proto(part.shared.model)  # type: ignore[attr-defined]
+
+
+def _forget_sizes(model: Any) -> None:
+    """Keep ranks only: onnxruntime refuses inputs of other sizes than declared, and fragments run on smaller ones."""
+    for info in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
+        for dim in info.type.tensor_type.shape.dim:
+            dim.Clear()
 
 
 def _guarded(run: Callable[[Sequence[Array]], list[Array]], feeds: Sequence[Array]) -> list[Array]:

@@ -6,6 +6,8 @@ both signs and subnormals. "special" sprinkles NaN and infinities over normal da
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +23,8 @@ LOCAL = frozenset(
     softplus mish add sub mul div maximum minimum neg exp sqrt abs identity cast fused_conv""".split()
 )
 """Ops that treat every position of the spatial dimensions alike: fragments of them may be run on smaller images."""
+BLOCK = 16381
+"""Most numbers that are drawn for one tensor. A prime, so that no axis of a tensor is in step with the block."""
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23)
 
 
@@ -42,8 +46,8 @@ def size_choices(fragment: Fragment, calls: Sequence[Call]) -> Iterator[Sizes]:
     local = all(c.op in LOCAL for c in calls)
     symbols = list(dict.fromkeys(d for s in shapes for d in s if not isinstance(d, int)))
     extent = kernel_extent(fragment, calls)
-    spread = {s: PRIMES[i % len(PRIMES)] for i, s in enumerate(symbols)}
-    choices: list[Mapping[Dim, int]] = [{s: p + extent for s, p in spread.items()}]
+    spread = {s: PRIMES[i % len(PRIMES)] * _multiple(s) for i, s in enumerate(symbols)}
+    choices: list[Mapping[Dim, int]] = [{s: p + extent * _multiple(s) for s, p in spread.items()}]
     if symbols:
         choices.append(spread)
         choices += [dict.fromkeys(symbols, size) for size in (extent + 8, 16, 64, 1)]
@@ -52,6 +56,11 @@ def size_choices(fragment: Fragment, calls: Sequence[Call]) -> Iterator[Sizes]:
         if local:
             yield dict(zip(fragment.inputs, [_shrink(s, extent + 8) for s in exact], strict=True))
         yield dict(zip(fragment.inputs, exact, strict=True))
+
+
+def _multiple(symbol: Dim) -> int:
+    """What a size that is called "3*batch" is a multiple of."""
+    return math.prod(int(n) for n in re.findall(r"(?<![\w.])(\d+)\*", str(symbol))) or 1
 
 
 def _known(graph: Graph, value: Value) -> TensorType:
@@ -122,7 +131,10 @@ def draw(fragment: Fragment, sizes: Sizes, calls: Sequence[Call], kind: str, see
 
 
 def draw_float(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, kind: str) -> Array:
-    """Floating-point data of one kind; see the module's docstring."""
+    """Floating-point data of one kind; see the module's docstring. Large tensors repeat a block of prime length."""
+    size = math.prod(shape)
+    if size > BLOCK:
+        return np.resize(draw_float(rng, (BLOCK,), dtype, kind), shape)
     data: Array = rng.standard_normal(shape)
     limits = np.finfo(np.float32) if dtype in ("bfloat16", "float32", "float64") else np.finfo(np.float16)
     if kind == "mixed":
@@ -131,10 +143,18 @@ def draw_float(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, kin
         data = np.where(pick < 0.05, np.copysign(0.0, data), data)
         data = np.where((pick >= 0.05) & (pick < 0.1), np.copysign(float(limits.smallest_subnormal) * 3, data), data)
     elif kind == "special":
-        pick = rng.random(shape)
-        data = np.where(pick < 0.01, np.nan, data)
-        data = np.where((pick >= 0.01) & (pick < 0.02), np.copysign(np.inf, data), data)
+        data = _sprinkle(rng, data)
     return np.asarray(data).astype(numpy_dtype(dtype))
+
+
+def _sprinkle(rng: np.random.Generator, data: Array) -> Array:
+    """NaN and infinities at about one place in a hundred each, and at one place at least if there are three."""
+    flat = data.reshape(-1).copy()
+    count = max(1, flat.size // 100) if flat.size >= 3 else 0
+    places = rng.permutation(flat.size)[: 2 * count]
+    flat[places[:count]] = np.nan
+    flat[places[count:]] = np.copysign(np.inf, flat[places[count:]])
+    return flat.reshape(data.shape)
 
 
 def _draw_integer(
@@ -143,6 +163,8 @@ def _draw_integer(
     low, high = (0, 9) if type_.dtype.startswith("u") else (-4, 5)
     for call in calls:
         if value not in call.operands:
+            if _is_settled_target(fragment.graph, call, value):
+                return np.asarray(call.fields["shape"], numpy_dtype(type_.dtype))
             continue
         position = call.operands.index(value)
         if call.op in ("reshape", "expand", "fill") and position == len(call.operands) - 1:
@@ -151,6 +173,11 @@ def _draw_integer(
             extent = _size_of(fragment.graph, call.operands[0], sizes)[call.fields["axis"]]
             low, high = -extent, extent
     return rng.integers(low, high, sizes[value]).astype(numpy_dtype(type_.dtype))
+
+
+def _is_settled_target(graph: Graph, call: Call, value: Value) -> bool:
+    """Whether `value` is a computed shape that `call` does not read, because types say already what it holds."""
+    return call.fields.get("shape") is not None and value in graph.raw_call(call.node).operands[1:]
 
 
 def _size_of(graph: Graph, value: Value | None, sizes: Sizes) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.text import graph_text
 from graphopt.rewrite.change import Change, Rejected, Verifier
 from graphopt.rewrite.contract import Evidence
+from graphopt.verify.execute import to_proto
 from graphopt.verify.fragment import Fragment, Side, cut
 
 
@@ -62,6 +63,6 @@ def _write_side(path: Path, name: str, fragment: Fragment, side: Side) -> None:
     part: Graph = fragment.graph.cut(side.nodes, fragment.inputs, outputs)
     (path / f"{name}.txt").write_text(graph_text(part), encoding="utf-8")
     if part.storage == "onnx":
-        (path / f"{name}.onnx").write_bytes(part.to_proto().SerializeToString())  # type: ignore[attr-defined]
+        (path / f"{name}.onnx").write_bytes(to_proto(part).SerializeToString())
 
 

@@ -68,13 +68,14 @@ class MatchVerifier:
         readable = [c for c in calls if isinstance(c, Call)]
         structure = _structure(change, fragment)
         seed = zlib.crc32(structure.encode())
+        wide = not isinstance(change.contract, Exact)
         try:
             before = side_runner(fragment, fragment.before)
-            sizes, first = _first_run(fragment, readable, before, seed)
+            sizes, first = _first_run(fragment, readable, before, seed, wide=structure not in self._twins or wide)
         except (NoInputs, CannotRun) as error:
             raise Rejected(f"the original cannot be run to compare with: {error}", Evidence("none")) from error
         twin, notes = self._per_structure(change, fragment, structure, first, before)
-        runs = [first, *_more_runs(fragment, readable, sizes, before, seed)]
+        runs = [first, *_more_runs(fragment, readable, sizes, before, seed, wide=wide)]
         self.executed += 1
         return _check_results(change, fragment, runs, twin, (*notes, *note_of(before)))
 
@@ -114,19 +115,23 @@ def _check_removal(change: Change) -> Evidence:
     return Evidence("structure", notes=("nothing reads what was removed",))
 
 
-def _first_run(fragment: Fragment, calls: Sequence[Call], before: Runner, seed: int) -> tuple[Sizes, _Run]:
+def _first_run(
+    fragment: Fragment, calls: Sequence[Call], before: Runner, seed: int, *, wide: bool
+) -> tuple[Sizes, _Run]:
     """Normal data at the first sizes that the original accepts."""
     failure: CannotRun | None = None
     for sizes in size_choices(fragment, calls):
         feeds = draw(fragment, sizes, calls, KINDS[0], seed)
         try:
-            return sizes, _run(fragment, before, KINDS[0], feeds)
+            return sizes, _run(fragment, before, KINDS[0], feeds, wide=wide)
         except CannotRun as error:
             failure = failure or error
     raise failure or CannotRun("no sizes to try")
 
 
-def _more_runs(fragment: Fragment, calls: Sequence[Call], sizes: Sizes, before: Runner, seed: int) -> list[_Run]:
+def _more_runs(
+    fragment: Fragment, calls: Sequence[Call], sizes: Sizes, before: Runner, seed: int, *, wide: bool
+) -> list[_Run]:
     """The other kinds of data; then empty and other sizes where a dimension is symbolic. What the original itself
     does not accept is not required of the rewrite."""
     runs = []
@@ -137,7 +142,8 @@ def _more_runs(fragment: Fragment, calls: Sequence[Call], sizes: Sizes, before: 
             plans.append((KINDS[0], shapes))
     for i, (kind, shapes) in enumerate(plans):
         try:
-            runs.append(_run(fragment, before, kind, draw(fragment, shapes, calls, kind, seed + 1 + i)))
+            feeds = draw(fragment, shapes, calls, kind, seed + 1 + i)
+            runs.append(_run(fragment, before, kind, feeds, wide=wide))
         except (CannotRun, NoInputs):
             continue
     return runs
@@ -161,13 +167,14 @@ def _resized(fragment: Fragment, value: Any, shape: tuple[int, ...], symbol: str
     return tuple(size if d == symbol else s for d, s in zip(type_.shape, shape, strict=True))
 
 
-def _run(fragment: Fragment, before: Runner, kind: str, feeds: list[Array]) -> _Run:
+def _run(fragment: Fragment, before: Runner, kind: str, feeds: list[Array], *, wide: bool) -> _Run:
+    """`wide` asks for the float64 results too: for check B, and to judge anything but bits."""
     native = before(feeds)
     try:
-        wide: list[Array] | None = reference(fragment, fragment.before, feeds)
+        float64 = reference(fragment, fragment.before, feeds) if wide else None
     except NoTwin:
-        wide = None
-    return _Run(kind, feeds, native, wide)
+        float64 = None
+    return _Run(kind, feeds, native, float64)
 
 
 def _check_reader(fragment: Fragment, run: _Run) -> None:

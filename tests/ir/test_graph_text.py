@@ -49,6 +49,11 @@ class RawGraph(ScratchGraph):
         return self.bodies.get(node, ())
 
 
+class SeveralLines:
+    def __str__(self) -> str:
+        return "one\n  two\n"
+
+
 def tensor(*shape: int | str | None) -> TensorType:
     return TensorType("float32", shape)
 
@@ -121,6 +126,8 @@ def test_odd_names_are_quoted():
         (object(), "<object>"),
         (np.dtype("float32"), "float32"),
         (ScratchGraph(), "<ScratchGraph>"),
+        (SimpleNamespace(outputs=[]), "<SimpleNamespace>"),
+        (SeveralLines(), "one two"),
     ],
 )
 def test_fields_of_any_type_are_short_and_stable(value, shown):

@@ -136,14 +136,16 @@ def test_a_symbolic_size_of_a_free_op_does_not_matter(graph):
 
 
 @pytest.mark.parametrize(
-    "name", ["ai.onnx::LSTM", "ai.onnx::DeformConv", "aten.lstm.input", "my.domain::Thing"]
+    "name", ["ai.onnx::LSTM", "ai.onnx::DFT", "ai.onnx::DeformConv", "aten.lstm.input", "my.domain::Thing"]
 )
 def test_an_op_that_may_hold_products_makes_the_count_unknown(graph, name):
     graph.append_raw(name, graph.add_input(tensor(2, 2)))
     assert count_flops(graph) is None
 
 
-@pytest.mark.parametrize("name", ["ai.onnx::NonZero", "ai.onnx::Reshape", "aten.roll.default"])
+@pytest.mark.parametrize(
+    "name", ["ai.onnx::NonZero", "ai.onnx::DynamicQuantizeLinear", "aten.cummax.default"]
+)
 def test_a_standard_op_without_products_is_free_even_if_it_cannot_be_read(graph, name):
     graph.append_raw(name, graph.add_input(tensor(2, 2)))
     assert count_flops(graph) == 0
@@ -158,6 +160,13 @@ def test_products_of_the_storage_itself(graph):
     graph.append_raw("ai.onnx::QLinearConv", x, scale, scale, weight(4, 3, 3, 3), types=[tensor(1, 4, 6, 6)])
     conv = 2 * (4 * 36) * 27
     assert count_flops(graph) == 2 * conv + 2 * (5 * 7 * 3)
+
+
+@pytest.mark.parametrize(("name", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_recurrent_layers_use_every_weight_once_a_step_and_sample(graph, name, gates):
+    x = graph.add_input(tensor(10, 2, 5))
+    graph.append_raw(f"ai.onnx::{name}", x, weight(2, gates * 7, 5), weight(2, gates * 7, 7))
+    assert count_flops(graph) == 2 * 10 * 2 * 2 * gates * 7 * (5 + 7)
 
 
 def body(size: int) -> ScratchGraph:

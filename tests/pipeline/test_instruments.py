@@ -16,7 +16,6 @@ from graphopt.pipeline.instrument import (
     PrintAfterChange,
     Progress,
     Timing,
-    text_diff,
 )
 from graphopt.pipeline.pass_ import GraphPass
 from graphopt.pipeline.report import PassRecord, Size
@@ -120,8 +119,3 @@ def test_progress_goes_to_its_stream_and_stops_when_a_pass_raises(model):
     progress.exit_pipeline(context)
     assert progress._bar is None
     progress.after_pass(Nothing(), model, PassRecord("nothing", SIZE, SIZE))
-
-
-def test_equal_texts_have_no_diff():
-    assert text_diff("a\nb\n", "a\nb\n") == ""
-    assert "-b\n+c\n" in text_diff("a\nb\n", "a\nc\n")

@@ -77,6 +77,16 @@ def test_why_not_counts_reasons_commonest_first_and_ties_by_name():
     ]
 
 
+def test_only_the_commonest_reasons_are_shown_and_the_others_counted():
+    (record, _) = sample().passes
+    assert record.why_not(1) == ["7 conv-batch-norm refused: conv has other users (3), 2 other reasons (4)"]
+    record.rules["conv-batch-norm"].refused = Counter({f"value {i} has other users": 1 for i in range(50)})
+    assert len([line for line in str(sample()).splitlines() if "refused:" in line]) == 1
+    report = Report("m", "", "match", [record])
+    assert "47 other reasons (47)" in str(report) and "value 49" not in str(report)
+    assert "value 49 has other users" in report.to_json()
+
+
 def test_dict_is_read_back_as_the_same_report():
     report = sample()
     data = json.loads(report.to_json(times=True))

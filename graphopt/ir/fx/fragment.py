@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from torch import fx
 
 from graphopt.errors import UnsupportedError
 from graphopt.ir.fx.schema import bodies_of
+from graphopt.ir.fx.write import plan
 from graphopt.ir.graph import Node, Value
 
 if TYPE_CHECKING:
@@ -49,13 +51,25 @@ def cut(source: FxGraph, nodes: Iterable[Node], inputs: Sequence[Value], outputs
         return copies[value]
 
     for node in chosen:
-        copies[node] = graph.node_copy(node, copied_operand)
+        copies[node] = _copied(source, graph, node, copied_operand)
         for user in sorted(node.users):
             if user.target is operator.getitem and user not in copies:
                 copies[user] = graph.node_copy(user, copied_operand)
     graph.output(tuple(copied_operand(v) for v in outputs))
     module = fx.GraphModule(_bodies(source, inside), graph)
     return FxGraph(module, weights, source.fake_mode)
+
+
+def _copied(source: FxGraph, graph: fx.Graph, node: fx.Node, operand: Callable[[fx.Node], fx.Node]) -> fx.Node:
+    """A copy of `node`. Sizes that other nodes compute are replaced by what the vocabulary says of them."""
+    call = source.call(node)
+    if not call or not any(isinstance(n.meta.get("val"), torch.SymInt) for n in node.all_input_nodes):
+        return graph.node_copy(node, operand)
+    planned = plan(call.op, call.operands, call.fields, [None if v is None else source.type(v) for v in call.operands])
+    args, kwargs = fx.map_arg((planned.args, planned.kwargs), operand)
+    copied = graph.call_function(planned.target, args, kwargs)
+    copied.meta.update(node.meta)
+    return copied
 
 
 def _weights_of(
@@ -68,8 +82,6 @@ def _weights_of(
 
 def _bodies(source: FxGraph, nodes: Iterable[fx.Node]) -> torch.nn.Module:
     """A module that holds copies of the control-flow bodies that `nodes` run."""
-    import copy
-
     root = torch.nn.Module()
     for body in sorted({b for n in nodes for b in bodies_of(n)}):
         root.add_module(str(body.target), copy.deepcopy(source.body(body).module))

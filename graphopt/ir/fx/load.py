@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from graphopt.errors import MissingExtraError, ModelError, UnsupportedError
+from graphopt.errors import MissingExtraError, ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -38,14 +38,15 @@ def load_torch(source: Any, example_inputs: Any = None, dynamic_shapes: Any = No
     except ImportError as error:
         raise MissingExtraError("torch models need torch: pip install graphopt[torch]") from error
     from graphopt.ir.fx.model import FxModel
+    from graphopt.ir.fx.script import convert_script, is_scripted
 
     if isinstance(source, torch.export.ExportedProgram):
         return FxModel(_functional(source), "program")
     if not isinstance(source, torch.nn.Module):
         raise ModelError(f"expected a torch.nn.Module, ExportedProgram or fx.GraphModule, got {type(source).__name__}")
     args, kwargs = split_example(example_inputs)
-    if isinstance(source, torch.jit.ScriptModule):
-        return FxModel(_functional(_export_script(source, args, kwargs)), "module")
+    if is_scripted(source):
+        return FxModel(_functional(convert_script(source, args, kwargs)), "module")
     if example_inputs is None:
         if not isinstance(source, torch.fx.GraphModule):
             raise ModelError(_NO_EXAMPLE)
@@ -74,20 +75,6 @@ def _export(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     except Exception as error:
         name = type(module).__name__
         raise ModelError(f"torch.export cannot trace {name} with these example inputs: {error}") from error
-
-
-def _export_script(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A ScriptModule through torch's own converter, which knows no keyword inputs."""
-    if kwargs or not args:
-        raise ModelError("a ScriptModule is converted with positional example inputs: pass example_inputs=(...)")
-    try:
-        from torch._export.converter import TS2EPConverter
-    except ImportError as error:
-        raise UnsupportedError("this torch cannot convert a ScriptModule; give the nn.Module instead") from error
-    try:
-        return TS2EPConverter(module, args).convert()
-    except Exception as error:
-        raise UnsupportedError(f"torch cannot convert this ScriptModule to an ExportedProgram: {error}") from error
 
 
 def _functional(program: Any) -> Any:

@@ -78,7 +78,7 @@ class FxModel(Model):
 
     def program(self) -> ExportedProgram:
         """The model as it is now, as an ExportedProgram that shares nothing but weights with this object."""
-        root = copy.deepcopy(self._main.module)
+        root = _copied_module(self._main.module)
         unused = {n.name for n in self._main.unused_weights()}
         for node in root.graph.find_nodes(op="placeholder"):
             if node.name in unused:
@@ -166,6 +166,14 @@ def _tensor(program: ExportedProgram, spec: InputSpec) -> torch.Tensor:
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
     copied = tensor.detach().clone()
     return torch.nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else copied
+
+
+def _copied_module(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy with bodies, in which the nodes keep their names: copying alone renames those named as builtins."""
+    copied = copy.deepcopy(module)
+    for old, new in zip(module.graph.nodes, copied.graph.nodes, strict=True):
+        new.name = old.name
+    return copied
 
 
 def _fake_mode(program: ExportedProgram) -> Any:

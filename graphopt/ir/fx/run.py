@@ -24,7 +24,8 @@ def run(graph: FxGraph, feeds: Sequence[Array]) -> list[Array]:
     inputs = graph.inputs()
     if len(feeds) != len(inputs):
         raise ValueError(f"the graph has {len(inputs)} inputs, got {len(feeds)} arrays")
-    values: dict[fx.Node, Any] = {n: w.tensor.detach() for n, w in graph.weights.items()}
+    values: dict[fx.Node, Any] = {n: n.meta.get("val") for n in graph.graph.find_nodes(op="placeholder")}
+    values |= {n: w.tensor.detach() for n, w in graph.weights.items()}
     for node, array in zip(inputs, feeds, strict=True):
         values[node] = to_torch(array) if isinstance(node.meta.get("val"), torch.Tensor) else array.item()
     with torch.no_grad():

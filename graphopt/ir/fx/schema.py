@@ -59,6 +59,13 @@ def raw_name_of(target: Any) -> str:
     return f"{module.lstrip('_')}.{getattr(target, '__name__', str(target))}"
 
 
+def short_name(target: Any) -> str:
+    """What a node that runs `target` is called: "conv2d", "getitem"."""
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target._schema.name).partition("::")[2]
+    return str(getattr(target, "__name__", "node"))
+
+
 def find_operator(raw_name: str) -> torch._ops.OpOverload | None:
     """The operator that `raw_name` ("aten.conv2d.default") stands for, or None if torch has none of this name."""
     namespace, _, rest = raw_name.partition(".")

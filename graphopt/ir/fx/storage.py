@@ -17,6 +17,7 @@ from graphopt.ir.fx.schema import (
     bodies_of,
     has_effects,
     raw_name_of,
+    short_name,
     split_arguments,
 )
 from graphopt.ir.fx.tensors import LiteralRef, TorchRef, tensor_identity, to_torch, type_of
@@ -84,7 +85,7 @@ class FxGraph(Graph):
                 yield node
 
     def inputs(self) -> Sequence[Value]:
-        return [n for n in self.graph.find_nodes(op="placeholder") if n not in self.weights]
+        return [n for n in self.graph.find_nodes(op="placeholder") if n not in self.weights and _is_given(n)]
 
     def outputs(self) -> Sequence[Value]:
         returned = self.output_node.args[0]
@@ -206,8 +207,19 @@ class FxGraph(Graph):
     # ---- editing -------------------------------------------------------------------------------------------
 
     def can_emit(self, op: str, fields: Mapping[str, Any], types: Sequence[TensorType | None]) -> str | None:
+        tensors = [None if t is None else object() for t in types]
+        refusal = self._refusal(op, tensors, fields, types)
+        if refusal is None or all(t is None or t.shape != () for t in types):
+            return refusal
+        # An operand without axes may also be a number, of which ATen sometimes takes nothing else.
+        numbers = [Literal(0, t.dtype) if t and t.shape == () else v for t, v in zip(types, tensors, strict=True)]
+        return self._refusal(op, numbers, fields, types)
+
+    def _refusal(
+        self, op: str, operands: Sequence[Value], fields: Mapping[str, Any], types: Sequence[TensorType | None]
+    ) -> str | None:
         try:
-            plan(op, [None if t is None else object() for t in types], fields, types)
+            plan(op, operands, fields, types)
         except CannotEmit as refusal:
             return str(refusal)
         return None
@@ -337,7 +349,7 @@ class FxGraph(Graph):
     def _create(
         self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], value: Any, origin: fx.Node
     ) -> fx.Node:
-        node = self.graph.call_function(target, args, kwargs)
+        node = self.graph.create_node("call_function", target, args, kwargs, name=short_name(target))
         node.meta.update({k: origin.meta[k] for k in _PROVENANCE if k in origin.meta})
         node.meta["val"] = value
         return node
@@ -386,6 +398,11 @@ class FxGraph(Graph):
             if node.op == "get_attr" and self._is_body(node):
                 digest.update(self.body(node).fingerprint().encode())
         return digest.hexdigest()
+
+
+def _is_given(node: fx.Node) -> bool:
+    """Whether a caller provides the value; what is None or a number in the traced inputs is part of the graph."""
+    return isinstance(node.meta.get("val"), (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
 def _prefixes(name: str) -> list[str]:

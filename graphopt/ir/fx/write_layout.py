@@ -114,7 +114,8 @@ def fill(w: Writing) -> Plan:
 def range_(w: Writing) -> Plan:
     dtype = w.one_dtype()
     bounds = [w.value(n) for n in ("start", "stop", "step")]
-    w.require(all(isinstance(b, int) for b in bounds), "computed or real bounds")
+    w.require(all(isinstance(b, (int, float)) for b in bounds), "computed bounds")
+    w.require(all(b == int(b) for b in bounds), "a range of fractions")
     kwargs = {"dtype": TORCH_DTYPES[dtype], "device": torch.device("cpu"), "pin_memory": False}
     return Plan(aten.arange.start_step, tuple(bounds), kwargs)
 

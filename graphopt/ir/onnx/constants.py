@@ -24,8 +24,8 @@ def _array(tensor: ir.TensorProtocol, dtype: str) -> Array:
 
 
 def reopened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """`tensor`, or a new handle on the same file: an ExternalTensor keeps its mapping for life, and the pages read
-    through it would count as this process's memory."""
+    """`tensor`, or a new handle on the same file: an ExternalTensor keeps its mapping for life, and the
+    pages read through it would count as this process's memory."""
     if not isinstance(tensor, ir.ExternalTensor):
         return tensor
     return ir.ExternalTensor(
@@ -33,7 +33,7 @@ def reopened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         tensor.offset,
         tensor.length,
         tensor.dtype,
-        shape=ir.Shape(tensor.shape),
+        shape=ir.Shape(tensor.shape.numpy()),
         name=tensor.name,
         base_dir=tensor.base_dir,
     )
@@ -59,7 +59,12 @@ def ref_type(ref: TensorRef) -> TensorType:
     return TensorType(ref.dtype, tuple(ref.shape))
 
 
-_SCALARS = {"value_float": np.float32, "value_int": np.int64, "value_floats": np.float32, "value_ints": np.int64}
+_SCALARS = {
+    "value_float": np.float32,
+    "value_int": np.int64,
+    "value_floats": np.float32,
+    "value_ints": np.int64,
+}
 
 
 def constant_node_tensor(node: ir.Node) -> ir.TensorProtocol | None:

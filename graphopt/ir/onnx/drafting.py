@@ -1,4 +1,5 @@
-"""What a writer writes on: a draft of nodes that touches no graph, so that asking whether is the same as writing."""
+"""What a writer writes on: a draft of nodes that touches no graph, so that asking whether is the same as
+writing."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def declared_type(value: ir.Value) -> TensorType | None:
     tensor = value.const_value if value.is_initializer() and not value.is_graph_input() else None
     if tensor is not None:
         name = NAMES.get(tensor.dtype)
-        return None if name is None else TensorType(name, dims(ir.Shape(tensor.shape)))
+        return None if name is None else TensorType(name, dims(ir.Shape(tensor.shape.numpy())))
     if not isinstance(value.type, ir.TensorType):
         return None
     name = NAMES.get(value.type.dtype)
@@ -66,7 +66,8 @@ def declared_type(value: ir.Value) -> TensorType | None:
 
 
 def merged(a: TensorType | None, b: TensorType | None) -> TensorType | None:
-    """What is known from either. Where the two contradict each other nothing is known; of two names `a`'s is kept."""
+    """What is known from either. Where the two contradict each other nothing is known; of two names `a`'s is
+    kept."""
     if a is None or b is None:
         return a or b
     if a.dtype != b.dtype:
@@ -95,7 +96,8 @@ def agrees(a: TensorType, b: TensorType) -> bool:
     if a.shape is None or b.shape is None:
         return True
     return len(a.shape) == len(b.shape) and all(
-        x == y or not (isinstance(x, int) and isinstance(y, int)) for x, y in zip(a.shape, b.shape, strict=True)
+        x == y or not (isinstance(x, int) and isinstance(y, int))
+        for x, y in zip(a.shape, b.shape, strict=True)
     )
 
 

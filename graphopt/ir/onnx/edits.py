@@ -1,12 +1,13 @@
 """The edits of a region and what undoes them, by means of onnx_ir's public API only.
 
-Nodes that an edit makes obsolete are not removed here, so an undo never has to put a node back: it restores uses,
-names and types, and removes what was written.
+Nodes that an edit makes obsolete are not removed here, so an undo never has to put a node back: it restores
+uses, names and types, and removes what was written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -39,7 +40,8 @@ class Journal:
             self._steps.pop()()
 
 
-# ---- writing nodes ------------------------------------------------------------------------------------------
+# ---- writing nodes
+# ------------------------------------------------------------------------------------------
 
 
 def write_draft(
@@ -77,14 +79,22 @@ def _bind_operands(
         if slot is None or id(slot) not in used:
             continue
         if isinstance(operand, Literal):
-            operand, undo = add_constant(region, as_ref(operand.value, operand.dtype), f"{hint}_constant")
+            values[slot], undo = add_constant(
+                region, as_ref(operand.value, operand.dtype), f"{hint}_constant"
+            )
             journal.on_undo(undo)
-        values[slot] = operand
+        elif operand is not None:
+            values[slot] = operand
     return values
 
 
 def _write_node(
-    region: OnnxGraph, draft: DraftNode, values: dict[Slot, ir.Value], before: ir.Node, hint: str, journal: Journal
+    region: OnnxGraph,
+    draft: DraftNode,
+    values: dict[Slot, ir.Value],
+    before: ir.Node,
+    hint: str,
+    journal: Journal,
 ) -> ir.Node:
     shared = region.shared
     import_domain(region, draft.domain, journal)
@@ -120,8 +130,8 @@ def _attribute(name: str, value: Any) -> ir.Attr:
 
 
 def import_domain(region: OnnxGraph, domain: str, journal: Journal) -> None:
-    """Import `domain` in version 1 if the model does not import it yet."""
-    if domain not in region.opsets:
+    """Import a custom `domain` in version 1 if the model does not import it yet."""
+    if domain and domain not in region.opsets:
         region.opsets[domain] = 1
         journal.on_undo(lambda: region.opsets.pop(domain))
 
@@ -148,7 +158,8 @@ def _detach(node: ir.Node) -> None:
             node.replace_input_with(index, None)
 
 
-# ---- constants ----------------------------------------------------------------------------------------------
+# ---- constants
+# ----------------------------------------------------------------------------------------------
 
 
 def add_constant(region: OnnxGraph, data: TensorRef, hint: str) -> tuple[ir.Value, Undo]:
@@ -174,7 +185,9 @@ def add_constant(region: OnnxGraph, data: TensorRef, hint: str) -> tuple[ir.Valu
     return value, journal.undo
 
 
-def _prepend_constant_node(region: OnnxGraph, value: ir.Value, tensor: ir.TensorProtocol, journal: Journal) -> None:
+def _prepend_constant_node(
+    region: OnnxGraph, value: ir.Value, tensor: ir.TensorProtocol, journal: Journal
+) -> None:
     name, release = region.shared.names.fresh(f"{value.name}_node")
     journal.on_undo(release)
     node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[value], name=name)
@@ -187,12 +200,13 @@ def _prepend_constant_node(region: OnnxGraph, value: ir.Value, tensor: ir.Tensor
     journal.on_undo(lambda: delete_node(region, node))
 
 
-# ---- replacing ----------------------------------------------------------------------------------------------
+# ---- replacing
+# ----------------------------------------------------------------------------------------------
 
 
 def replace_value(region: OnnxGraph, old: ir.Value, new: Value) -> Undo:
-    """Let users and outputs of `old` read `new`; names of outputs stay, and `new` inherits the name of `old` if an
-    edit has just written it."""
+    """Let users and outputs of `old` read `new`; names of outputs stay, and `new` inherits the name of `old`
+    if an edit has just written it."""
     journal = Journal()
     if old is new:
         return journal.undo
@@ -213,21 +227,25 @@ def replace_value(region: OnnxGraph, old: ir.Value, new: Value) -> Undo:
 
 def _redirect_uses(shared: Shared, old: ir.Value, new: ir.Value, journal: Journal) -> None:
     excluded = _within(new.producer())
-    for user, index in old.uses():
-        if user in excluded:
-            continue
-        call, placement = shared.calls.pop(user, None), user.device_configurations
+    moved = [
+        (user, index, shared.calls.pop(user, None), user.device_configurations)
+        for user, index in old.uses()
+        if user not in excluded
+    ]
+    # One step for all uses, so that undoing puts them back in the order in which they were.
+    journal.on_undo(lambda: _redirect_back(shared, old, new, moved))
+    for user, index, *_ in moved:
         user.replace_input_with(index, new)
-        journal.on_undo(lambda u=user, i=index, c=call, p=placement: _redirect_back(shared, old, u, i, c, p))
 
 
-def _redirect_back(shared: Shared, old: ir.Value, user: ir.Node, index: int, call: Any, placement: Any) -> None:
-    user.replace_input_with(index, old)
-    user.device_configurations = placement
-    if call is None:
+def _redirect_back(shared: Shared, old: ir.Value, new: ir.Value, moved: Sequence[tuple[Any, ...]]) -> None:
+    for user, index, call, placement in moved:
+        if user.inputs[index] is new:
+            user.replace_input_with(index, old)
+        user.device_configurations = placement
         shared.calls.pop(user, None)
-    else:
-        shared.calls[user] = call
+        if call is not None:
+            shared.calls[user] = call
 
 
 def _within(node: ir.Node | None) -> set[ir.Node]:
@@ -251,7 +269,7 @@ def _redirect_outputs(region: OnnxGraph, old: ir.Value, new: ir.Value, journal: 
     for index, value in enumerate(graph.outputs):
         if value is old:
             graph.outputs[index] = new
-            journal.on_undo(lambda i=index: graph.outputs.__setitem__(i, old))
+            journal.on_undo(partial(graph.outputs.__setitem__, index, old))
 
 
 def _can_be_output(graph: ir.Graph, value: ir.Value) -> bool:

@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 
 def graph_fingerprint(graph: ir.Graph, opsets: Mapping[str, int]) -> str:
-    """Hash of nodes (op, attributes, bodies, names of inputs and outputs), graph inputs and outputs, and names,
-    dtypes and shapes of initialisers. Weight data is not read."""
+    """Hash of nodes (op, attributes, bodies, names of inputs and outputs), graph inputs and outputs, and
+    names, dtypes and shapes of initialisers. Weight data is not read."""
     digest = hashlib.sha256(repr(sorted(opsets.items())).encode())
     for line in _graph_lines(graph):
         digest.update(line.encode())

@@ -12,8 +12,8 @@ _BELOW = -(1 << 62)
 class Positions:
     """Labels that survive insertion: what is inserted before a node takes a label between its neighbours.
 
-    A label is a tuple that ends in 0. Inserting before `b` extends `b`'s label with a large negative number that
-    grows with every insertion, so later insertions before `b` stand nearer to it.
+    A label is a tuple that ends in 0. Inserting before `b` extends `b`'s label with a large negative number
+    that grows with every insertion, so later insertions before `b` stand nearer to it.
     """
 
     def __init__(self, nodes: Iterable[ir.Node]) -> None:
@@ -37,6 +37,9 @@ class Positions:
 
     def discard(self, node: ir.Node) -> None:
         self._labels.pop(node, None)
+
+    def label(self, node: ir.Node) -> tuple[int, ...]:
+        return self._labels[node]
 
     def precedes(self, a: ir.Node, b: ir.Node) -> bool:
         return self._labels[a] < self._labels[b]

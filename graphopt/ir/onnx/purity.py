@@ -25,7 +25,7 @@ def is_pure(shared: Shared, node: ir.Node, opsets: Mapping[str, int]) -> bool:
     if node.domain == "com.microsoft" and node.op_type in _RANDOM_MICROSOFT:
         return False
     if node.op_type == "Dropout" and node.domain == "":
-        return not _drops(shared, node, opsets.get("", 1))
+        return not _drops(shared, node, opsets.get("") or opsets.get("ai.onnx", 1))
     return all(_all_pure(shared, body, opsets) for body in body_graphs(node))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from graphopt.ir.graph import Value
 from graphopt.ir.onnx.reading import CannotRead, Reader, Reading, Said
+from graphopt.ir.onnx.write_convolution import FUSED_ACTIVATIONS
 
 
 def _tuple(n: Reading, name: str, length: int, default: int) -> tuple[int, ...]:
@@ -30,12 +31,16 @@ def _kernel(n: Reading, weight: Value) -> tuple[int, ...]:
         if not all(isinstance(s, int) for s in sizes):
             raise CannotRead("the kernel size is not known")
         return tuple(s for s in sizes if isinstance(s, int))
-    if len(sizes) != len(given) or any(isinstance(s, int) and s != g for s, g in zip(sizes, given, strict=True)):
+    if len(sizes) != len(given) or any(
+        isinstance(s, int) and s != g for s, g in zip(sizes, given, strict=True)
+    ):
         raise CannotRead("kernel_shape contradicts the weight")
     return given
 
 
-def _pads(n: Reading, x: Value, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+def _pads(
+    n: Reading, x: Value, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, ...]:
     """Explicit pads (begin..., end...), computed where auto_pad asks for it."""
     auto, rank = n.attr_string("auto_pad", "NOTSET"), len(kernel)
     if auto == "NOTSET":
@@ -69,6 +74,22 @@ def conv(n: Reading) -> Said:
     stride, dilation = _tuple(n, "strides", len(kernel), 1), _tuple(n, "dilations", len(kernel), 1)
     pads = _pads(n, x, kernel, stride, dilation)
     return (x, w, b), {"stride": stride, "pads": pads, "dilation": dilation, "groups": n.attr_int("group", 1)}
+
+
+def fused_conv(n: Reading) -> Said:
+    """onnxruntime's FusedConv without the sum that it can add before the activation."""
+    if n.has(3):
+        raise CannotRead("FusedConv with a fourth operand")
+    operands, fields = conv(n)
+    given = n.attr_string("activation", "")
+    activation = next((ours for ours, theirs in FUSED_ACTIVATIONS.items() if theirs == given), None)
+    if activation is None:
+        raise CannotRead(f"activation {given!r}")
+    return operands, {
+        **fields,
+        "activation": activation,
+        "parameters": n.attr_floats("activation_params") or (),
+    }
 
 
 def conv_transpose(n: Reading) -> Said:
@@ -124,7 +145,8 @@ def space_to_depth(n: Reading) -> Said:
     return (n.operand(0),), {"block": n.attr_int("blocksize")}
 
 
-# ---- resize -------------------------------------------------------------------------------------------------
+# ---- resize
+# -------------------------------------------------------------------------------------------------
 
 _MODES = ("nearest", "linear", "cubic")
 _COORDINATES = ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
@@ -169,8 +191,8 @@ def _resize_11(n: Reading) -> Said:
 
 
 def _plain_resize(n: Reading, mode: str) -> None:
-    """Refuse what the vocabulary's resize does not have. The region of interest and the extrapolation value only
-    speak to tf_crop_and_resize."""
+    """Refuse what the vocabulary's resize does not have. The region of interest and the extrapolation value
+    only speak to tf_crop_and_resize."""
     n.optional(1)
     n.ignore("extrapolation_value")
     n.only("antialias", 0)
@@ -209,6 +231,7 @@ def _spread_sizes(n: Reading, x: Value, axes: Sequence[int], sizes: Sequence[int
 READERS: Mapping[tuple[str, str], Reader] = {
     ("", "Conv"): Reader("conv", conv),
     ("", "ConvTranspose"): Reader("conv_transpose", conv_transpose),
+    ("com.microsoft", "FusedConv"): Reader("fused_conv", fused_conv),
     ("", "MaxPool"): Reader("max_pool", max_pool),
     ("", "AveragePool"): Reader("avg_pool", avg_pool),
     ("", "GlobalAveragePool"): Reader("reduce_mean", global_pool),

@@ -9,7 +9,7 @@ import numpy as np
 from graphopt.ir.onnx.dtypes import NAMES
 from graphopt.ir.onnx.reading import CannotRead, Reader, Reading, Said
 
-_FLOAT32 = np.finfo(np.float32)
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def unary(n: Reading) -> Said:
@@ -127,11 +127,11 @@ def clip(n: Reading) -> Said:
     x = n.operand(0)
     if n.opset >= 11:
         return (x, n.optional(1), n.optional(2)), {}
-    low, high = n.attr_float("min", -_FLOAT32.max), n.attr_float("max", _FLOAT32.max)
+    low, high = n.attr_float("min", -_LARGEST), n.attr_float("max", _LARGEST)
     return (
         x,
-        None if low <= -_FLOAT32.max else n.literal(low, x),
-        None if high >= _FLOAT32.max else n.literal(high, x),
+        None if low <= -_LARGEST else n.literal(low, x),
+        None if high >= _LARGEST else n.literal(high, x),
     ), {}
 
 
@@ -172,7 +172,8 @@ def dropout(n: Reading) -> Said:
 
 _UNARY = {
     "Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "Exp": "exp", "Log": "log", "Sqrt": "sqrt",
-    "Reciprocal": "reciprocal", "Neg": "neg", "Abs": "abs", "Floor": "floor", "Ceil": "ceil", "Round": "round",
+    "Reciprocal": "reciprocal", "Neg": "neg", "Abs": "abs", "Floor": "floor", "Ceil": "ceil",
+    "Round": "round",
     "Erf": "erf", "Sin": "sin", "Cos": "cos", "Sign": "sign", "Mish": "mish", "Not": "logical_not",
     "IsNaN": "is_nan", "Identity": "identity", "Softsign": "softsign", "HardSwish": "hard_swish",
 }  # fmt: skip
@@ -210,5 +211,3 @@ READERS: Mapping[tuple[str, str], Reader] = {
     ("com.microsoft", "FastGelu"): Reader("gelu", fast_gelu),
     ("com.microsoft", "QuickGelu"): Reader("silu", quick_gelu),
 }
-
-

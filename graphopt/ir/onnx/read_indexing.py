@@ -44,7 +44,8 @@ def one_hot(n: Reading) -> Said:
     return (indices, n.operand(1), n.operand(2)), {"axis": axis}
 
 
-# ---- quantisation -------------------------------------------------------------------------------------------
+# ---- quantisation
+# -------------------------------------------------------------------------------------------
 
 
 def dequantize(n: Reading) -> Said:

@@ -25,6 +25,10 @@ def reshape(n: Reading) -> Said:
         if shape is not None and _plain(shape):
             n.optional(1)
             return (x, None), {"shape": shape}
+    inferred = _inferred_shape(n)
+    if inferred is not None:
+        n.optional(1)
+        return (x, None), {"shape": inferred}
     if allow_zero:
         raise CannotRead("a computed shape in which 0 is a size")
     return (x, n.operand(1)), {"shape": None}
@@ -49,6 +53,15 @@ def _copied(n: Reading, x: Value, target: tuple[int, ...]) -> tuple[int, ...] | 
     if len(unknown) > 1 or (unknown and -1 in target):
         return None
     return tuple(s if isinstance(s, int) else -1 for s in copied)
+
+
+def _inferred_shape(n: Reading) -> tuple[int, ...] | None:
+    """The shape of the result, however its target is computed: all its sizes but one have to be known."""
+    known = n.type(n.node.outputs[0])
+    if known is None or known.shape is None or 0 in known.shape:
+        return None
+    shape = tuple(s if isinstance(s, int) else -1 for s in known.shape)
+    return shape if shape.count(-1) <= 1 else None
 
 
 def flatten(n: Reading) -> Said:
@@ -114,7 +127,9 @@ def concat(n: Reading) -> Said:
     axis = n.attr_int("axis", 1 if n.opset < 4 else None)
     operands = n.operands()
     if axis < 0:
-        ranked = [v for v in (*operands, n.node.outputs[0]) if (t := n.type(v)) is not None and t.shape is not None]
+        ranked = [
+            v for v in (*operands, n.node.outputs[0]) if (t := n.type(v)) is not None and t.shape is not None
+        ]
         if not ranked:
             raise CannotRead("the rank is not known")
         axis = n.axis(axis, ranked[0])
@@ -124,10 +139,9 @@ def concat(n: Reading) -> Said:
 def split(n: Reading) -> Said:
     x = n.operand(0)
     axis = n.axis(n.attr_int("axis", 0), x)
-    if n.opset < 13:
-        sizes = n.attr_ints("split")
-    else:
-        sizes = n.constant_ints(1, "split") if n.has(1) else None
+    sizes = n.attr_ints("split") if n.opset < 13 else None
+    if n.has(1):
+        sizes = n.constant_ints(1, "split")
     n.ignore("num_outputs")
     return (x,), {"sizes": _even(n, x, axis) if sizes is None else sizes, "axis": axis}
 

@@ -87,7 +87,8 @@ def _grouped(n: Reading, q: Value, k: Value) -> bool:
 
 
 def _check_mask(n: Reading, k: Value, mask: Value) -> None:
-    """From opset 24 on a mask that is too short is padded: its length has to be known to be that of the keys."""
+    """From opset 24 on a mask that is too short is padded: its length has to be known to be that of the
+    keys."""
     length = n.shape(k)[2]
     if length is None or n.shape(mask)[-1] != length:
         raise CannotRead("the mask is not known to cover all keys")

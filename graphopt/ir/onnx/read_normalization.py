@@ -59,7 +59,8 @@ def softmax(n: Reading) -> Said:
 
 
 def _flattened_axis(n: Reading, x: Value) -> int:
-    """Before opset 13 softmax ran over all axes from `axis` on: readable where only one of them is not of size 1."""
+    """Before opset 13 softmax ran over all axes from `axis` on: readable where only one of them is not of
+    size 1."""
     axis, shape = n.axis(n.attr_int("axis", 1), x), n.shape(x)
     wide = [i for i in range(axis, len(shape)) if shape[i] != 1]
     if len(wide) > 1:

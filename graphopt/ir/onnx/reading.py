@@ -118,6 +118,10 @@ class Reading:
         value = self._attribute(name, (list, tuple))
         return None if value is None else tuple(int(v) for v in value)
 
+    def attr_floats(self, name: str) -> tuple[float, ...] | None:
+        value = self._attribute(name, (list, tuple))
+        return None if value is None else tuple(float(np.float32(v)) for v in value)
+
     def attr_string(self, name: str, default: str) -> str:
         value = self._attribute(name, (str, bytes))
         if isinstance(value, bytes):
@@ -199,7 +203,8 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How nodes of one ONNX op are read: the vocabulary's op, the function, the number of outputs (None = all)."""
+    """How nodes of one ONNX op are read: the vocabulary's op, the function, the number of outputs (None =
+    all)."""
 
     op: str
     read: Callable[[Reading], Said]

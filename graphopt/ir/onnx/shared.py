@@ -11,6 +11,7 @@ from graphopt.ir.graph import Call, TensorType, Undo, Unreadable
 from graphopt.ir.onnx import dtypes
 from graphopt.ir.onnx.constants import constant_node_tensor, tensor_ref
 from graphopt.ir.onnx.read import READERS
+from graphopt.ir.onnx.reading import Reader
 from graphopt.ir.weights import TensorRef
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def graph_values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 class Names:
-    """Value and node names in use anywhere in the model. Fresh ones depend on the edits made, on nothing else."""
+    """Value and node names in use anywhere in the model. Fresh ones depend on the edits made, on nothing
+    else."""
 
     def __init__(self, model: ir.Model) -> None:
         self._model = model
@@ -96,10 +98,12 @@ class Shared:
         self.names = Names(model)
         self.regions: dict[ir.Graph, OnnxGraph] = {}
         functions = {(domain, name) for domain, name, _ in model.functions}
-        self.keys: Mapping[tuple[str, str], str] = {
-            identifier: reader.op for identifier, reader in READERS.items() if identifier not in functions
+        self.readers: Mapping[tuple[str, str], Reader] = {
+            k: r for k, r in READERS.items() if k not in functions
         }
-        """Vocabulary op by domain and op type; a function of the model hides the op that it is named after."""
+        """Reader by domain and op type; a function of the model hides the op that it is named after."""
+        self.keys: dict[tuple[str, str], str] = {k: reader.op for k, reader in self.readers.items()}
+        """Key by domain and op type: the vocabulary's name, or the raw name of ops met so far that have none."""
         self.calls: dict[ir.Node, Call | Unreadable] = {}
         self.fresh: set[ir.Value] = set()
         """Values that edits have written and that have not taken over the name of another one."""
@@ -112,7 +116,8 @@ class Shared:
     # ---- types -------------------------------------------------------------------------------------------
 
     def type(self, value: ir.Value) -> TensorType | None:
-        """What is known of the type of `value`: declared in the model, inferred, or given by whoever wrote it."""
+        """What is known of the type of `value`: declared in the model, inferred, or given by whoever wrote
+        it."""
         try:
             return self._types[value]
         except KeyError:

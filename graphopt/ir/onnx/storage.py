@@ -1,4 +1,5 @@
-"""OnnxGraph: one region of an onnx_ir model (main graph, control-flow body or function body) behind the protocol."""
+"""OnnxGraph: one region of an onnx_ir model (main graph, control-flow body or function body) behind the
+protocol."""
 
 from __future__ import annotations
 
@@ -10,11 +11,10 @@ import onnx_ir as ir
 
 from graphopt.ir.graph import Call, Graph, Literal, TensorType, Undo, Unreadable, Value
 from graphopt.ir.onnx import edits
-from graphopt.ir.onnx.cut import cut_model
+from graphopt.ir.onnx.cut import cut_fragment
 from graphopt.ir.onnx.fingerprint import graph_fingerprint
 from graphopt.ir.onnx.positions import Positions
 from graphopt.ir.onnx.purity import is_pure
-from graphopt.ir.onnx.read import READERS
 from graphopt.ir.onnx.shared import Shared, body_graphs
 from graphopt.ir.onnx.write import cannot_emit, draft
 from graphopt.ir.weights import TensorRef, as_ref
@@ -38,13 +38,14 @@ class OnnxGraph(Graph):
         self.function = function
         """The function whose body, or one of whose bodies, this region is."""
         shared.regions[graph] = self
+        self._keys = shared.keys
         self._positions: Positions | None = None
         self._ambiguous: frozenset[str] | None = None
 
     @property
     def opset(self) -> int:
         """Version of the ONNX operator set that this region imports."""
-        return self.opsets.get("", 1)
+        return self.opsets.get("") or self.opsets.get("ai.onnx", 1)
 
     # ---- reading -----------------------------------------------------------------------------------------
 
@@ -58,7 +59,10 @@ class OnnxGraph(Graph):
         return list(self.ir.outputs)
 
     def key(self, node: ir.Node) -> str:
-        return self.shared.keys.get((node.domain, node.op_type)) or self.raw_name(node)
+        try:
+            return self._keys[node.domain, node.op_type]
+        except KeyError:
+            return self._keys.setdefault((node.domain, node.op_type), self.raw_name(node))
 
     def raw_name(self, node: ir.Node) -> str:
         return f"{node.domain or 'ai.onnx'}::{node.op_type}"
@@ -71,10 +75,10 @@ class OnnxGraph(Graph):
         return known
 
     def _read(self, node: ir.Node) -> Call | Unreadable:
-        identifier = (node.domain, node.op_type)
-        if identifier not in self.shared.keys:
+        reader = self.shared.readers.get((node.domain, node.op_type))
+        if reader is None:
             return Unreadable(f"{self.raw_name(node)} is not in the vocabulary")
-        return READERS[identifier](node, self.opsets.get(node.domain, 1), self)
+        return reader(node, self.opsets.get(node.domain, 1) if node.domain else self.opset, self)
 
     def raw_call(self, node: ir.Node) -> Call:
         fields = {name: attribute.value for name, attribute in node.attributes.items()}
@@ -180,8 +184,19 @@ class OnnxGraph(Graph):
     # ---- fragments ---------------------------------------------------------------------------------------
 
     def cut(self, nodes: Iterable[ir.Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> OnnxGraph:
-        model = cut_model(self, nodes, inputs, outputs)
-        return OnnxGraph(Shared(model), model.graph, model.opset_imports)
+        fragment = cut_fragment(self, nodes, inputs, outputs)
+        shared = Shared(fragment.model)
+        for tensor, ref in fragment.refs.items():
+            shared.remember_ref(tensor, ref)
+        for value, type_ in fragment.types.items():
+            shared.give_type(value, type_)
+        return OnnxGraph(shared, fragment.model.graph, fragment.model.graph.opset_imports)
+
+    def in_order(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
+        """`nodes` of this region in the order in which they stand, each once."""
+        if self._positions is None:
+            self._positions = Positions(self.ir)
+        return sorted(set(nodes), key=self._positions.label)
 
     def fingerprint(self) -> str:
         return graph_fingerprint(self.ir, self.opsets)

@@ -86,8 +86,8 @@ def _check_schema(op_type: str, opset: int) -> None:
 def cannot_emit(
     op: str, fields: Mapping[str, Any], types: Sequence[TensorType | None], opset: int
 ) -> str | None:
-    """Why `op` cannot be written, by writing it; None if it can. An operand whose type is None counts as absent
-    where the op has it optional, else as there."""
+    """Why `op` cannot be written, by writing it; None if it can. An operand whose type is None counts as
+    absent where the op has it optional, else as there."""
     try:
         draft(op, fields, types, opset, present=_present(op, types), outputs=1)
     except CannotEmit as reason:
@@ -101,5 +101,6 @@ def _present(op: str, types: Sequence[TensorType | None]) -> list[bool]:
     entry = OPS.get(op)
     optional = [] if entry is None else [name in entry.optional for name in entry.operands]
     return [
-        type_ is not None or not (index < len(optional) and optional[index]) for index, type_ in enumerate(types)
+        type_ is not None or not (index < len(optional) and optional[index])
+        for index, type_ in enumerate(types)
     ]

@@ -25,6 +25,31 @@ def conv_transpose(d: Draft, f: Fields) -> list[Slot]:
     return d.node("ConvTranspose", [d.operand(0, "x"), d.operand(1, "w"), d.optional(2)], attributes)
 
 
+FUSED_ACTIVATIONS: Mapping[str, str] = {
+    "relu": "Relu",
+    "sigmoid": "Sigmoid",
+    "tanh": "Tanh",
+    "hard_swish": "HardSwish",
+    "leaky_relu": "LeakyRelu",
+    "clamp": "Clip",
+    "hard_sigmoid": "HardSigmoid",
+}
+"""What onnxruntime's FusedConv calls the activations of fused_conv; their parameters have the same order."""
+
+
+def fused_conv(d: Draft, f: Fields) -> list[Slot]:
+    """onnxruntime's own op; its kernel is float32 only."""
+    x = d.operand(0, "x")
+    if (dtype := d.dtype(x, "x")) != "float32":
+        raise CannotEmit(f"FusedConv is for float32, not {dtype}")
+    activation = FUSED_ACTIVATIONS.get(f["activation"])
+    if activation is None:
+        raise CannotEmit(f"FusedConv has no activation {f['activation']}")
+    attributes = _window(f) | {"group": int(f["groups"]), "activation": activation}
+    attributes["activation_params"] = [float(p) for p in f["parameters"]] or None
+    return d.node("FusedConv", [x, d.operand(1, "w"), d.optional(2)], attributes, domain="com.microsoft")
+
+
 def _pool(d: Draft, f: Fields, op_type: str, dilation_since: int) -> dict[str, Any]:
     attributes = _window(f) | {"kernel_shape": f.ints("kernel")}
     if d.opset < dilation_since:
@@ -67,7 +92,11 @@ def resize(d: Draft, f: Fields) -> list[Slot]:
     x, sizes, scales = d.operand(0, "x"), f["sizes"], f["scales"]
     if (sizes is None) == (scales is None):
         raise CannotEmit("resize takes either sizes or scales")
-    attributes = {"mode": f["mode"], "coordinate_transformation_mode": f["coordinates"], "nearest_mode": f["nearest"]}
+    attributes = {
+        "mode": f["mode"],
+        "coordinate_transformation_mode": f["coordinates"],
+        "nearest_mode": f["nearest"],
+    }
     # Operands that are absent are empty tensors in opset 11 and 12.
     absent = d.constant((), np.float32, "empty") if d.opset < 13 else None
     if sizes is not None:
@@ -78,6 +107,7 @@ def resize(d: Draft, f: Fields) -> list[Slot]:
 WRITERS: Mapping[str, Writer] = {
     "conv": conv,
     "conv_transpose": conv_transpose,
+    "fused_conv": fused_conv,
     "max_pool": max_pool,
     "avg_pool": avg_pool,
     "depth_to_space": depth_to_space,

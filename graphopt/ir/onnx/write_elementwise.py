@@ -80,7 +80,8 @@ _UNARY: Mapping[str, tuple[str, int]] = {
     "relu": ("Relu", 6), "sigmoid": ("Sigmoid", 6), "tanh": ("Tanh", 6), "exp": ("Exp", 6), "log": ("Log", 6),
     "sqrt": ("Sqrt", 6), "reciprocal": ("Reciprocal", 6), "neg": ("Neg", 6), "abs": ("Abs", 6),
     "floor": ("Floor", 6), "ceil": ("Ceil", 6), "round": ("Round", 11), "erf": ("Erf", 9), "sin": ("Sin", 7),
-    "cos": ("Cos", 7), "sign": ("Sign", 9), "mish": ("Mish", 18), "logical_not": ("Not", 1), "is_nan": ("IsNaN", 9),
+    "cos": ("Cos", 7), "sign": ("Sign", 9), "mish": ("Mish", 18), "logical_not": ("Not", 1),
+    "is_nan": ("IsNaN", 9),
     "identity": ("Identity", 1), "softsign": ("Softsign", 1), "hard_swish": ("HardSwish", 14),
 }  # fmt: skip
 _BINARY: Mapping[str, tuple[str, int]] = {

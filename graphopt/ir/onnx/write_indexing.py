@@ -22,7 +22,9 @@ def gather_elements(d: Draft, f: Fields) -> list[Slot]:
 def gather_nd(d: Draft, f: Fields) -> list[Slot]:
     batch = int(f["batch_dims"])
     since = 12 if batch else 11
-    return d.node("GatherND", [d.operand(0, "x"), d.operand(1, "indices")], {"batch_dims": batch or None}, since=since)
+    return d.node(
+        "GatherND", [d.operand(0, "x"), d.operand(1, "indices")], {"batch_dims": batch or None}, since=since
+    )
 
 
 def _reduction(f: Fields) -> tuple[str | None, int]:

@@ -21,7 +21,9 @@ def batch_norm(d: Draft, f: Fields) -> list[Slot]:
     scale = d.optional(1) or _filled(d, mean, [0], 1, "scale")
     shift = d.optional(2) or _filled(d, mean, [0], 0, "shift")
     attributes = {"epsilon": float(f["eps"]), "training_mode": 1 if training else None}
-    outputs = d.node("BatchNormalization", [x, scale, shift, mean, var], attributes, since=7, outputs=3 if training else 1)
+    outputs = d.node(
+        "BatchNormalization", [x, scale, shift, mean, var], attributes, since=7, outputs=3 if training else 1
+    )
     return outputs[:1]
 
 
@@ -119,7 +121,10 @@ WRITERS: Mapping[str, Writer] = {
     "softmax": _softmax("Softmax"),
     "log_softmax": _softmax("LogSoftmax"),
     "reduce_sum": _reduction("ReduceSum", 13),
-    **{f"reduce_{name.lower()}": _reduction(f"Reduce{name}", 18) for name in ("Mean", "Max", "Min", "Prod", "L2")},
+    **{
+        f"reduce_{name.lower()}": _reduction(f"Reduce{name}", 18)
+        for name in ("Mean", "Max", "Min", "Prod", "L2")
+    },
     "arg_max": _arg("ArgMax"),
     "arg_min": _arg("ArgMin"),
     "cumsum": cumsum,

@@ -6,6 +6,7 @@ each axis first, then those at the end.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from functools import reduce
@@ -13,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from graphopt.ir.ops import elementwise
 from graphopt.ir.ops.domain import Domain, Tensor
 from graphopt.ir.ops.spec import Fill, op
 
 _BLOCK = 1 << 22
-"""Elements of the unfolded input that a convolution holds at a time: 32 MB of float64, however large the
-image."""
+"""Elements of the unfolded input that a convolution holds at a time (32 MB of float64)."""
 
 
 # ---- convolution -------------------------------------------------------------------------------------------
@@ -36,11 +37,10 @@ def conv(
     dilation: Any = Fill(1),
     groups: int = 1,
 ) -> Tensor:
-    """y[n,m,p] = b[m] + sum over c, k of w[m,c,k] * x[n, group(m) + c, p * stride + k * dilation -
-    pads_begin].
+    """y[n,m,p] = b[m] + the sum over c and k of w[m,c,k] * x[n, c, p * stride + k * dilation - pads_begin].
 
-    x[N, C, *spatial] is padded with zeros, w[M, C / groups, *kernel] (a correlation: the kernel is not
-    flipped).
+    A correlation: the kernel is not flipped. x[N, C, *spatial] is zero beyond its border, w[M, C / groups,
+    *kernel]; output channels of a group see the input channels of that group.
     """
     windows = _windows(_padded(x, pads, 0), w.shape[2:], stride, dilation)
     n = len(stride)
@@ -63,16 +63,15 @@ def conv_transpose(
     output_padding: Any = Fill(0),
     groups: int = 1,
 ) -> Tensor:
-    """The adjoint of conv, + b: x[n,c,p] * w[c,m,k] is added to y[n, group(c) + m, p * stride + k * dilation
-    - pads_begin].
+    """Adjoint of conv, + b: x[n,c,p] * w[c,m,k] is added to y[n, m, p * stride + k * dilation - pads_begin].
 
-    w[C, M / groups, *kernel]; y has (in - 1) * stride + dilation * (kernel - 1) + 1 + output_padding - pads
-    elements along each axis.
+    x[N, C, *spatial], w[C, M / groups, *kernel]; input channels of a group reach the output channels of that
+    group. Size of y along each axis: (in - 1) * stride + dilation * (kernel - 1) + 1 + output_padding - pads.
     """
     batch, channels, *spatial = x.shape
-    kernel, n, size = w.shape[2:], len(stride), int(np.prod(spatial))
+    kernel, n, size = w.shape[2:], len(stride), math.prod(spatial)
     _check_not_negative(pads)
-    weights = np.reshape(w, (groups, channels // groups, w[0].size))
+    weights = np.reshape(w, (groups, channels // groups, math.prod(w.shape[1:])))
     columns = d.matmul(np.swapaxes(weights, 1, 2), np.reshape(x, (batch, groups, channels // groups, size)))
     columns = np.reshape(columns, (batch, groups * w.shape[1], *kernel, *spatial))
     full = [
@@ -88,6 +87,38 @@ def conv_transpose(
         y[(slice(None), slice(None), *place)] += columns[(slice(None), slice(None), *offset)]
     kept = tuple(slice(pads[i], full[i] - pads[n + i]) for i in range(n))
     return _biased(y[(slice(None), slice(None), *kept)], b)
+
+
+@op()
+def fused_conv(
+    d: Domain,
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    *,
+    stride: Any = Fill(1),
+    pads: Any = Fill(0),
+    dilation: Any = Fill(1),
+    groups: int = 1,
+    activation: str,
+    parameters: tuple[float, ...] = (),
+) -> Tensor:
+    """activation(conv(x, w, b)).
+
+    activation with its parameters: relu, sigmoid, tanh, hard_swish (), leaky_relu (slope), clamp (low, high),
+    hard_sigmoid (alpha, beta).
+    """
+    y = conv(d, x, w, b, stride=stride, pads=pads, dilation=dilation, groups=groups)
+    match activation, parameters:
+        case ("relu" | "sigmoid" | "tanh" | "hard_swish"), ():
+            return getattr(elementwise, activation)(d, y)
+        case "leaky_relu", (slope,):
+            return elementwise.leaky_relu(d, y, slope=slope)
+        case "clamp", (low, high):
+            return elementwise.clamp(d, y, d.number(low), d.number(high))
+        case "hard_sigmoid", (alpha, beta):
+            return elementwise.hard_sigmoid(d, y, alpha=alpha, beta=beta)
+    raise ValueError(f"fused_conv: no activation {activation!r} with parameters {parameters}")
 
 
 def _padded(x: Tensor, pads: tuple[int, ...], value: Any) -> Tensor:
@@ -119,9 +150,9 @@ def _correlate(d: Domain, windows: Tensor, w: Tensor, groups: int, n: int) -> Te
     """Contract windows[N, C, *out, *kernel] with w[M, C / groups, *kernel] to [N, M, *out]."""
     batch, channels = windows.shape[:2]
     out, kernel = windows.shape[2 : 2 + n], windows.shape[2 + n :]
-    depth = channels // groups * int(np.prod(kernel))
+    depth = channels // groups * math.prod(kernel)
     kernel_first = (0, 1, *range(2 + n, 2 + 2 * n), *range(2, 2 + n))
-    columns = np.reshape(np.transpose(windows, kernel_first), (batch, groups, depth, int(np.prod(out))))
+    columns = np.reshape(np.transpose(windows, kernel_first), (batch, groups, depth, math.prod(out)))
     y = d.matmul(np.reshape(w, (groups, w.shape[0] // groups, depth)), columns)
     return np.reshape(y, (batch, w.shape[0], *out))
 
@@ -171,7 +202,7 @@ def avg_pool(
     """
     all_pads = _ceil_pads(x.shape[2:], kernel, stride, pads, dilation, ceil)
     total = _fold(operator.add, _padded(x, all_pads, 0), kernel, stride, dilation)
-    counted = np.ones((1, 1, *x.shape[2:]))
+    counted = np.ones((1, 1, *x.shape[2:]), dtype=np.int64)
     if count_include_pad:
         counted = _padded(counted, pads, 1)
         all_pads = tuple(a - p for a, p in zip(all_pads, pads, strict=True))

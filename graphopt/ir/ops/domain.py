@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from graphopt.ir.weights import FLOATS, numpy_dtype
+from graphopt.ir.weights import numpy_dtype
 
 Tensor: TypeAlias = Any
 """An array of the domain: `np.ndarray` over `Float64`. Shapes, indices and truth values may be plain numpy
@@ -122,10 +122,10 @@ class Float64(Domain):
         return np.asarray(value, np.float64)
 
     def full(self, shape: tuple[int, ...], value: float, dtype: str) -> Tensor:
-        return np.full(shape, value, np.float64 if dtype in FLOATS else numpy_dtype(dtype))
+        return np.full(shape, value, np.float64 if _is_real(dtype) else numpy_dtype(dtype))
 
     def cast(self, x: Tensor, dtype: str) -> Tensor:
-        if dtype in FLOATS:
+        if _is_real(dtype):
             rounded = x.astype(numpy_dtype(dtype)) if self.round_casts else x
             return rounded.astype(np.float64)
         if dtype == "bool":
@@ -218,6 +218,10 @@ class Float64(Domain):
             combine = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}[reduction]
             combine.at(result, index, updates)
         return result
+
+
+def _is_real(dtype: str) -> bool:
+    return dtype.startswith(("float", "bfloat"))
 
 
 def _bounds(x: Tensor) -> tuple[Any, Any]:

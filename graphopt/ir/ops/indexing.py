@@ -16,8 +16,7 @@ def gather(d: Domain, x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
 
 @op()
 def gather_elements(d: Domain, x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
-    """y[..., i, ...] = x[..., indices[..., i, ...], ...] at axis; indices may be smaller than x along the
-    others."""
+    """y[.., i, ..] = x[.., indices[.., i, ..], ..] at axis; indices may be smaller than x elsewhere."""
     return x[_along(indices, axis)]
 
 
@@ -34,8 +33,7 @@ def gather_nd(d: Domain, x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> 
 def scatter_elements(
     d: Domain, x: Tensor, indices: Tensor, updates: Tensor, *, axis: int, reduction: str | None = None
 ) -> Tensor:
-    """x where x[..., indices[..., i, ...], ...] at axis is replaced by, or combined with, updates[..., i,
-    ...]."""
+    """x where x[.., indices[.., i, ..], ..] at axis is replaced by, or combined with, updates[.., i, ..]."""
     if indices.shape != updates.shape:
         raise ValueError(f"scatter_elements: {updates.shape} updates for {indices.shape} indices")
     return d.scatter(x, _along(indices, axis), updates, reduction)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -18,18 +17,9 @@ def reshape(
     """x, row by row, in another shape: `shape` (one -1 is inferred, 0 is a size), or the int64 tensor
     `target`, where 0 means the size that x has there."""
     sizes = _sizes(target, shape)
-    return np.reshape(x, sizes if target is None else _copied(x.shape, sizes))
-
-
-def _copied(shape: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...]:
-    """`target` with every 0 replaced by the size there, and with its -1 inferred from the rest."""
-    copied = tuple(shape[i] if t == 0 else t for i, t in enumerate(target))
-    if -1 not in target or 0 not in copied:
-        return copied
-    # Beside an empty axis that is copied numpy cannot infer: the other axes decide.
-    known = math.prod(t for t in target if t > 0)
-    others = math.prod(s for i, s in enumerate(shape) if i >= len(target) or target[i] != 0)
-    return tuple(others // known if c == -1 else c for c in copied)
+    if target is not None:
+        sizes = tuple(x.shape[i] if size == 0 else size for i, size in enumerate(sizes))
+    return np.reshape(x, sizes)
 
 
 def _sizes(target: Tensor | None, shape: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -29,6 +29,8 @@ class Node:
     opset: int = 21
     domain: str = ""
     outputs: int = 1
+    unsaid: int = 0
+    """Trailing outputs that the node has and the op has not."""
 
 
 @dataclass
@@ -75,7 +77,7 @@ def meaning(op: str, *operands: Any, **fields: Any) -> list[np.ndarray]:
 
 
 def widened(x: Any) -> Any:
-    is_float = isinstance(x, np.ndarray) and np.issubdtype(x.dtype, np.floating)
+    is_float = isinstance(x, np.ndarray | np.generic) and np.issubdtype(x.dtype, np.floating)
     return x.astype(np.float64) if is_float else x
 
 
@@ -85,7 +87,7 @@ def run_onnx(case: Case) -> list[np.ndarray]:
     values = list(case.operands if node.inputs is None else node.inputs) + list(node.extra)
     names = [f"x{i}" if v is not None else "" for i, v in enumerate(values)]
     arrays = {n: np.asarray(v) for n, v in zip(names, values, strict=True) if n}
-    outputs = [f"y{i}" for i in range(node.outputs)]
+    outputs = [f"y{i}" for i in range(node.outputs + node.unsaid)]
     helper = onnx.helper
     graph = helper.make_graph(
         [helper.make_node(node.op_type, names, outputs, domain=node.domain, **node.attributes)],
@@ -107,7 +109,7 @@ def run_onnx(case: Case) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return [np.asarray(y) for y in session.run(None, arrays)]
+    return [np.asarray(y) for y in session.run(outputs[: node.outputs], arrays)]
 
 
 def run_torch(case: Case) -> list[np.ndarray]:

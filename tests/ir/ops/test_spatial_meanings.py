@@ -45,6 +45,28 @@ def conv(
     )
 
 
+def fused_conv(
+    x: tuple[int, ...],
+    w: tuple[int, ...],
+    activation: str,
+    contrib: str,
+    parameters: tuple[float, ...] = (),
+    *,
+    stride: int = 1,
+    pads: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    bias: bool = True,
+) -> Case:
+    n = len(w) - 2
+    case = conv(x, w, [stride] * n, [pads] * 2 * n, [dilation] * n, groups, bias)
+    attributes = {**case.onnx.attributes, "activation": contrib}
+    if parameters:
+        attributes["activation_params"] = parameters
+    fields = {**case.fields, "activation": activation, "parameters": tuple(float(np.float32(p)) for p in parameters)}
+    return Case("fused_conv", case.operands, fields, Node("FusedConv", attributes, domain="com.microsoft"), bound=64)
+
+
 def conv_transpose(
     x: tuple[int, ...],
     w: tuple[int, ...],
@@ -95,6 +117,14 @@ CONVOLUTIONS = [
     conv((1, 16, 5, 5), (8, 16, 1, 1), [1, 1], [0, 0, 0, 0], [1, 1]),
     conv((1, 2, 5, 6, 7), (3, 2, 2, 3, 2), [1, 2, 1], [1, 1, 0, 1, 1, 0], [1, 1, 2]),
     conv((0, 3, 8, 8), (4, 3, 3, 3), [1, 1], [1, 1, 1, 1], [1, 1]),
+    fused_conv((2, 3, 8, 9), (4, 3, 3, 3), "relu", "Relu", pads=1),
+    fused_conv((2, 4, 10), (6, 2, 3), "clamp", "Clip", (-0.5, 0.75), stride=2, groups=2, bias=False),
+    fused_conv((2, 3, 8, 9), (4, 3, 3, 3), "clamp", "Clip", (0.0, float("inf"))),
+    fused_conv((1, 2, 5, 6, 7), (3, 2, 2, 3, 2), "leaky_relu", "LeakyRelu", (0.2,), dilation=2),
+    fused_conv((2, 3, 8, 9), (4, 3, 3, 3), "hard_sigmoid", "HardSigmoid", (0.2, 0.4)),
+    fused_conv((2, 3, 8, 9), (4, 3, 3, 3), "hard_swish", "HardSwish"),
+    fused_conv((2, 3, 8, 9), (4, 3, 3, 3), "sigmoid", "Sigmoid"),
+    fused_conv((2, 3, 8, 9), (4, 3, 3, 3), "tanh", "Tanh"),
     conv_transpose((2, 4, 7), (4, 3, 3), [2], [1, 1], [1], [1]),
     conv_transpose((2, 4, 5, 6), (4, 3, 3, 3), [2, 2], [1, 1, 1, 1], [1, 1], [1, 1]),
     conv_transpose((1, 4, 5, 6), (4, 3, 3, 2), [2, 3], [0, 1, 1, 0], [1, 1], [0, 0], bias=False),
@@ -167,6 +197,9 @@ POOLS = [
     *pools((1, 2, 8, 10), [3, 3], [2, 2], [0, 0, 0, 0], [1, 1], ceil=True),
     *pools((1, 2, 7, 7), [2, 2], [3, 3], [1, 1, 1, 1], [1, 1], ceil=True),
     *pools((1, 2, 6, 6), [3, 3], [4, 2], [1, 1, 1, 1], [1, 1], ceil=True),
+    *pools((1, 2, 6, 6), [3, 3], [3, 3], [1, 1, 1, 1], [1, 1], ceil=True),
+    *pools((1, 2, 5, 5), [2, 2], [3, 3], [1, 1, 1, 1], [1, 1], ceil=True),
+    *pools((1, 2, 10, 10), [3, 2], [2, 3], [1, 0, 0, 1], [2, 3], ceil=True),
     *pools((1, 2, 4, 5, 6), [2, 2, 3], [2, 1, 2], [0, 1, 1, 0, 1, 1], [1, 1, 1]),
     Case(
         "max_pool",
@@ -282,25 +315,25 @@ RESIZES = [
 ]
 
 BLOCKS = [
-    Case(
-        "depth_to_space",
-        [sample.normal(2, 12, 2, 3)],
-        {"block": 2},
-        onnx=Node("DepthToSpace", {"blocksize": 2}),
-    ),
-    Case(
-        "depth_to_space",
-        [sample.normal(2, 12, 2, 3)],
-        {"block": 2, "mode": "CRD"},
-        onnx=Node("DepthToSpace", {"blocksize": 2, "mode": "CRD"}),
-        torch=lambda x: F.pixel_shuffle(x, 2),
-    ),
-    Case(
-        "space_to_depth",
-        [sample.normal(2, 3, 4, 6)],
-        {"block": 2},
-        onnx=Node("SpaceToDepth", {"blocksize": 2}),
-    ),
+    *[
+        Case(
+            "depth_to_space",
+            [sample.normal(2, 3 * block * block, 2, 3)],
+            {"block": block, "mode": mode},
+            onnx=Node("DepthToSpace", {"blocksize": block, "mode": mode}),
+            torch=(lambda x, block=block: F.pixel_shuffle(x, block)) if mode == "CRD" else None,
+        )
+        for block, mode in ((2, "DCR"), (3, "DCR"), (2, "CRD"), (3, "CRD"))
+    ],
+    *[
+        Case(
+            "space_to_depth",
+            [sample.normal(2, 3, 6, 12)],
+            {"block": block},
+            onnx=Node("SpaceToDepth", {"blocksize": block}),
+        )
+        for block in (2, 3)
+    ],
 ]
 CASES = CONVOLUTIONS + POOLS + RESIZES + BLOCKS
 
@@ -316,6 +349,12 @@ def test_conv_of_a_large_image_equals_conv_of_its_parts() -> None:
     (whole,) = meaning("conv", x, w, **geometry)
     parts = [meaning("conv", x[:, :, i : i + 52], w, **geometry)[0] for i in range(0, 250, 50)]
     np.testing.assert_allclose(whole[:, :, :250], np.concatenate(parts, axis=2), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("op", ["max_pool", "avg_pool"])
+def test_a_window_larger_than_the_input_is_refused(op: str) -> None:
+    with pytest.raises(ValueError, match="window of 5"):
+        meaning(op, sample.normal(1, 1, 4), kernel=(3,), stride=(1,), pads=(0, 0), dilation=(2,))
 
 
 @pytest.mark.parametrize("op", ["conv", "conv_transpose"])

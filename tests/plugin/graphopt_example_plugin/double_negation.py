@@ -1,7 +1,7 @@
 """The pass `double-negation`.
 
-Mathematics: -(-x) = x and |-x| = |x|. In floating point and in two's complement a negation loses nothing, so both hold
-bit for bit, signed zeros, infinities and the least integer included.
+Mathematics: -(-x) = x and |-x| = |x|. In floating point and in two's complement a negation loses nothing, so
+both hold bit for bit, signed zeros, infinities and the least integer included.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The backend `numpy`: runs an ONNX model by the meanings that the vocabulary gives its ops.
 
-It is slow and exact: floating point is computed in float64 throughout and rounded once, at the outputs. That makes it
-a second opinion on a runtime, which shares no kernel with it.
+It is slow and precise: floating point is computed in float64 throughout and rounded where the model casts and
+at the outputs. That makes it a second opinion on a runtime, which shares no kernel with it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ class NumpyBackend(Backend):
     name: ClassVar[str] = "numpy"
 
     def lower(self, model: Model, **options: Any) -> Callable[..., list[Any]]:
-        """`model` as a callable on arrays, given by position or by input name; returns the list of outputs."""
+        """`model` as a callable that takes arrays by position or by input name and returns the outputs."""
         if options:
-            raise PipelineError(f"backend 'numpy': unknown option {sorted(options)[0]!r}; it takes no options")
+            raise PipelineError(
+                f"backend 'numpy': unknown option {sorted(options)[0]!r}; it takes no options"
+            )
         if model.storage == "fx":
             raise UnsupportedError("backend 'numpy' runs ONNX models; export the torch model to ONNX first")
         graph = model.main
@@ -54,8 +56,10 @@ class _Program:
     def _in_order(self, arrays: Sequence[Any], named: dict[str, Any]) -> list[Any]:
         given = dict(zip(self._inputs, arrays, strict=False)) | named
         if len(arrays) + len(named) != len(self._inputs) or set(given) != set(self._inputs):
-            raise TypeError(f"expected the inputs {', '.join(self._inputs)}, got {len(arrays)} by position and "
-                            f"{', '.join(named) or 'none'} by name")  # fmt: skip
+            names = ", ".join(self._inputs)
+            raise TypeError(
+                f"expected the inputs {names}; got {len(arrays)} by position and {list(named)} by name"
+            )
         return [given[name] for name in self._inputs]
 
 

@@ -1,0 +1,87 @@
+"""The backend "onnxruntime": ONNX models directly, torch models through torch's ONNX exporter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from graphopt.backends.options import read_options
+from graphopt.errors import UnsupportedError
+from graphopt.ir.model import Model
+from graphopt.pipeline.backend import Backend
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graphopt.backends.ort_compiled import Compiled
+    from graphopt.backends.ort_settings import Settings
+
+_CONTRIB = (
+    "Attention",
+    "BiasGelu",
+    "DynamicQuantizeMatMul",
+    "FastGelu",
+    "FusedConv",
+    "FusedGemm",
+    "FusedMatMul",
+    "Gelu",
+    "GroupQueryAttention",
+    "MatMulIntegerToFloat",
+    "MatMulNBits",
+    "MultiHeadAttention",
+    "QuickGelu",
+    "RotaryEmbedding",
+    "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+)
+
+
+class OnnxRuntimeBackend(Backend):
+    """Runs models with onnxruntime. `graphopt.backends.ort_settings.Settings` documents the options."""
+
+    name: ClassVar[str] = "onnxruntime"
+    features: ClassVar[frozenset[str]] = frozenset(f"com.microsoft::{op}" for op in _CONTRIB)
+
+    def lower(self, model: Model, **options: Any) -> Callable[..., Any]:
+        """A `Compiled` for an ONNX model, a `CompiledModule` for a torch model.
+
+        Raises:
+            PipelineError: unknown option or bad value.
+            UnsupportedError: onnxruntime has no kernel for an op, or torch cannot export it.
+            ModelError: onnxruntime rejects the model.
+        """
+        from graphopt.backends.ort_settings import Settings
+
+        settings = read_options(Settings, self.name, options)
+        if model.storage == "onnx":
+            return _lower_onnx(model, settings)
+        if model.storage == "fx":
+            return _lower_torch(model, settings)
+        raise UnsupportedError(f"backend {self.name!r} takes ONNX and torch models, not {model.storage!r}")
+
+
+def _lower_onnx(model: Any, settings: Settings) -> Compiled:
+    from graphopt.backends.ort_compiled import Compiled
+    from graphopt.backends.ort_repair import without_idle_squeezes
+    from graphopt.backends.ort_session import open_session
+
+    runnable, repaired = without_idle_squeezes(model)
+    notes = [f"{name}: Squeeze of a dimension that is not 1 was made an Identity" for name in repaired]
+    session = open_session(runnable, settings)
+    return Compiled(session, bound=settings.io_binding, scalars=_scalars(runnable), notes=notes)
+
+
+def _lower_torch(model: Any, settings: Settings) -> Compiled:
+    from graphopt.backends.ort_export import export_onnx
+    from graphopt.backends.ort_module import CompiledModule, Signature
+    from graphopt.backends.ort_session import open_session
+
+    program = model.program()
+    signature = Signature(program)
+    exported = export_onnx(program)
+    session = open_session(exported, settings)
+    return CompiledModule(session, signature, bound=settings.io_binding, scalars=_scalars(exported))
+
+
+def _scalars(model: ir.Model) -> list[str]:
+    return [v.name or "" for v in model.graph.inputs if v.shape is not None and len(v.shape) == 0]

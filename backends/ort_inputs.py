@@ -1,0 +1,100 @@
+"""Inputs of a call against the inputs of a session: names, number, dtypes, ranks and sizes, before
+onnxruntime looks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graphopt.errors import GraphoptError
+from graphopt.pipeline.options import did_you_mean
+
+
+class InputError(GraphoptError, ValueError):
+    """A compiled model was called with inputs that are not its own."""
+
+
+_NAMES = {"float": "float32", "double": "float64"}
+_TENSOR = re.compile(r"tensor\((?P<element>\w+)\)")
+
+
+@dataclass(frozen=True)
+class InputType:
+    """One input of a session."""
+
+    name: str
+    text: str
+    """onnxruntime's name of the type, "tensor(float)"."""
+    dtype: str | None
+    """numpy's name of the element type; None for strings, sequences and optionals, which are not checked."""
+    shape: tuple[int | str | None, ...] | None
+    """None if even the rank is open."""
+
+    def __str__(self) -> str:
+        sizes = "*" if self.shape is None else ",".join("?" if d is None else str(d) for d in self.shape)
+        return f"{self.dtype or self.text}[{sizes}]"
+
+
+def input_type(argument: Any, is_scalar: bool) -> InputType:
+    """The type of an onnxruntime NodeArg, which has the empty shape both for a scalar and for an open
+    rank."""
+    found = _TENSOR.fullmatch(argument.type)
+    element = found["element"] if found else None
+    dtype = None if element in (None, "string") else _NAMES.get(element or "", element)
+    shape = tuple(argument.shape) if argument.shape or is_scalar else None
+    return InputType(argument.name, argument.type, dtype, shape)
+
+
+def name_inputs(
+    types: Sequence[InputType], optional: Iterable[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Input name to value for a call by position, by name, with one dict, or mixed.
+
+    Raises:
+        InputError: too many, unknown, missing or twice given.
+    """
+    names = [t.name for t in types]
+    if len(args) == 1 and isinstance(first := next(iter(args)), Mapping):
+        args, kwargs = [], {**first, **kwargs}
+    if len(args) > len(names):
+        raise InputError(f"the model takes {len(names)} inputs ({', '.join(names)}), got {len(args)}")
+    feeds = dict(zip(names, args, strict=False))
+    optional = set(optional)
+    for name, value in kwargs.items():
+        if name in feeds:
+            raise InputError(f"input {name!r} is given both by position and by name")
+        if name not in names and name not in optional:
+            raise InputError(
+                f"the model has no input {name!r}{did_you_mean(name, [*names, *optional])}; it takes "
+                f"{_listed(types)}"
+            )
+        feeds[name] = value
+    missing = [t for t in types if t.name not in feeds]
+    if missing:
+        raise InputError(f"missing input {_listed(missing)}; the model takes {_listed(types)}")
+    return feeds
+
+
+def check_input(expected: InputType, dtype: str, shape: Sequence[int]) -> None:
+    """Raises InputError unless a tensor of `dtype` and `shape` can be given for `expected`."""
+    if expected.dtype is None:
+        return
+    got = f"{dtype}[{','.join(map(str, shape))}]"
+    if dtype != expected.dtype:
+        raise InputError(f"input {expected.name!r} is {expected}, got {got}; cast it to {expected.dtype}")
+    if expected.shape is None:
+        return
+    if len(shape) != len(expected.shape):
+        raise InputError(f"input {expected.name!r} is {expected}, of rank {len(expected.shape)}, got {got}")
+    for axis, (size, wanted) in enumerate(zip(shape, expected.shape, strict=True)):
+        if isinstance(wanted, int) and wanted >= 0 and size != wanted:
+            raise InputError(
+                f"input {expected.name!r} is {expected}, got {got}: size {size} at axis {axis} where "
+                f"{wanted} is fixed"
+            )
+
+
+def _listed(types: Sequence[InputType]) -> str:
+    return ", ".join(f"{t.name!r} {t}" for t in types) or "no inputs"

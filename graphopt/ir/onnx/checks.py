@@ -1,0 +1,142 @@
+"""What is refused when a model is taken in, each with the place and the way out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from graphopt.errors import ModelError
+from graphopt.ir.onnx.shared import all_graphs, body_graphs
+
+
+def check_proto(proto: onnx.ModelProto, where: str) -> None:
+    """Refuse a message that decodes but is no whole model: protobuf does not notice a cut between two
+    fields."""
+    if not proto.HasField("graph"):
+        raise ModelError(
+            f"{where}: not an ONNX model: it has no graph; expected a serialised onnx.ModelProto; "
+            "export the model "
+            "to ONNX first"
+        )
+    if proto.ir_version >= 3 and not proto.opset_import:
+        raise ModelError(
+            f"{where}: truncated: it imports no operator set; expected at least one opset_import; "
+            "download or "
+            "export it again"
+        )
+
+
+def check_structure(model: ir.Model, where: str) -> None:
+    """Every value that is read has to be defined; nodes that are out of order are put in order."""
+    for root in (model.graph, *(function.graph for function in model.functions.values())):
+        if not _check_order(root, set(), where):
+            try:
+                root.sort()
+            except ValueError as error:
+                raise ModelError(
+                    f"{where}: graph {root.name!r} has a cycle; expected nodes that can be ordered; "
+                    "check it with "
+                    "onnx.checker"
+                ) from error
+
+
+def _check_order(graph: ir.Graph, around: set[ir.Value], where: str) -> bool:
+    """Whether nodes stand after what they read. Raises ModelError if something is read that nothing
+    defines."""
+    known = around | set(graph.inputs) | set(graph.initializers.values())
+    later = {value for node in graph for value in node.outputs}
+    ordered = True
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value not in known:
+                if value not in later:
+                    raise _undefined(where, f"node {node.name or node.op_type!r}", value)
+                ordered = False
+        for body in body_graphs(node):
+            ordered &= _check_order(body, known | later, where)
+        known.update(node.outputs)
+    for value in graph.outputs:
+        if value not in known:
+            raise _undefined(where, f"graph {graph.name!r}, as an output,", value)
+    return ordered
+
+
+def _undefined(where: str, reader: str, value: ir.Value) -> ModelError:
+    return ModelError(
+        f"{where}: {reader} reads {value.name!r}, which is no input, no initialiser and no output "
+        "of an earlier "
+        "node; expected every value to be defined; the file may be incomplete"
+    )
+
+
+# ---- external data
+# ------------------------------------------------------------------------------------------
+
+
+def check_external(model: ir.Model, where: str, folder: Path | None, named: bool = False) -> None:
+    """Tie external tensors to the model's folder and refuse what is missing, too short or outside of it.
+
+    Without a folder (a model given as an object) the one that a tensor itself names is taken; with `named`
+    an empty one is the current folder.
+    """
+    for tensor in _external_tensors(model):
+        if folder is not None:
+            tensor.base_dir = str(folder)
+        elif not os.fspath(tensor.base_dir) and not named:
+            raise ModelError(
+                f"{where}: tensor {tensor.name!r} lies in the file {str(tensor.location)!r}, whose "
+                "folder is not "
+                "known; expected the data inside; load it with onnx.load, or give the path instead"
+            )
+        _check_location(tensor, where)
+
+
+def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    for graph in all_graphs(model):
+        tensors = [value.const_value for value in graph.initializers.values()]
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.is_ref():
+                    continue
+                if attribute.type == ir.AttributeType.TENSOR:
+                    tensors.append(attribute.as_tensor())
+                elif attribute.type == ir.AttributeType.TENSORS:
+                    tensors.extend(attribute.as_tensors())
+        yield from (tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
+
+
+def _check_location(tensor: ir.ExternalTensor, where: str) -> None:
+    location, folder = Path(tensor.location), Path(tensor.base_dir or ".")
+    if location.is_absolute() or ".." in location.parts:
+        raise _outside(tensor, where, "an absolute path or one with '..'")
+    path = folder / location
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise _outside(tensor, where, f"a link to {path.resolve()}")
+    if not path.is_file():
+        raise ModelError(
+            f"{where}: external data of tensor {tensor.name!r} is missing: expected the file "
+            f"{path}; put it beside "
+            "the model"
+        )
+    status = path.stat()
+    if status.st_nlink > 1:
+        raise _outside(tensor, where, f"a file with {status.st_nlink} hard links, which may lie anywhere")
+    end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+    if (tensor.length or tensor.nbytes) < tensor.nbytes or status.st_size < end:
+        raise ModelError(
+            f"{where}: external data of tensor {tensor.name!r} is truncated: expected "
+            f"{tensor.nbytes} bytes at offset "
+            f"{tensor.offset or 0} of {path}, which has {status.st_size}; download it again"
+        )
+
+
+def _outside(tensor: ir.ExternalTensor, where: str, what: str) -> ModelError:
+    return ModelError(
+        f"{where}: external data of tensor {tensor.name!r} at {str(tensor.location)!r} is refused: "
+        "expected a file "
+        f"inside the model's folder, got {what}; copy the data beside the model"
+    )

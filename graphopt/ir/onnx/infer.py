@@ -1,0 +1,174 @@
+"""Shape inference by onnx on a skeleton of the model: its structure without its weights.
+
+The skeleton's values have names of their own, unique across regions, so that results can be read back for
+bodies that reuse each other's names. Big constants become typed inputs of the main graph, which every body
+can see. So the cost does not depend on the size of the weights, and nothing is written into the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import onnx
+import onnx_ir as ir
+
+from graphopt.ir.graph import TensorType
+from graphopt.ir.onnx.dtypes import DATA_TYPES, NAMES
+from graphopt.ir.onnx.shared import all_graphs
+
+_SMALL_INTEGERS, _SMALL_OTHERS = 4096, 64
+"""Bytes up to which a constant's data is given to inference: shapes, axes and the like, and scales of
+Resize."""
+
+
+def infer_types(
+    model: ir.Model, known: Callable[[ir.Value], TensorType | None]
+) -> dict[ir.Value, TensorType]:
+    """Types of the model's values outside functions. Empty if inference fails: types are optional
+    everywhere."""
+    skeleton = _Skeleton(model, known)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(skeleton.proto(), data_prop=True)
+    except Exception:  # noqa: BLE001  inference raises many things on models that run all the same
+        return {}
+    return dict(skeleton.read_back(inferred.graph))
+
+
+class _Skeleton:
+    def __init__(self, model: ir.Model, known: Callable[[ir.Value], TensorType | None]) -> None:
+        self._model = model
+        self._known = known
+        self._names: dict[ir.Value, str] = {}
+        self._values: dict[str, ir.Value] = {}
+        self._hoisted: list[ir.Value] = []
+
+    def proto(self) -> onnx.ModelProto:
+        model = self._model
+        proto = onnx.ModelProto(ir_version=max(model.ir_version, 8))
+        for domain, version in self._domains().items():
+            proto.opset_import.add(domain=domain, version=version)
+        self._graph(model.graph, proto.graph)
+        for value in self._hoisted:
+            self._info(proto.graph.input.add(), value)
+        proto.functions.extend(ir.to_proto(function) for function in model.functions.values())
+        return proto
+
+    def _domains(self) -> dict[str, int]:
+        domains = {"" if d == "ai.onnx" else d: v for d, v in self._model.opset_imports.items()}
+        for graph in all_graphs(self._model):
+            for node in graph:
+                domains.setdefault(node.domain, 1)
+        return domains
+
+    def _name(self, value: ir.Value | None) -> str:
+        if value is None or value.name == "":
+            return ""
+        name = self._names.get(value)
+        if name is None:
+            name = self._names[value] = f"v{len(self._names)}"
+            self._values[name] = value
+        return name
+
+    def _graph(self, graph: ir.Graph, proto: onnx.GraphProto) -> None:
+        proto.name = "skeleton"
+        inputs = set(graph.inputs)
+        before_4 = self._model.ir_version < 4
+        for value in graph.inputs:
+            if not (before_4 and value.is_initializer()):
+                self._info(proto.input.add(), value)
+        for value in graph.initializers.values():
+            if before_4 or value not in inputs:
+                self._constant(value, value.const_value, proto)
+        for node in graph:
+            self._node(node, proto)
+        for value in graph.outputs:
+            self._info(proto.output.add(), value)
+
+    def _constant(self, value: ir.Value, tensor: ir.TensorProtocol | None, proto: onnx.GraphProto) -> None:
+        if tensor is None or not _is_small(tensor):
+            self._hoisted.append(value)
+            self._name(value)
+        else:
+            data = proto.initializer.add()
+            data.name = self._name(value)
+            data.data_type = int(tensor.dtype)
+            data.dims.extend(tensor.shape.numpy())
+            data.raw_data = tensor.tobytes()
+
+    def _node(self, node: ir.Node, proto: onnx.GraphProto) -> None:
+        constant = node.attributes.get("value") if node.op_type == "Constant" and node.domain == "" else None
+        if constant is not None and not _is_small(constant.as_tensor()):
+            self._constant(node.outputs[0], None, proto)
+            return
+        copy = proto.node.add()
+        copy.op_type, copy.domain, copy.overload = node.op_type, node.domain, node.overload
+        copy.input.extend(map(self._name, node.inputs))
+        copy.output.extend(map(self._name, node.outputs))
+        for attribute in node.attributes.values():
+            self._attribute(attribute, copy)
+        for value in node.outputs:
+            if value.name and not value.is_graph_output() and self._known(value) is not None:
+                self._info(proto.value_info.add(), value)
+
+    def _attribute(self, attribute: ir.Attr, node: onnx.NodeProto) -> None:
+        if attribute.type == ir.AttributeType.GRAPH:
+            copy = node.attribute.add(name=attribute.name, type=onnx.AttributeProto.GRAPH)
+            self._graph(attribute.as_graph(), copy.g)
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            copy = node.attribute.add(name=attribute.name, type=onnx.AttributeProto.GRAPHS)
+            for body in attribute.as_graphs():
+                self._graph(body, copy.graphs.add())
+        elif attribute.type != ir.AttributeType.TENSOR or _is_small(attribute.as_tensor()):
+            node.attribute.append(ir.to_proto(attribute))
+
+    def _info(self, info: onnx.ValueInfoProto, value: ir.Value) -> None:
+        info.name = self._name(value)
+        known = self._known(value)
+        if known is None:
+            if value.type is not None:
+                ir.serde.serialize_type_into(info.type, value.type)
+            return
+        tensor = info.type.tensor_type
+        tensor.elem_type = int(DATA_TYPES[known.dtype])
+        if known.shape is None:
+            return
+        tensor.shape.SetInParent()
+        for size in known.shape:
+            dim = tensor.shape.dim.add()
+            if isinstance(size, int):
+                dim.dim_value = size
+            elif size is not None:
+                dim.dim_param = size
+
+    def read_back(self, graph: onnx.GraphProto) -> Iterable[tuple[ir.Value, TensorType]]:
+        for info in (*graph.value_info, *graph.output):
+            type_ = _tensor_type(info.type)
+            if type_ is not None and info.name in self._values:
+                yield self._values[info.name], type_
+        for node in graph.node:
+            for attribute in node.attribute:
+                for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                    yield from self.read_back(body)
+
+
+def _is_small(tensor: ir.TensorProtocol) -> bool:
+    if tensor.dtype == ir.DataType.STRING:
+        return False
+    limit = _SMALL_INTEGERS if tensor.dtype.is_integer() else _SMALL_OTHERS
+    return tensor.nbytes <= limit
+
+
+def _tensor_type(proto: onnx.TypeProto) -> TensorType | None:
+    tensor = proto.tensor_type
+    dtype = NAMES.get(tensor.elem_type) if proto.HasField("tensor_type") else None
+    if dtype is None:
+        return None
+    if not tensor.HasField("shape"):
+        return TensorType(dtype, None)
+    return TensorType(dtype, tuple(_dim(d) for d in tensor.shape.dim))
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value) if dim.dim_value >= 0 else None
+    return dim.dim_param or None

@@ -1,0 +1,99 @@
+"""OnnxModel: an onnx_ir model with its regions, its inferred types and the way back to what it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from graphopt.ir.model import Model
+from graphopt.ir.onnx import save
+from graphopt.ir.onnx.edits import QUANTIZATION
+from graphopt.ir.onnx.infer import infer_types
+from graphopt.ir.onnx.save import Carried
+from graphopt.ir.onnx.shared import Shared, all_graphs, nested_graphs
+from graphopt.ir.onnx.storage import OnnxGraph
+
+
+class OnnxModel(Model):
+    """Owns its `onnx_ir.Model`; made by `load_onnx`."""
+
+    storage = "onnx"
+
+    def __init__(
+        self,
+        model: ir.Model,
+        carried: Carried | None = None,
+        export: Callable[[OnnxModel], Any] | None = None,
+    ) -> None:
+        self.ir = model
+        self.carried = carried or Carried()
+        """What onnx_ir does not keep."""
+        self.shared = Shared(model)
+        self._export = export
+        OnnxGraph(self.shared, model.graph, model.graph.opset_imports)
+        for function in model.functions.values():
+            OnnxGraph(self.shared, function.graph, function.opset_imports, function)
+        self._infer()
+
+    @property
+    def main(self) -> OnnxGraph:
+        return self.shared.regions[self.ir.graph]
+
+    def regions(self) -> Sequence[OnnxGraph]:
+        regions = []
+        for root in (self.ir.graph, *(function.graph for function in self.ir.functions.values())):
+            around = self.shared.regions[root]
+            regions += [around.shared_region(graph) for graph in nested_graphs(root)]
+        return regions
+
+    def refresh(self) -> None:
+        for graph in all_graphs(self.ir):
+            self._drop_unused(graph)
+        self._infer()
+
+    def _infer(self) -> None:
+        self.shared.set_inferred({})
+        self.shared.set_inferred(infer_types(self.ir, self.shared.type))
+
+    def _drop_unused(self, graph: ir.Graph) -> None:
+        """Drop initialisers that nothing reads; one that the caller may override is part of the interface."""
+        needed = self._annotated()
+        for name, value in list(graph.initializers.items()):
+            overridable = value.is_graph_input() and self.ir.ir_version >= 4
+            if value.uses() or value.is_graph_output() or overridable or name in needed:
+                continue
+            if value.is_graph_input():
+                graph.inputs.remove(value)
+            graph.initializers.pop(name)
+            self.shared.forget_value(value)
+
+    def _annotated(self) -> set[str]:
+        """Names of the scales and zero points that quantisation annotations refer to."""
+        names: set[str] = set()
+        for graph in all_graphs(self.ir):
+            for node in graph:
+                for value in (*node.inputs, *node.outputs):
+                    if value is not None and QUANTIZATION in value.meta:
+                        names.update(value.meta[QUANTIZATION].values())
+        return names
+
+    def export(self) -> Any:
+        return self.ir.clone() if self._export is None else self._export(self)
+
+    def save(self, path: Path) -> None:
+        save.save_model(self.ir, path, self.carried)
+
+    def weights(self) -> Sequence[tuple[str, int, int]]:
+        found: dict[object, tuple[str, int, int]] = {}
+        for graph in all_graphs(self.ir):
+            constants = [
+                node.outputs[0] for node in graph if node.op_type == "Constant" and node.domain == ""
+            ]
+            for value in (*graph.initializers.values(), *constants):
+                tensor = value.const_value if value.is_initializer() else self.shared.tensor(value)
+                if tensor is not None and (ref := self.shared.ref(tensor)) is not None:
+                    found.setdefault(ref.identity, (value.name or "", ref.size, tensor.nbytes))
+        return list(found.values())

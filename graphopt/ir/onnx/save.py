@@ -1,0 +1,209 @@
+"""Writing a model: to a proto with nothing added, and to files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx
+import onnx_ir as ir
+
+from graphopt.ir.onnx.constants import reopened
+from graphopt.ir.onnx.shared import all_graphs
+
+PROTO_LIMIT = 1_900_000_000
+"""Bytes of tensors beyond which they go to a file beside the model; a protobuf message cannot exceed 2
+GiB."""
+_INLINE = 1024
+_ALIGNMENT = 4096
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a proto says that onnx_ir does not keep, to be put back when a proto is written."""
+
+    declared: frozenset[str] = frozenset()
+    """Names of initialisers whose type the file declares a second time, as onnx_ir would for all of them."""
+    training: tuple[onnx.TrainingInfoProto, ...] = field(default=())
+
+
+def to_proto(model: ir.Model, carried: Carried) -> onnx.ModelProto:
+    """`model` as a proto, without the declarations of initialiser types that onnx_ir adds."""
+    proto = ir.to_proto(model)
+    _drop_added_declarations(proto.graph, carried.declared)
+    proto.training_info.extend(carried.training)
+    return proto
+
+
+def _drop_added_declarations(graph: onnx.GraphProto, declared: frozenset[str]) -> None:
+    added = {tensor.name for tensor in graph.initializer} - declared
+    if added:
+        kept = [info for info in graph.value_info if info.name not in added]
+        if len(kept) < len(graph.value_info):
+            del graph.value_info[:]
+            graph.value_info.extend(kept)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _drop_added_declarations(attribute.g, declared)
+            for body in attribute.graphs:
+                _drop_added_declarations(body, declared)
+
+
+def save_model(model: ir.Model, path: Path, carried: Carried, limit: int = PROTO_LIMIT) -> None:
+    """Write `model` to `path`, and its tensors to `<name>.data` beside it if they exceed `limit` bytes.
+
+    Both files are written under temporary names in the same folder and then moved into place; on failure
+    neither is changed and nothing is left behind. Tensors are streamed one by one.
+    """
+    path = Path(path)
+    copy = model.clone()
+    if sum(tensor.nbytes for tensor in _tensors(copy)) <= limit:
+        _load_external(copy)
+        with _temporary(path) as temporary:
+            temporary.write_bytes(to_proto(copy, carried).SerializeToString())
+            os.replace(temporary, path)
+        return
+    data = path.with_name(path.name + ".data")
+    with _temporary(path) as temporary, _temporary(data) as temporary_data:
+        _write_data(copy, temporary_data, data)
+        temporary.write_bytes(to_proto(copy, carried).SerializeToString())
+        overwritten = _reads_from(model, data)
+        _replace_both((temporary_data, data), (temporary, path))
+    if overwritten:
+        _adopt(model, copy)
+
+
+def _initializers(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in all_graphs(model):
+        yield from graph.initializers.values()
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    for value in _initializers(model):
+        if value.const_value is not None:
+            yield value.const_value
+    for graph in all_graphs(model):
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    yield attribute.as_tensor()
+
+
+def _load_external(model: ir.Model) -> None:
+    """Make tensors that lie in other files part of the proto: the new file stands alone."""
+    for value in _initializers(model):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = _inline(value.const_value)
+    _inline_attributes(model)
+
+
+def _inline(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    return ir.LazyTensor(
+        lambda: reopened(tensor), tensor.dtype, ir.Shape(tensor.shape.numpy()), name=tensor.name
+    )
+
+
+def _inline_attributes(model: ir.Model) -> None:
+    for graph in all_graphs(model):
+        for node in graph:
+            for name, attribute in list(node.attributes.items()):
+                if attribute.is_ref() or attribute.type != ir.AttributeType.TENSOR:
+                    continue
+                tensor = attribute.as_tensor()
+                if isinstance(tensor, ir.ExternalTensor):
+                    node.attributes[name] = ir.AttrTensor(name, _inline(tensor), attribute.doc_string)
+
+
+def _write_data(model: ir.Model, temporary: Path, final: Path) -> None:
+    """Stream every big initialiser of `model` into `temporary` and let it refer to `final`."""
+    _inline_attributes(model)
+    with temporary.open("wb") as file:
+        for value in _initializers(model):
+            tensor = value.const_value
+            if tensor is None or tensor.dtype == ir.DataType.STRING:
+                continue
+            if tensor.nbytes <= _INLINE:
+                value.const_value = _inline(tensor) if isinstance(tensor, ir.ExternalTensor) else tensor
+                continue
+            offset = -(-file.tell() // _ALIGNMENT) * _ALIGNMENT
+            file.write(b"\0" * (offset - file.tell()))
+            _stream(tensor, file)
+            value.const_value = ir.ExternalTensor(
+                final.name,
+                offset,
+                tensor.nbytes,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=value.name or "",
+                base_dir=str(final.parent),
+            )
+
+
+def _stream(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
+    tofile = getattr(tensor, "tofile", None)
+    if tofile is None:
+        file.write(tensor.tobytes())
+    else:
+        tofile(file)
+
+
+def _reads_from(model: ir.Model, data: Path) -> bool:
+    """Whether tensors of `model` may lie in the file that is about to be replaced."""
+    if not data.exists():
+        return False
+    lazy = (ir.ExternalTensor, ir.LazyTensor)
+    return any(isinstance(value.const_value, lazy) for value in _initializers(model))
+
+
+def _adopt(model: ir.Model, copy: ir.Model) -> None:
+    """Let `model` read its tensors where they lie now: the file that they lay in has been replaced."""
+    for value, written in zip(_initializers(model), _initializers(copy), strict=True):
+        if isinstance(written.const_value, ir.ExternalTensor):
+            value.const_value = written.const_value
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A new name beside `path`; whatever is left under it at the end is deleted."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        _copy_mode(path, temporary)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _copy_mode(path: Path, temporary: Path) -> None:
+    """mkstemp makes private files: give the permissions of the old file, or those that a new one would
+    get."""
+    if path.exists():
+        temporary.chmod(path.stat().st_mode & 0o777)
+        return
+    mask = os.umask(0)
+    os.umask(mask)
+    temporary.chmod(0o666 & ~mask)
+
+
+def _replace_both(data: tuple[Path, Path], model: tuple[Path, Path]) -> None:
+    """Move both files into place; if the second move fails the first is taken back."""
+    with _temporary(data[1]) as backup:
+        existed = data[1].exists()
+        if existed:
+            os.replace(data[1], backup)
+        try:
+            os.replace(*data)
+            os.replace(*model)
+        except BaseException:
+            if existed:
+                os.replace(backup, data[1])
+            else:
+                data[1].unlink(missing_ok=True)
+            raise

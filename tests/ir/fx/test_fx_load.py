@@ -1,0 +1,205 @@
+"""Taking torch models in every kind, and giving the same kind back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from graphopt.errors import ModelError, UnsupportedError
+from graphopt.ir.fx.load import load_torch
+from graphopt.ir.graph import Unreadable
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 5)
+        self.norm = nn.BatchNorm1d(5)
+        self.last = nn.Linear(5, 2)
+        self.unused = nn.Linear(7, 7)
+
+    def forward(self, x: torch.Tensor, *, scale: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        y = self.last(torch.relu(self.norm(self.first(x))))
+        return {"y": y if scale is None else y * scale, "x": x}
+
+
+X, SCALE = torch.rand(3, 4), torch.tensor(2.0)
+
+
+def same(a: Any, b: Any) -> bool:
+    return bool(torch.utils._pytree.tree_all(lambda pair: pair, torch.utils._pytree.tree_map(torch.equal, a, b)))
+
+
+def test_a_module_comes_back_as_a_module_with_the_names_of_its_weights() -> None:
+    module = Net().eval()
+    exported = load_torch(module, (X,)).export()
+    assert isinstance(exported, nn.Module)
+    assert same(exported(X), module(X))
+    assert list(exported(X)) == ["y", "x"]
+    kept = set(module.state_dict()) - {"unused.weight", "unused.bias", "norm.num_batches_tracked"}
+    assert set(exported.state_dict()) == kept
+    assert {n for n, _ in exported.named_parameters()} == {n for n in kept if "running" not in n}
+
+
+@pytest.mark.parametrize("example", [((X,), {"scale": SCALE}), {"x": X, "scale": SCALE}])
+def test_keyword_inputs_stay_keyword_inputs(example: Any) -> None:
+    module = Net().eval()
+    exported = load_torch(module, example).export()
+    args, kwargs = example if isinstance(example, tuple) else ((), example)
+    assert same(exported(*args, **kwargs), module(*args, **kwargs))
+
+
+def test_one_tensor_is_one_positional_input() -> None:
+    module = nn.Linear(4, 2)
+    assert same(load_torch(module, X).export()(X), module(X))
+
+
+def test_an_exported_program_comes_back_as_a_valid_one() -> None:
+    module = Net().eval()
+    program = torch.export.export(module, (X,), strict=False)
+    printed = str(program)
+    exported = load_torch(program).export()
+    assert isinstance(exported, ExportedProgram)
+    exported.validate()
+    assert same(exported.module()(X), module(X))
+    assert str(program) == printed
+
+
+def test_a_graph_module_comes_back_as_one_and_needs_example_inputs_if_it_carries_no_types() -> None:
+    module = nn.Sequential(nn.Linear(4, 5), nn.ReLU()).eval()
+    traced = torch.fx.symbolic_trace(module)
+    code = traced.code
+    with pytest.raises(ModelError, match="example_inputs="):
+        load_torch(traced)
+    exported = load_torch(traced, X).export()
+    assert isinstance(exported, torch.fx.GraphModule)
+    assert same(exported(X), module(X))
+    assert set(exported.state_dict()) == set(module.state_dict())
+    assert traced.code == code
+
+
+def test_a_graph_module_that_carries_types_needs_no_example_inputs() -> None:
+    module = Net().eval()
+    dynamic = {"x": {0: torch.export.Dim.DYNAMIC}, "scale": None}
+    program = torch.export.export(module, (X,), {"scale": SCALE}, dynamic_shapes=dynamic, strict=False)
+    exported = load_torch(program.module()).export()
+    assert isinstance(exported, torch.fx.GraphModule)
+    larger = torch.rand(6, 4)
+    assert same(exported(larger, scale=SCALE), module(larger, scale=SCALE))
+
+
+def test_what_came_out_can_go_in_again() -> None:
+    module = Net().eval()
+    once = load_torch(module, X).export()
+    twice = load_torch(once, X).export()
+    assert same(twice(X), module(X))
+    assert set(twice.state_dict()) == set(once.state_dict())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_input_is_not_modified(training: bool) -> None:
+    module = Net().train(training)
+    state = {k: v.clone() for k, v in module.state_dict().items()}
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    model = load_torch(module, (X,))
+    exported = model.export()
+    exported(X)
+    assert module.training is training
+    assert same(module.state_dict(), state)
+    assert all(t is tensors[n] for n, t in (*module.named_parameters(), *module.named_buffers()))
+    assert all(p.requires_grad and p.grad is None for p in module.parameters())
+
+
+def test_training_mode_is_exported_as_it_is() -> None:
+    module, reference = Net().train(), Net().train()
+    reference.load_state_dict(module.state_dict())
+    exported = load_torch(module, (X,)).export()
+    assert same(exported(X), reference(X))
+    assert torch.equal(exported.state_dict()["norm.running_mean"], reference.norm.running_mean)
+    assert not torch.equal(exported.state_dict()["norm.running_mean"], module.norm.running_mean)
+
+
+def test_dynamic_shapes_are_passed_through() -> None:
+    module = Net().eval()
+    batch = torch.export.Dim("batch", min=2, max=64)
+    model = load_torch(module, (X,), {"x": {0: batch}, "scale": None})
+    larger = torch.rand(9, 4)
+    assert same(model.export()(larger), module(larger))
+    assert isinstance(model.main.type(model.main.inputs()[0]).shape[0], str)
+    assert model.program().range_constraints
+
+
+def test_assertions_on_intermediate_results_move_to_the_inputs() -> None:
+    class Casts(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu((x * 2).to(torch.float32))
+
+    model = load_torch(Casts(), X)
+    graph = model.main
+    mul = next(n for n in graph.nodes() if graph.key(n) == "mul")
+    assert [graph.key(n) for n in graph.users(mul)] == ["relu"]
+    with pytest.raises(RuntimeError, match="dtype"):
+        model.export()(X.double())
+
+
+def test_save_writes_an_exported_program_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    module = Net().eval()
+    path = tmp_path / "model.pt2"
+    load_torch(module, (X,)).save(path)
+    assert same(torch.export.load(path).module()(X), module(X))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_script_module_is_converted_if_torch_can() -> None:
+    module = nn.Sequential(nn.Linear(4, 5), nn.ReLU()).eval()
+    exported = load_torch(torch.jit.trace(module, X), X).export()
+    assert same(exported(X), module(X))
+    assert set(exported.state_dict()) == set(module.state_dict())
+
+
+def test_a_script_module_that_keeps_state_is_refused_by_the_names_of_its_attributes() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last_size = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.last_size = x.size(0)
+            return x + 1
+
+    with pytest.raises(UnsupportedError, match="last_size"):
+        load_torch(torch.jit.script(Counts()), X)
+
+
+@pytest.mark.parametrize(
+    ("source", "example", "message"),
+    [
+        (object(), None, "expected a torch.nn.Module"),
+        (nn.Linear(4, 2), None, "pass example_inputs="),
+        (nn.Linear(4, 2), torch.rand(3, 7), "cannot trace Linear"),
+    ],
+)
+def test_what_cannot_be_taken_is_a_model_error(source: Any, example: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        load_torch(source, example)
+
+
+def test_weights_are_counted_and_unused_ones_dropped() -> None:
+    model = load_torch(Net().eval(), X)
+    model.refresh()
+    names = [name for name, _, _ in model.weights()]
+    assert "unused.weight" not in names
+    assert ("first.weight", 20, 80) in model.weights()
+
+
+def test_every_node_is_read_or_has_a_reason() -> None:
+    graph = load_torch(Net().train(), X).main
+    for node in graph.nodes():
+        call = graph.call(node)
+        assert call or (isinstance(call, Unreadable) and call.reason)
+        assert not call or call.op == graph.key(node)

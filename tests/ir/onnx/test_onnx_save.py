@@ -1,0 +1,145 @@
+"""Saving: whole or not at all, weights streamed, external data beside the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from onnx_helpers import parse, run, same
+from test_onnx_load import external, normalised, rich_model
+
+from graphopt.ir.onnx import save
+from graphopt.ir.onnx.load import load_onnx
+from graphopt.ir.onnx.save import Carried, save_model
+from graphopt.ir.weights import ArrayRef, LazyRef
+
+X = np.ones((2, 1024), np.float32)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_saved_model_is_what_was_loaded(tmp_path: Path):
+    onnx.save(rich_model(), tmp_path / "a.onnx")
+    load_onnx(tmp_path / "a.onnx").save(tmp_path / "b.onnx")
+    assert normalised(onnx.load(tmp_path / "b.onnx")) == normalised(onnx.load(tmp_path / "a.onnx"))
+    assert (tmp_path / "b.onnx").stat().st_size <= (tmp_path / "a.onnx").stat().st_size
+    assert names(tmp_path) == ["a.onnx", "b.onnx"]
+
+
+def test_saving_over_the_loaded_file(tmp_path: Path):
+    path = external(tmp_path)
+    model = load_onnx(path)
+    model.save(path)
+    np.testing.assert_array_equal(run(onnx.load(path), {"x": X})[0][0], np.arange(1024))
+
+
+def test_small_model_takes_its_external_data_in(tmp_path: Path):
+    model = load_onnx(external(tmp_path / "in"))
+    (tmp_path / "out").mkdir()
+    model.save(tmp_path / "out" / "m.onnx")
+    assert names(tmp_path / "out") == ["m.onnx"]
+    assert same(
+        run(onnx.load(tmp_path / "out" / "m.onnx"), {"x": X}), [X * np.arange(1024, dtype=np.float32)]
+    )
+
+
+def test_big_model_gets_external_data(tmp_path: Path):
+    path = tmp_path / "big.onnx"
+    model = load_onnx(external(tmp_path / "in"))
+    save_model(model.ir, path, Carried(), limit=1000)
+    assert names(tmp_path) == ["big.onnx", "big.onnx.data", "in"]
+    (tensor,) = onnx.load(path, load_external_data=False).graph.initializer
+    assert {e.key: e.value for e in tensor.external_data}["location"] == "big.onnx.data"
+    np.testing.assert_array_equal(
+        numpy_helper.to_array(onnx.load(path).graph.initializer[0]), np.arange(1024)
+    )
+
+
+def test_saving_over_the_data_that_is_being_read(tmp_path: Path):
+    path = tmp_path / "m.onnx"
+    save_model(load_onnx(external(tmp_path / "in")).ir, path, Carried(), limit=1000)
+    model = load_onnx(path)
+    region = model.main
+    (node,) = region.nodes()
+    w = region.constant(node.inputs[1])
+    first, _ = region.add_constant(ArrayRef(np.full(1024, 3, np.float32)), "first")
+    moved, _ = region.add_constant(w, "moved")
+    (new,), _, _ = region.insert("add", [node.inputs[1], moved], {}, before=node, types=[None])
+    (new,), _, _ = region.insert("mul", [first, new], {}, before=node, types=[None])
+    region.replace(
+        node.outputs[0], region.insert("mul", [node.inputs[0], new], {}, before=node, types=[None])[0][0]
+    )
+    region.remove(node)
+    for _ in range(2):
+        save_model(model.ir, path, Carried(), limit=1000)
+        assert same(run(onnx.load(path), {"x": X}), [X * 6 * np.arange(1024, dtype=np.float32)])
+    model.refresh()
+    assert region.constant(moved).numpy()[7] == 7
+
+
+@pytest.mark.parametrize("limit", [10, 10**9])
+@pytest.mark.parametrize("existing", [True, False])
+def test_failure_leaves_nothing_behind(tmp_path: Path, limit: int, existing: bool):
+    path = tmp_path / "m.onnx"
+    model = load_onnx(parse("g (float[2] x) => (float[2] y) <float[2] w = {1,2}> { y = Add(x, w) }"))
+    if existing:
+        path.write_bytes(b"old"), (tmp_path / "m.onnx.data").write_bytes(b"old data")
+
+    def broken() -> np.ndarray:
+        raise RuntimeError("weights cannot be computed")
+
+    model.main.add_constant(LazyRef("float32", (1024,), broken, object()), "broken")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(RuntimeError):
+        save_model(model.ir, path, Carried(), limit=limit)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_failing_move_of_the_second_file_takes_the_first_back(tmp_path: Path, monkeypatch, existing: bool):
+    path = tmp_path / "m.onnx"
+    source = load_onnx(external(tmp_path / "in"))
+    if existing:
+        save_model(source.ir, path, Carried(), limit=1000)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    real = save.os.replace
+
+    def replace(a, b):
+        if Path(b) == path:
+            raise OSError("disk full")
+        real(a, b)
+
+    monkeypatch.setattr(save.os, "replace", replace)
+    with pytest.raises(OSError, match="disk full"):
+        save_model(source.ir, path, Carried(), limit=1000)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+
+
+def test_int4_and_bfloat16_constants_are_saved_packed(tmp_path: Path):
+    import ml_dtypes
+
+    model = load_onnx(parse("g (float[2] x) => (float[2] y) { y = Relu(x) }", opset=21))
+    for dtype in (ml_dtypes.int4, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn):
+        array = np.arange(-4, 4).astype(dtype)
+        value, _ = model.main.add_constant(ArrayRef(array), np.dtype(dtype).name)
+        model.main.insert("custom::Keep", [value], {}, before=next(model.main.nodes()), types=[None])
+    model.save(tmp_path / "m.onnx")
+    again = load_onnx(tmp_path / "m.onnx")
+    for name, value in again.ir.graph.initializers.items():
+        array = again.main.constant(value).numpy()
+        assert array.dtype.name == name
+        np.testing.assert_array_equal(array.astype(np.float32), np.arange(-4, 4))
+    assert again.ir.graph.initializers["int4"].const_value.nbytes == 4
+
+
+def test_weights_are_listed_once_each():
+    text = """
+    g (float[2] x) => (y) <float[2] w = {1,2}>
+    { a = Add(x, w)  c = Constant <value = int64[1] {3}> ()  y = Reshape(a, c) }
+    """
+    assert load_onnx(parse(text)).weights() == [("w", 2, 8), ("c", 1, 8)]

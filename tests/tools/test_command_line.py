@@ -1,0 +1,381 @@
+"""The command line: results on standard output, the rest on standard error, exit codes, stable JSON."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+import graphopt
+from graphopt.tools.main import app, main
+
+
+def conv_bn(seed=0, *, training=False):
+    """y = relu(batch_norm(conv(x))); node names hold what rich would take for markup."""
+    rng = np.random.default_rng(seed)
+    weights = {
+        "w": rng.standard_normal((4, 3, 3, 3)),
+        "scale": rng.standard_normal(4),
+        "shift": rng.standard_normal(4),
+        "mean": rng.standard_normal(4),
+        "var": rng.uniform(0.5, 2.0, 4),
+    }
+    normalised = ["b", "m2", "v2"] if training else ["b"]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv[red]", pads=[1, 1, 1, 1]),
+        helper.make_node(
+            "BatchNormalization", ["c", "scale", "shift", "mean", "var"], normalised, name="bn[/red]",
+            training_mode=int(training),
+        ),
+        helper.make_node("Relu", ["b"], ["y"], name="relu"),
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, "width"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4, 8, "width"])],
+        [numpy_helper.from_array(a.astype(np.float32), n) for n, a in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "in[bold].onnx"
+    onnx.save(conv_bn(), path)
+    return path
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Run the command line; errors of the project pass through as exceptions."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        result = CliRunner().invoke(app, [str(a) for a in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
+
+
+def op_types(path):
+    return [n.op_type for n in onnx.load(path).graph.node]
+
+
+def error_of(capsys, *arguments):
+    """Exit code and standard error of the real entry point; standard output must stay empty."""
+    with pytest.raises(SystemExit) as exit_:
+        main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return exit_.value.code, captured.err
+
+
+# ---- the whole program ---------------------------------------------------------------------------
+
+
+def test_the_module_runs_as_a_program(source, tmp_path):
+    output = tmp_path / "out.onnx"
+    command = [sys.executable, "-m", "graphopt", "run", source, "-o", output, "-p", "fuse-conv-bn", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"wrote {output}\n"
+    assert json.loads(done.stdout)["output"] == str(output)
+    assert op_types(output) == ["Conv", "Relu"]
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from graphopt.tools.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'onnxruntime', 'onnx', 'onnx_ir', 'numpy', 'jax'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+    assert done.stdout.splitlines()[-1] == "[]"
+    for name in ("run", "passes", "dump", "explain", "bench", "fetch"):
+        assert f"\n  {name} " in done.stdout
+
+
+def test_the_core_does_not_import_the_tools():
+    code = "import sys, graphopt.compiler; print(any(m.startswith('graphopt.tools') for m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+    assert done.stdout == "False\n"
+
+
+def test_the_version_is_the_packages(call):
+    from importlib.metadata import version
+
+    assert call("--version").stdout == f"graphopt {version('graphopt')}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nothing"], ["run"], ["run", "x.onnx", "--verify", "much"], ["dump", "--what"]]
+)
+def test_wrong_usage_exits_with_2(arguments, capsys):
+    code, stderr = error_of(capsys, *arguments)
+
+    assert code == 2
+    assert "Usage: graphopt" in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dump", "[bold]missing.onnx"], "error: [bold]missing.onnx: no such file"),
+        (
+            ["run", "{source}", "-p", "fuse-conv-bm"],
+            "unknown pass 'fuse-conv-bm' (did you mean 'fuse-conv-bn'?)",
+        ),
+        (["run", "{source}", "-p", "clean-up{"], "pipeline text, position 9"),
+        (["run", "{source}", "--target", "tpu"], "unknown backend 'tpu'"),
+        (["run", "{source}", "--print-after", "cleanup"], "did you mean 'clean-up'?"),
+        (["run", "{source}", "-o", "no/such/folder.onnx"], "the folder no/such does not exist"),
+        (["passes", "nothing"], "unknown pass 'nothing'"),
+        (["explain", "{source}", "--rule", "conv-batch-nor"], "(did you mean 'conv-batch-norm'"),
+        (
+            ["explain", "{source}", "--rule", "conv-batch-norm", "--node", "bn[/re]"],
+            "did you mean 'bn[/red]'",
+        ),
+        (
+            ["bench", "{source}", "--dim", "m=2"],
+            "no input has a dimension 'm'; symbolic dimensions: n, width",
+        ),
+        (["bench", "{source}", "--dim", "m"], "--dim m: expected NAME=N"),
+    ],
+)
+def test_a_refusal_is_one_message_on_standard_error_and_exits_with_1(arguments, message, source, capsys):
+    code, stderr = error_of(capsys, *(a.replace("{source}", str(source)) for a in arguments))
+
+    assert code == 1
+    assert stderr.startswith("error: ")
+    assert message in stderr
+    assert "Traceback" not in stderr
+
+
+# ---- run -----------------------------------------------------------------------------------------
+
+
+def test_run_writes_the_optimised_model_and_prints_the_report(call, source, tmp_path):
+    output = tmp_path / "out.onnx"
+    result = call("run", source, "-o", output)
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 5)).astype(np.float32)
+
+    assert op_types(output) == ["Conv", "Relu"]
+    before, after = (graphopt.lower(p, optimization="off")(x)[0] for p in (source, output))
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
+    assert "in[bold].onnx: fuse-conv-bn,clean-up" in result.stdout
+    assert "conv-batch-norm" in result.stdout
+    assert result.stderr == f"wrote {output}\n"
+
+
+def test_run_without_an_output_writes_nothing(call, source, tmp_path):
+    call("run", source)
+
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_the_target_decides_what_may_be_written(call, source, tmp_path):
+    call("run", source, "-o", tmp_path / "out.onnx", "--target", "onnxruntime")
+
+    assert op_types(tmp_path / "out.onnx") == ["FusedConv"]
+
+
+def test_the_json_report_has_the_documented_keys(call, source):
+    report = json.loads(call("run", source, "--report", "json", "-p", "fuse-conv-bn").stdout)
+
+    assert set(report) == {
+        "input", "output", "model", "pipeline", "verify", "coverage", "seconds", "notes", "passes",
+    }  # fmt: skip
+    assert (report["input"], report["output"], report["verify"]) == (str(source), None, "match")
+    (record,) = report["passes"]
+    assert set(record) == {"pass", "before", "after", "rules", "applications", "seconds", "notes"}
+    (application,) = record["applications"]
+    assert application["id"] == "fuse-conv-bn/conv-batch-norm#1"
+    assert application["status"] == "kept"
+
+
+@pytest.mark.parametrize("option", [("--limit", 0), ("--skip", "fuse-conv-bn/conv-batch-norm#1")])
+def test_limit_and_skip_hold_applications_back(call, source, tmp_path, option):
+    call("run", source, "-o", tmp_path / "out.onnx", "-p", "fuse-conv-bn", *option)
+
+    assert op_types(tmp_path / "out.onnx") == ["Conv", "BatchNormalization", "Relu"]
+
+
+@pytest.mark.parametrize("level", ["off", "structure", "match", "model"])
+def test_every_level_of_verification_can_be_asked_for(call, source, level):
+    report = json.loads(call("run", source, "--json", "--verify", level, "-p", "fuse-conv-bn").stdout)
+
+    assert report["verify"] == level
+    assert report["coverage"] == (0.0 if level == "off" else 1.0)
+
+
+def test_what_passes_do_can_be_watched(call, source, tmp_path):
+    printed = call("run", source, "-p", "fuse-conv-bn", "--print-after", "fuse-conv-bn", "--json")
+    changed = call("run", source, "-p", "fuse-conv-bn", "--print-after-change", "--json")
+    call("run", source, "-p", "fuse-conv-bn", "--dump-dir", tmp_path / "dumps", "--no-progress")
+
+    assert printed.stderr.startswith("# after fuse-conv-bn\nmain (onnx, 2 nodes)")
+    assert "\n-" in changed.stderr and "batch_norm" in changed.stderr
+    assert json.loads(printed.stdout)["pipeline"] == json.loads(changed.stdout)["pipeline"] == "fuse-conv-bn"
+    assert [p.name for p in sorted((tmp_path / "dumps").iterdir())] == [
+        "000_input.txt",
+        "001_fuse-conv-bn.txt",
+    ]
+
+
+def test_the_input_is_never_overwritten_by_whatever_name(source, tmp_path, capsys):
+    before = source.read_bytes()
+    link = tmp_path / "link.onnx"
+    link.symlink_to(source)
+    for output in (source, tmp_path / "." / source.name, link):
+        code, stderr = error_of(capsys, "run", source, "-o", output)
+        assert code == 1
+        assert "is the input, which is never overwritten" in stderr
+    assert source.read_bytes() == before
+
+
+def test_a_file_that_holds_the_inputs_weights_is_not_overwritten(tmp_path, capsys):
+    external = tmp_path / "external.onnx"
+    onnx.save(conv_bn(), external, save_as_external_data=True, location="out.onnx.data", size_threshold=0)
+    weights = (tmp_path / "out.onnx.data").read_bytes()
+
+    for output in ("out.onnx", "out.onnx.data"):
+        code, stderr = error_of(capsys, "run", external, "-o", tmp_path / output)
+        assert code == 1
+        assert "out.onnx.data holds weights of the input" in stderr
+    assert (tmp_path / "out.onnx.data").read_bytes() == weights
+
+
+def test_another_file_is_replaced(call, source, tmp_path):
+    output = tmp_path / "out.onnx"
+    output.write_bytes(b"old")
+    call("run", source, "-o", output)
+
+    assert op_types(output) == ["Conv", "Relu"]
+
+
+# ---- passes, dump, explain -----------------------------------------------------------------------
+
+
+def test_passes_are_listed_with_their_owners(call):
+    rows = {row["name"]: row["owner"] for row in json.loads(call("passes", "--json").stdout)}
+
+    assert rows["fuse-conv-bn"].startswith("graphopt.passes.fuse_conv_bn:FuseConvBn (graphopt ")
+    table = call("passes").stdout
+    assert all(name in table for name in rows)
+
+
+def test_one_pass_is_shown_with_options_contract_and_mathematics(call):
+    details = json.loads(call("passes", "fuse-conv-bn", "--json").stdout)
+    page = call("passes", "fuse-conv-bn").stdout
+
+    assert set(details) == {
+        "name", "kind", "owner", "doc", "contract", "requires", "ensures", "options", "rules",
+    }  # fmt: skip
+    rule = next(r for r in details["rules"] if r["name"] == "conv-batch-norm")
+    assert rule["contract"] == "rounding(factor=8)"
+    assert rule["doc"].splitlines()[0] in page
+    assert details["contract"] in page
+    assert all(f"  {o['name']}: {o['type']}, default {o['default']}" in page for o in details["options"])
+
+
+def test_a_dump_is_text_json_or_dot(call, source):
+    text = call("dump", source).stdout
+    data = json.loads(call("dump", source, "--json").stdout)
+    dot = call("dump", source, "--format", "dot").stdout
+
+    assert text.startswith("main (onnx, 3 nodes)\n")
+    assert "%y = relu(%b) : float32[n,4,8,width] @relu" in text
+    assert set(data) == {"storage", "main", "functions"}
+    assert [n["op"] for n in data["main"]["nodes"]] == ["conv", "batch_norm", "relu"]
+    assert data == json.loads(call("dump", source, "--format", "json").stdout)
+    assert dot.startswith("digraph {") and dot.endswith("}\n")
+
+
+def test_explain_says_where_a_rule_applies(call, source):
+    data = json.loads(call("explain", source, "--rule", "fuse-conv-bn/conv-batch-norm", "--json").stdout)
+
+    assert (data["file"], data["rule"]) == (str(source), "fuse-conv-bn/conv-batch-norm")
+    (found,) = data["explanations"]
+    assert set(found) == {"rule", "node", "matched", "reason", "stopped_at", "score"}
+    assert (found["node"], found["matched"]) == ("bn[/red]", True)
+
+
+def test_explain_says_why_a_rule_does_not_apply(call, tmp_path):
+    path = tmp_path / "training.onnx"
+    onnx.save(conv_bn(training=True), path)
+
+    table = call("explain", path, "--rule", "conv-batch-norm").stdout
+
+    assert "bn[/red]" in table
+    assert "training" in table
+    assert " no " in table
+
+
+def test_explain_can_be_asked_about_one_node_by_its_name_or_that_of_its_output(call, source):
+    asked = [
+        json.loads(call("explain", source, "--rule", "conv-batch-norm", "--node", name, "--json").stdout)
+        for name in ("relu", "y")
+    ]
+
+    assert asked[0] == asked[1]
+    (found,) = asked[0]["explanations"]
+    assert (found["node"], found["matched"]) == ("relu", False)
+
+
+def test_explain_says_when_there_is_no_node_to_ask_about(call, source):
+    call("run", source, "-o", source.parent / "out.onnx")
+
+    assert (
+        "no node of the op batch_norm"
+        in call("explain", source.parent / "out.onnx", "--rule", "conv-batch-norm").stdout
+    )
+
+
+# ---- bench ---------------------------------------------------------------------------------------
+
+
+def test_bench_compares_with_the_first_model(call, source):
+    output = source.parent / "out.onnx"
+    call("run", source, "-o", output)
+    data = json.loads(call("bench", source, output, "--rounds", 3, "--dim", "n=2", "--json").stdout)
+    table = call("bench", source, output, "--rounds", 1).stdout
+
+    assert set(data) == {"threads", "rounds", "optimization", "inputs", "models"}
+    assert data["inputs"] == {"x": {"dtype": "float32", "shape": [2, 3, 8, 16]}}
+    first, second = data["models"]
+    assert set(first) == {
+        "file", "median", "low", "high", "speedup", "speedup_low", "speedup_high", "difference",
+    }  # fmt: skip
+    assert (first["file"], first["speedup"], first["difference"]) == (str(source), 1.0, 0.0)
+    assert second["difference"] < 1e-5
+    assert "in[bold].onnx" in table
+
+
+def test_bench_shows_that_models_differ(call, source):
+    other = source.parent / "other.onnx"
+    onnx.save(conv_bn(seed=1), other)
+
+    first, second = json.loads(call("bench", source, other, "--rounds", 1, "--json").stdout)["models"]
+    assert second["difference"] > 0.1
+
+
+def test_bench_refuses_models_with_other_inputs(source, tmp_path, capsys):
+    other = conv_bn()
+    other.graph.input[0].name = other.graph.node[0].input[0] = "z"
+    onnx.save(other, tmp_path / "other.onnx")
+
+    code, stderr = error_of(capsys, "bench", source, tmp_path / "other.onnx")
+    assert code == 1
+    assert "other.onnx takes other inputs than" in stderr

@@ -1,0 +1,93 @@
+"""Rules looked up over the registered passes."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+from graphopt.errors import PipelineError
+from graphopt.pipeline.pass_ import GraphPass, RulePass
+from graphopt.pipeline.registry import Registry
+from graphopt.rewrite.contract import Exact
+from graphopt.rewrite.rule import rule
+from graphopt.tools.rules import all_rules, find_rule
+
+
+@rule(contract=Exact())
+class DoubleNegation:
+    """neg(neg(x)) is x."""
+
+    def pattern(self, op, x):
+        return op.neg(op.neg(x))
+
+    def rewrite(self, m, build):
+        return m.x
+
+
+@dataclass(frozen=True)
+class Negations(RulePass):
+    name: ClassVar[str] = "negations"
+
+    def rules(self):
+        return [DoubleNegation]
+
+
+@dataclass(frozen=True)
+class Graphs(GraphPass):
+    name: ClassVar[str] = "graphs"
+
+    def run(self, context): ...
+
+    def rules(self):
+        return [DoubleNegation]
+
+
+@dataclass(frozen=True)
+class Plain(GraphPass):
+    name: ClassVar[str] = "plain"
+
+    def run(self, context): ...
+
+
+@dataclass(frozen=True)
+class Demanding(RulePass):
+    name: ClassVar[str] = "demanding"
+    energy: float
+
+    def rules(self):
+        raise AssertionError("asked without its option")
+
+
+@pytest.fixture
+def registry():
+    made = Registry("graphopt.test", "pass")
+    for pass_class in (Negations, Plain, Demanding):
+        made.register(pass_class)
+    return made
+
+
+def test_any_pass_with_a_method_rules_shows_its_rules(registry):
+    registry.register(Graphs)
+
+    assert list(all_rules(registry)) == ["graphs/double-negation", "negations/double-negation"]
+
+
+def test_a_rule_is_found_by_its_full_and_by_its_short_name(registry):
+    for name in ("negations/double-negation", "double-negation"):
+        assert find_rule(name, registry) == ("negations/double-negation", DoubleNegation)
+
+
+def test_a_short_name_of_two_rules_is_refused_with_both(registry):
+    registry.register(Graphs)
+
+    with pytest.raises(PipelineError, match="graphs/double-negation or negations/double-negation"):
+        find_rule("double-negation", registry)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("double-negatoin", "'double-negation'"), ("negation/double-negation", "'negations/double-negation'")],
+)
+def test_an_unknown_rule_is_an_error_with_the_nearest_names(registry, name, nearest):
+    with pytest.raises(PipelineError, match=f"unknown rule .*did you mean {nearest}"):
+        find_rule(name, registry)

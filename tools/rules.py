@@ -1,0 +1,54 @@
+"""The rules of registered passes, looked up by the names that reports print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from graphopt.errors import PipelineError
+from graphopt.pipeline.options import did_you_mean
+from graphopt.pipeline.pass_ import Pass, instantiate
+from graphopt.pipeline.registry import Registry, passes
+from graphopt.pipeline.spec import PassSpec
+
+if TYPE_CHECKING:
+    from graphopt.rewrite.rule import Rule
+
+
+def rules_of(pass_: Pass) -> Sequence[Rule]:
+    """The rules that `pass_` shows in a method `rules`, as every RulePass does; none if it has no such
+    method."""
+    listed = getattr(pass_, "rules", None)
+    return tuple(listed()) if callable(listed) else ()
+
+
+def all_rules(registry: Registry | None = None) -> dict[str, Rule]:
+    """Every rule by "pass/rule", of the passes that need no options, in the order of their names."""
+    registry = registry or passes()
+    found: dict[str, Rule] = {}
+    for name in registry.names():
+        try:
+            pass_ = instantiate(PassSpec(name), registry)
+        except PipelineError:
+            continue  # it has an option that must be given, so its rules are not known
+        found |= {f"{name}/{rule.name}": rule for rule in rules_of(pass_)}
+    return found
+
+
+def find_rule(name: str, registry: Registry | None = None) -> tuple[str, Rule]:
+    """The full name and the rule that `name`, "pass/rule" or "rule", stands for.
+
+    Raises:
+        PipelineError: no such rule, or rules of several passes.
+    """
+    rules = all_rules(registry)
+    if name in rules:
+        return name, rules[name]
+    matching = [full for full in rules if full.rpartition("/")[2] == name]
+    if len(matching) == 1:
+        return matching[0], rules[matching[0]]
+    if matching:
+        raise PipelineError(f"several passes have a rule {name!r}: say which one, {' or '.join(matching)}")
+    short = [full.rpartition("/")[2] for full in rules]
+    hint = did_you_mean(name, rules if "/" in name else short)
+    raise PipelineError(f"unknown rule {name!r}{hint}; known: {', '.join(rules) or 'none'}")

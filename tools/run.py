@@ -1,0 +1,167 @@
+"""`graphopt run`: optimise a model file."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graphopt.errors import GraphoptError
+from graphopt.tools.output import print_json, print_note, print_result
+
+if TYPE_CHECKING:
+    from graphopt.compiler import Optimized
+    from graphopt.pipeline.instrument import Instrument
+
+
+class Level(StrEnum):
+    off = "off"
+    structure = "structure"
+    match = "match"
+    model = "model"
+
+
+class ReportForm(StrEnum):
+    table = "table"
+    json = "json"
+
+
+class OutputError(GraphoptError):
+    """The result cannot be written where it was asked for."""
+
+
+def run(
+    file: Annotated[Path, typer.Argument(help="The model, an .onnx file. It is never modified.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Where to write the result; without it nothing is written."),
+    ] = None,
+    pipeline: Annotated[
+        str, typer.Option("--passes", "-p", help="Pipeline text, as in 'fuse-conv-bn,clean-up{fold=false}'.")
+    ] = "fuse-conv-bn,clean-up",
+    verify: Annotated[
+        Level,
+        typer.Option(
+            help="Check each application (match), the whole model too (model), types only (structure) or "
+            "nothing (off)."
+        ),
+    ] = Level.match,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Backend that the result is for; without it only standard ops are written."),
+    ] = None,
+    report: Annotated[ReportForm, typer.Option(help="Form of the report.")] = ReportForm.table,
+    limit: Annotated[int | None, typer.Option(min=0, help="Keep at most this many applications.")] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Leave out this application; may be repeated.")
+    ] = None,
+    print_after: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Print the model's text after this pass; may be repeated."),
+    ] = None,
+    print_after_change: Annotated[
+        bool, typer.Option("--print-after-change", help="Print what changed after each pass.")
+    ] = False,
+    dump_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the model's text after each pass into DIR.")
+    ] = None,
+    repro: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write what reproduces each undone application into DIR."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --report json.")] = False,
+    progress: Annotated[
+        bool | None, typer.Option("--progress/--no-progress", help="Progress bar; by default on a terminal.")
+    ] = None,
+) -> None:
+    """Optimise FILE and report what was done.
+
+    Every application of a rule is verified by itself and undone alone if it fails. With --verify model the
+    result as a whole is compared with the original too; if they disagree, the application that is to blame
+    is found by bisection and named, and nothing is written.
+
+    The output is written under a temporary name and moved into place. It may not be the input.
+
+    JSON keys: input, output, model, pipeline, verify, coverage, seconds, notes, and passes: a list with, for
+    each pass, pass, before, after (nodes, parameters, bytes, flops), rules, applications, seconds, notes.
+    """
+    from graphopt.compiler import optimize
+
+    if output is not None:
+        _require_writable(file, output)
+    result = optimize(
+        file,
+        pipeline,
+        target=target,
+        verify=verify.value,
+        limit=limit,
+        skip=skip or (),
+        instruments=_instruments(print_after, print_after_change, dump_dir, progress),
+        repro=repro,
+    )
+    if output is not None:
+        _save(result, output)
+    if as_json or report is ReportForm.json:
+        written = None if output is None else str(output)
+        print_json(result.report.to_dict() | {"input": str(file), "output": written})
+    else:
+        print_result(result.report)
+
+
+def _instruments(
+    print_after: list[str] | None, print_after_change: bool, dump_dir: Path | None, progress: bool | None
+) -> list[Instrument]:
+    from graphopt.pipeline.instrument import DumpDir, PrintAfter, PrintAfterChange, Progress
+    from graphopt.pipeline.registry import passes
+
+    for name in print_after or ():
+        passes().owner(name)  # an unknown name is an error, with the nearest ones
+    chosen: list[Instrument] = []
+    if print_after:
+        chosen.append(PrintAfter(print_after))
+    if print_after_change:
+        chosen.append(PrintAfterChange())
+    if dump_dir is not None:
+        chosen.append(DumpDir(dump_dir))
+    if progress or (progress is None and sys.stderr.isatty()):
+        chosen.append(Progress())
+    return chosen
+
+
+def _require_writable(source: Path, output: Path) -> None:
+    """Refuse an output that would overwrite the input, or a folder that is not there."""
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder; give the name of a file")
+    if not output.parent.is_dir():
+        raise OutputError(f"{output}: the folder {output.parent} does not exist; make it first")
+    if output.exists() and source.exists() and output.samefile(source):
+        raise OutputError(f"{output} is the input, which is never overwritten; choose another name with -o")
+    replaced = [p for p in (output, output.with_name(f"{output.name}.data")) if p.exists()]
+    for data in _data_files(source) if replaced else ():
+        if any(data.exists() and data.samefile(path) for path in replaced):
+            raise OutputError(
+                f"{data} holds weights of the input, which is never overwritten; choose another name"
+            )
+
+
+def _data_files(source: Path) -> list[Path]:
+    """The files beside `source` that hold its weights."""
+    import onnx
+
+    try:
+        proto: Any = onnx.load(str(source), load_external_data=False)
+    except Exception:  # whatever is wrong with the file is said better by whoever loads it
+        return []
+    entries = (e for t in proto.graph.initializer for e in t.external_data if e.key == "location")
+    return [source.parent / location for location in dict.fromkeys(e.value for e in entries)]
+
+
+def _save(result: Optimized, output: Path) -> None:
+    try:
+        result.save(output)
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from error
+    print_note(f"wrote {output}")
