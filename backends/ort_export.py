@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import re
 import warnings
@@ -29,6 +30,7 @@ def export_onnx(program: ExportedProgram) -> ir.Model:
         UnsupportedError: torch's exporter cannot say it in ONNX; the message has the exporter's reason.
         MissingExtraError: onnxscript, which the exporter needs, is not installed.
     """
+    _require_exporter()
     for module in program.graph_module.modules():
         if isinstance(module, fx.GraphModule):
             _say_squeezes_exactly(module.graph)
@@ -36,10 +38,6 @@ def export_onnx(program: ExportedProgram) -> ir.Model:
     try:
         with _quiet():
             exported: Any = torch.onnx.export(program, dynamo=True, verbose=False)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"lowering a torch model to onnxruntime needs {error.name}: pip install graphopt[torch]"
-        ) from error
     except Exception as error:  # the exporter wraps whatever goes wrong in several classes of its own
         raise UnsupportedError(
             f"torch.onnx.export cannot say this model in ONNX{_at_operator(error)}: {_root_cause(error)}; "
@@ -47,6 +45,13 @@ def export_onnx(program: ExportedProgram) -> ir.Model:
         ) from error
     model: ir.Model = exported.model
     return model
+
+
+def _require_exporter() -> None:
+    if importlib.util.find_spec("onnxscript") is None:
+        raise MissingExtraError(
+            "lowering a torch model to onnxruntime needs onnxscript: pip install graphopt[torch]"
+        )
 
 
 @contextmanager

@@ -1,1 +1,2 @@
-"""The built-in passes: one file each, registered under the entry-point group "graphopt.passes" like a stranger's."""
+"""The built-in passes: one file each, registered under the entry-point group "graphopt.passes" like a
+stranger's."""

@@ -1,7 +1,7 @@
 """Activations as the epilogue of a convolution: one op that writes its result once.
 
-Only where the target has such an op (onnxruntime: com.microsoft::FusedConv, float32). Nothing is approximated: the
-kernel applies the activation to each element before it is stored.
+Only where the target has such an op (onnxruntime: com.microsoft::FusedConv, float32). Nothing is
+approximated: the kernel applies the activation to each element before it is stored.
 """
 
 from __future__ import annotations

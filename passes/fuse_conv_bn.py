@@ -1,8 +1,8 @@
 """Folding what follows (or precedes) a convolution or linear layer into its weights.
 
-In inference a batch norm is the affine map y = s * x + t of every channel, with s = scale / sqrt(var + eps) and
-t = shift - mean * s. A convolution is linear, so s goes into its weight and t into its bias:
-s * (w * x + b) + t = (s * w) * x + (s * b + t).
+In inference a batch norm is the affine map y = s * x + t of every channel, with s = scale / sqrt(var + eps)
+and t = shift - mean * s. A convolution is linear, so s goes into its weight and t into its bias: s * (w * x +
+b) + t = (s * w) * x + (s * b + t).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Affine:
     shift: TensorRef | None
 
 
-# ---- patterns -----------------------------------------------------------------------------------------------
+# ---- patterns ----------------------------------------------------------------------------------------------
 
 
 def batch_norm(op: PatternOps, x: Any, scale: Var, shift: Var, mean: Var, var: Var) -> OpPattern:
@@ -61,18 +61,24 @@ def any_linear(op: PatternOps, x: Any, w: Var, b: Var) -> OpPattern:
     )
 
 
-# ---- preconditions ------------------------------------------------------------------------------------------
+# ---- preconditions -----------------------------------------------------------------------------------------
 
 
 def check_statistics(m: Match, channels: int) -> None:
-    """Refuse a batch norm that is not a finite map of `channels` channels: training mode, operands of another shape
-    than [channels], var + eps that is not positive."""
+    """Refuse a batch norm that is not a finite map of `channels` channels: training mode, operands of another
+    shape than [channels], var + eps that is not positive."""
     if m.bn.fields["training"]:
         m.fail("batch_norm is in training mode: its statistics are those of the batch", node=m.bn.node)
     for name in ("scale", "shift", "mean", "var"):
         data = getattr(m, name)
         if data is not None and data.shape != (channels,):
-            m.fail("{} of batch_norm has shape {}, expected [{}]", name, list(data.shape), channels, node=m.bn.node)
+            m.fail(
+                "{} of batch_norm has shape {}, expected [{}]",
+                name,
+                list(data.shape),
+                channels,
+                node=m.bn.node,
+            )
     spread = m.var.numpy().astype(np.float64) + m.bn.fields["eps"]
     if not np.all((spread > 0) & np.isfinite(spread)):
         worst = int(np.argmin((spread > 0) & np.isfinite(spread)))
@@ -87,7 +93,9 @@ def check_not_shared(m: Match) -> None:
             name, other = m.graph.name(weight), m.graph.node_name(user)
             m.fail("the weight {} is shared with {}: folding would add a copy of it", name, other)
     if m.graph.is_output(weight):
-        m.fail("the weight {} is an output of the graph: folding would add a copy of it", m.graph.name(weight))
+        m.fail(
+            "the weight {} is an output of the graph: folding would add a copy of it", m.graph.name(weight)
+        )
 
 
 def per_channel(m: Match, value: TensorRef, channels: int, rank: int) -> TensorRef:
@@ -101,7 +109,7 @@ def per_channel(m: Match, value: TensorRef, channels: int, rank: int) -> TensorR
     return as_ref(np.ones(channels), value.dtype) * value.reshape(-1)
 
 
-# ---- arithmetic on weights ----------------------------------------------------------------------------------
+# ---- arithmetic on weights ---------------------------------------------------------------------------------
 
 
 def batch_norm_map(m: Match) -> Affine:
@@ -116,8 +124,8 @@ def batch_norm_map(m: Match) -> Affine:
 def scale_outputs(weight: TensorRef, scale: TensorRef, *, transposed: bool, groups: int) -> TensorRef:
     """`weight` of a convolution with every output channel times its `scale`.
 
-    The weight is [out, in / groups, *kernel], that of a transposed convolution [in, out / groups, *kernel], where
-    the first axis holds one block of inputs after the other for every group.
+    The weight is [out, in / groups, *kernel], that of a transposed convolution [in, out / groups, *kernel],
+    where the first axis holds one block of inputs after the other for every group.
     """
     kernel = (1,) * (weight.ndim - 2)
     if not transposed:
@@ -137,7 +145,7 @@ def mapped_bias(bias: TensorRef | None, affine: Affine, channels: int, dtype: st
     return sum(terms, as_ref(np.zeros(channels), dtype)) if terms else None
 
 
-# ---- behind a convolution -----------------------------------------------------------------------------------
+# ---- behind a convolution ----------------------------------------------------------------------------------
 
 
 def output_channels(m: Match) -> int:
@@ -162,19 +170,22 @@ class ConvThenMap:
         affine, channels, weight = self.affine(m), output_channels(m), m.w
         if affine.scale is not None:
             transposed = m.conv.op == "conv_transpose"
-            weight = scale_outputs(weight, affine.scale, transposed=transposed, groups=m.conv.fields["groups"])
+            weight = scale_outputs(
+                weight, affine.scale, transposed=transposed, groups=m.conv.fields["groups"]
+            )
         bias = mapped_bias(m.b, affine, channels, m.w.dtype)
         return getattr(build, m.conv.op)(m.x, weight, bias, like=m.out, **m.conv.fields)
 
 
 @rule(contract=Rounding())
 class ConvBatchNorm(ConvThenMap):
-    """batch_norm(conv(x, w, b)) is conv(x, s * w, s * b + t), with s = scale / sqrt(var + eps), t = shift - mean * s.
+    """batch_norm(conv(x, w, b)) is conv(x, s * w, s * b + t), with s = scale / sqrt(var + eps), t = shift -
+    mean * s.
 
-    Preconditions: inference mode; weight, bias and statistics are constants, the weight nobody else's; nothing else
-    reads the convolution's result. For conv and conv_transpose in 1, 2 and 3 dimensions, grouped or not.
-    Contract: rounding. Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
-    Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2.
+    Preconditions: inference mode; weight, bias and statistics are constants, the weight nobody else's;
+    nothing else reads the convolution's result. For conv and conv_transpose in 1, 2 and 3 dimensions, grouped
+    or not. Contract: rounding. Source: Jacob et al., "Quantization and Training of Neural Networks for
+    Efficient Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2.
     """
 
     def pattern(
@@ -189,11 +200,11 @@ class ConvBatchNorm(ConvThenMap):
 
 @rule(contract=Rounding())
 class ConvMul(ConvThenMap):
-    """conv(x, w, b) * s is conv(x, s * w, s * b) for a constant s with one number per channel: half of a batch norm as
-    some exporters spell it.
+    """conv(x, w, b) * s is conv(x, s * w, s * b) for a constant s with one number per channel: half of a
+    batch norm as some exporters spell it.
 
-    Preconditions: weight, bias and s are constants, the weight nobody else's; s broadcasts along no axis but the
-    channels'. Contract: rounding. Source: linearity of convolution.
+    Preconditions: weight, bias and s are constants, the weight nobody else's; s broadcasts along no axis but
+    the channels'. Contract: rounding. Source: linearity of convolution.
     """
 
     def pattern(self, op: PatternOps, x: Var, w: Var, b: Var, s: Var) -> OpPattern:
@@ -205,10 +216,11 @@ class ConvMul(ConvThenMap):
 
 @rule(contract=Rounding())
 class ConvAdd(ConvThenMap):
-    """conv(x, w, b) + t is conv(x, w, b + t) for a constant t with one number per channel. The weight stays as it is.
+    """conv(x, w, b) + t is conv(x, w, b + t) for a constant t with one number per channel. The weight stays
+    as it is.
 
-    Preconditions: weight, bias and t are constants; t broadcasts along no axis but the channels'.
-    Contract: rounding. Source: associativity of addition.
+    Preconditions: weight, bias and t are constants; t broadcasts along no axis but the channels'. Contract:
+    rounding. Source: associativity of addition.
     """
 
     def pattern(self, op: PatternOps, x: Var, w: Var, b: Var, t: Var) -> OpPattern:
@@ -218,14 +230,17 @@ class ConvAdd(ConvThenMap):
         return Affine(None, per_channel(m, m.t, output_channels(m), m.w.ndim))
 
 
-# ---- linear layers ------------------------------------------------------------------------------------------
+# ---- linear layers -----------------------------------------------------------------------------------------
 
 
 def check_matrix(m: Match) -> None:
     """Refuse a linear layer whose features are not axis 1 of its input and output, the axis of batch norm."""
     rank = m.rank(m.linear.outputs[0])
     if rank != 2 or m.w.ndim != 2:
-        m.fail("batch_norm acts on axis 1, and the features of a linear layer in {} dimensions are its last axis", rank)
+        m.fail(
+            "batch_norm acts on axis 1, and the features of a linear layer in {} dimensions are its last axis",
+            rank,
+        )
 
 
 def weight_is_transposed(m: Match) -> bool:
@@ -234,7 +249,8 @@ def weight_is_transposed(m: Match) -> bool:
 
 
 def write_linear(m: Match, build: Builder, x: Value, weight: TensorRef, bias: TensorRef) -> Value:
-    """The linear layer `m.linear` with another weight and bias; as matmul and add where the storage cannot say it."""
+    """The linear layer `m.linear` with another weight and bias; as matmul and add where the storage cannot
+    say it."""
     fields = {"trans_w": weight_is_transposed(m)}
     if build.can("linear", x, weight, bias, **fields):
         return build.linear(x, weight, bias, like=m.out, **fields)
@@ -248,10 +264,11 @@ def bias_of(m: Match) -> TensorRef | None:
 
 @rule(contract=Rounding())
 class LinearBatchNorm:
-    """batch_norm(linear(x, w, b)) is linear(x, s * w, s * b + t), s and t as for a convolution; matmul likewise.
+    """batch_norm(linear(x, w, b)) is linear(x, s * w, s * b + t), s and t as for a convolution; matmul
+    likewise.
 
-    Preconditions: those of the convolution, and x is a matrix [N, in]: batch norm acts on axis 1, so that in three
-    dimensions it does not act on the features. Contract: rounding. Source: as for the convolution.
+    Preconditions: those of the convolution, and x is a matrix [N, in]: batch norm acts on axis 1, so that in
+    three dimensions it does not act on the features. Contract: rounding. Source: as for the convolution.
     """
 
     def pattern(
@@ -273,15 +290,16 @@ class LinearBatchNorm:
         return write_linear(m, build, m.x, weight, bias)
 
 
-# ---- in front of a convolution or linear layer --------------------------------------------------------------
+# ---- in front of a convolution or linear layer -------------------------------------------------------------
 
 
 @rule(contract=Rounding())
 class BatchNormConv:
     """conv(s * x + t, w, b) is conv(x, w * s, b + sum of w * t over input channels and kernel).
 
-    Preconditions: no padding, since zeros are padded behind the batch norm, where they stand for -t / s before it;
-    the rest as for batch norm behind a convolution. Contract: rounding. Source: linearity of convolution.
+    Preconditions: no padding, since zeros are padded behind the batch norm, where they stand for -t / s
+    before it; the rest as for batch norm behind a convolution. Contract: rounding. Source: linearity of
+    convolution.
     """
 
     def pattern(
@@ -334,8 +352,8 @@ class MapThenLinear:
 class BatchNormLinear(MapThenLinear):
     """linear(s * x + t, w, b) is linear(x, w * s, b + w t).
 
-    Preconditions: x is a matrix [N, in], weight and statistics are constants, the weight nobody else's; nothing else
-    reads the batch norm's result. Contract: rounding. Source: linearity.
+    Preconditions: x is a matrix [N, in], weight and statistics are constants, the weight nobody else's;
+    nothing else reads the batch norm's result. Contract: rounding. Source: linearity.
     """
 
     def pattern(
@@ -349,23 +367,26 @@ class BatchNormLinear(MapThenLinear):
 class BatchNormMatmul(MapThenLinear):
     """matmul(s * x + t, w) is linear(x, w * s, w t); preconditions as for a linear layer."""
 
-    def pattern(self, op: PatternOps, x: Var, w: Var, scale: Var, shift: Var, mean: Var, var: Var) -> OpPattern:
+    def pattern(
+        self, op: PatternOps, x: Var, w: Var, scale: Var, shift: Var, mean: Var, var: Var
+    ) -> OpPattern:
         return op.matmul(batch_norm(op, x, scale, shift, mean, var), const(w)).named("linear")
 
 
-# ---- the pass -----------------------------------------------------------------------------------------------
+# ---- the pass ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class FuseConvBn(GraphPass):
-    """Folds batch norms, and products and sums with a constant per channel, into convolutions and linear layers.
+    """Folds batch norms, and products and sums with a constant per channel, into convolutions and linear
+    layers.
 
-    Mathematics: inference-mode batch norm is y = s * x + t with s = scale / sqrt(var + eps) and t = shift - mean * s;
-    a linear layer takes s into its weight and t into its bias. Where the target has it, the activation that follows
-    a convolution then becomes its epilogue.
-    Refused, with the reason: training mode, statistics or weights that are not constant, shared weights, results that
-    others read, statistics of the wrong shape, var + eps that is not positive.
-    Source: Jacob et al., CVPR 2018, section 3.2; the rules name theirs.
+    Mathematics: inference-mode batch norm is y = s * x + t with s = scale / sqrt(var + eps) and t = shift -
+    mean * s; a linear layer takes s into its weight and t into its bias. Where the target has it, the
+    activation that follows a convolution then becomes its epilogue. Refused, with the reason: training mode,
+    statistics or weights that are not constant, shared weights, results that others read, statistics of the
+    wrong shape, var + eps that is not positive. Source: Jacob et al., CVPR 2018, section 3.2; the rules name
+    theirs.
     """
 
     name: ClassVar[str] = "fuse-conv-bn"
@@ -377,8 +398,8 @@ class FuseConvBn(GraphPass):
     "Fuse activations into convolutions: always demanded, never, or (None) where the target has such an op."
 
     def rules(self, features: frozenset[str] | None = None) -> Sequence[Rule]:
-        """The rules, in the order in which they are tried on a node, for a target with `features`; None for a target
-        that has everything."""
+        """The rules, in the order in which they are tried on a node, for a target with `features`; None for a
+        target that has everything."""
         rules: list[Rule] = [ConvBatchNorm, ConvMul, ConvAdd, LinearBatchNorm]
         if self.forward:
             rules += [BatchNormConv, BatchNormLinear, BatchNormMatmul]

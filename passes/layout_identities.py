@@ -106,7 +106,7 @@ class TransposeAroundUnary:
     def check(self, m: Match) -> None:
         if not _is_identity(_composed(m)):
             m.fail("the transposes compose to {}", _composed(m))
-        if escapes(m.graph, m.unary.outputs, {m.outer.node}):
+        if escapes(m.graph, m.unary.outputs, {m.outer.node}) is not None:
             m.fail("{} is read elsewhere too", m.graph.name(m.unary.outputs[0]))
 
     def rewrite(self, m: Match, build: Builder) -> Any:

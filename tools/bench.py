@@ -43,7 +43,7 @@ def bench(
     threads: Annotated[int, typer.Option(min=1, help="Threads of each run.")] = 1,
     dim: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=N", help="Size of a symbolic dimension; may be repeated."),
+        typer.Option(metavar="NAME=N", help="Size of an open dimension; may be repeated."),
     ] = None,
     optimization: Annotated[
         Optimization, typer.Option(help="onnxruntime's own graph optimisations.")
@@ -56,7 +56,7 @@ def bench(
     All are compared with the first, round by round. Every model gets the same seeded inputs. The first round
     is dropped; speed-ups are medians of the ratios within the rounds, so that whatever else the machine does
     falls on all models alike. Dimensions that the models leave open are 1 in front and 16 elsewhere unless
-    --dim says otherwise.
+    --dim says otherwise; one without a name is called INPUT.AXIS, as in --dim x.2=64.
 
     JSON keys: threads, rounds, optimization, inputs (name to dtype and shape), models: a list of file,
     median, low, high (milliseconds; the median and the quartiles), speedup, speedup_low, speedup_high (times
@@ -70,7 +70,7 @@ def bench(
     models: list[Any] = [lower(file, "onnxruntime", **settings) for file in files]
     _require_same_inputs(files, [model.input_types for model in models])
     feeds = make_feeds(models[0].input_types, sizes, seed)
-    results = [model(feeds) for model in models]
+    results = [_first_run(file, model, feeds) for file, model in zip(files, models, strict=True)]
     samples = interleave([_job(model, feeds) for model in models], rounds)
     rows = [
         _row(file, own, samples[0]) | {"difference": _difference(results[0], result)}
@@ -116,28 +116,31 @@ def make_feeds(types: Sequence[InputType], sizes: Mapping[str, int], seed: int) 
     from graphopt.ir.weights import FLOATS
     from graphopt.tools.inputs import make_inputs
 
-    named = {d for t in types for d in t.shape or () if isinstance(d, str)}
-    unknown = sorted(set(sizes) - named)
+    shapes = {t.name: _named_dimensions(t) for t in types}
+    named = open_dimensions(types)
+    unknown = sorted(set(sizes) - set(named))
     if unknown:
-        known = ", ".join(sorted(named)) or "none"
-        raise BenchError(f"no input has a dimension {unknown[0]!r}; symbolic dimensions: {known}")
-    front = {t.shape[0] for t in types if t.shape and isinstance(t.shape[0], str)}
+        known = ", ".join(named) or "none"
+        raise BenchError(f"no input has a dimension {unknown[0]!r}; open dimensions: {known}")
+    front = {shape[0] for shape in shapes.values() if shape}
     chosen = {name: DEFAULT_BATCH if name in front else DEFAULT_SIZE for name in named} | dict(sizes)
     specs = {}
     for type_ in types:
-        if type_.dtype is None or type_.shape is None:
-            raise BenchError(f"no inputs can be made for {type_.name!r}, which is {type_}")
+        shape = [d if isinstance(d, int) else chosen[d] for d in shapes[type_.name]]
         kind = {"gen": "normal"} if type_.dtype in FLOATS else {"gen": "randint", "low": 0, "high": 2}
-        specs[type_.name] = {"dtype": type_.dtype, "shape": _shape(type_.shape, chosen), **kind}
+        specs[type_.name] = {"dtype": type_.dtype, "shape": shape, **kind}
     return make_inputs(specs, seed)
 
 
-def _shape(shape: Sequence[int | str | None], chosen: Mapping[str, int]) -> list[int]:
-    anonymous = [DEFAULT_BATCH, *[DEFAULT_SIZE] * len(shape)]
-    return [
-        d if isinstance(d, int) else anonymous[axis] if d is None else chosen[d]
-        for axis, d in enumerate(shape)
-    ]
+def open_dimensions(types: Sequence[InputType]) -> list[str]:
+    """The names of the dimensions whose size the model leaves open; one without a name is called INPUT.AXIS."""
+    return sorted({d for t in types for d in _named_dimensions(t) if isinstance(d, str)})
+
+
+def _named_dimensions(type_: InputType) -> list[int | str]:
+    if type_.dtype is None or type_.shape is None:
+        raise BenchError(f"no inputs can be made for {type_.name!r}, which is {type_}")
+    return [f"{type_.name}.{axis}" if d is None else d for axis, d in enumerate(type_.shape)]
 
 
 def _sizes(texts: Sequence[str]) -> dict[str, int]:
@@ -155,6 +158,21 @@ def _require_same_inputs(files: Sequence[Path], types: Sequence[Sequence[InputTy
     for file, own in zip(files, described, strict=True):
         if own != described[0]:
             raise BenchError(f"{file} takes other inputs than {files[0]}: {own} instead of {described[0]}")
+
+
+def _first_run(file: Path, model: Any, feeds: Mapping[str, Any]) -> list[Any]:
+    from graphopt.backends.ort_compiled import RunError
+
+    try:
+        results: list[Any] = model(feeds)
+    except RunError as error:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+        known = ", ".join(open_dimensions(model.input_types)) or "none"
+        raise BenchError(
+            f"{file} does not run on inputs of the shapes {shapes}; choose others with --dim NAME=N (open "
+            f"dimensions: {known}). {error}"
+        ) from error
+    return results
 
 
 def _job(model: Any, feeds: Mapping[str, Any]) -> Callable[[], object]:

@@ -65,6 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         app(args=None if arguments is None else list(arguments), prog_name="graphopt")
-    except GraphoptError as error:
+    except (GraphoptError, OSError) as error:
         print_note(f"error: {error}")
         sys.exit(1)

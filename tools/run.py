@@ -40,7 +40,7 @@ def run(
         typer.Option("--output", "-o", help="Where to write the result; without it nothing is written."),
     ] = None,
     pipeline: Annotated[
-        str, typer.Option("--passes", "-p", help="Pipeline text, as in 'fuse-conv-bn,clean-up{fold=false}'.")
+        str, typer.Option("--passes", "-p", help="Pipeline text, as in 'fuse-conv-bn,clean-up{rounds=2}'.")
     ] = "fuse-conv-bn,clean-up",
     verify: Annotated[
         Level,

@@ -56,7 +56,8 @@ def _write(scratch: ScratchGraph, graph: Graph, before: Any) -> None:
             return value
         if value not in env:
             data: TensorRef | None = scratch.constant(value)
-            assert data is not None
+            if data is None:
+                raise KeyError(value)  # its producer could not be written, which is reported
             env[value] = graph.add_constant(data, "weight")[0]
         return env[value]
 
@@ -66,8 +67,10 @@ def _write(scratch: ScratchGraph, graph: Graph, before: Any) -> None:
             operands = [fetch(o) for o in call.operands]
             outputs = [scratch.type(o) for o in call.outputs]
             values, _, _ = graph.insert(call.op, operands, call.fields, before=before, types=outputs)
-        except (CannotEmit, KeyError) as error:
+        except CannotEmit as error:
             problems.append(f"{call.op}: {error}")
+            continue
+        except KeyError:
             continue
         env.update(zip(call.outputs, values, strict=True))
     if problems:

@@ -25,11 +25,11 @@ class CannotRun(Exception):
     """The runtime refuses the fragment; carries its reason."""
 
 
-def side_runner(fragment: Fragment, side: Side) -> Runner:
+def side_runner(fragment: Fragment, side: Side, *, wide: bool = False) -> Runner:
     """A function from the fragment's inputs to the outputs of one side.
 
     Outputs that are inputs or constants are passed through, so that no runtime needs to accept a graph without
-    nodes. Raises CannotRun, at once or when called.
+    nodes. With `wide`, low-precision floats are float32 throughout. Raises CannotRun, at once or when called.
     """
     graph = fragment.graph
     plan: list[tuple[str, Any]] = []
@@ -42,17 +42,20 @@ def side_runner(fragment: Fragment, side: Side) -> Runner:
         else:
             plan.append(("computed", len(computed)))
             computed.append(value)
-    native = native_runner(graph, side.nodes, fragment.inputs, computed) if computed else None
+    native = native_runner(graph, side.nodes, fragment.inputs, computed, wide=wide) if computed else None
 
     def run(feeds: Sequence[Array]) -> list[Array]:
         results = native(feeds) if native is not None else []
         sources = {"input": feeds, "computed": results}
         return [what.numpy() if source == "constant" else sources[source][what] for source, what in plan]
 
+    run.note = getattr(native, "note", None)  # type: ignore[attr-defined]
     return run
 
 
-def native_runner(graph: Graph, nodes: Sequence[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> Runner:
+def native_runner(
+    graph: Graph, nodes: Sequence[Node], inputs: Sequence[Value], outputs: Sequence[Value], *, wide: bool = False
+) -> Runner:
     """A runner for `nodes` cut out of `graph`, with the kernels of its storage's runtime."""
     try:
         part = graph.cut(nodes, inputs, outputs)
@@ -60,11 +63,24 @@ def native_runner(graph: Graph, nodes: Sequence[Node], inputs: Sequence[Value], 
         raise CannotRun(f"the fragment cannot be cut out: {error}") from error
     match part.storage:
         case "onnx":
-            return onnx_runner(part)
+            run = onnx_runner(part, wide=wide)
         case "fx":
-            return lambda feeds: _guarded(part.run, feeds)  # type: ignore[attr-defined]
+            run = _fx_runner(part, wide=wide)
         case _:
             return lambda feeds: _guarded(lambda f: evaluate(part, f), feeds)
+    return (lambda feeds: run(_to_float32(feeds))) if wide else run
+
+
+def _fx_runner(part: Graph, *, wide: bool) -> Runner:
+    if wide:
+        from graphopt.ir.fx.widen import widen_to_float32
+
+        part = widen_to_float32(part)  # type: ignore[arg-type]
+    return lambda feeds: _guarded(part.run, feeds)  # type: ignore[attr-defined]
+
+
+def _to_float32(feeds: Sequence[Array]) -> list[Array]:
+    return [f.astype(np.float32) if f.dtype.name in ("float16", "bfloat16") else f for f in feeds]
 
 
 def evaluate(part: Graph, feeds: Sequence[Any]) -> list[Array]:
@@ -80,21 +96,49 @@ def evaluate(part: Graph, feeds: Sequence[Any]) -> list[Array]:
 _LOW = frozenset({"float16", "bfloat16", "float32"})
 
 
-def onnx_runner(part: Graph) -> Runner:
-    """An onnxruntime session without optimisations, one thread; low precision falls back to float32."""
+def onnx_runner(part: Graph, *, wide: bool = False) -> Runner:
+    """An onnxruntime session without optimisations, one thread.
+
+    Where the runtime has no kernel for a low precision, or its Python interface cannot take it (bfloat16), the
+    fragment runs in float32 and its results are rounded back; the runner's `note` says so.
+    """
     model = to_proto(part)
-    _forget_sizes(model)
     names = [part.name(v) for v in part.inputs()]
+    if wide:
+        return _session_runner(_session(_widened(model)[0]), names)
     try:
-        session = _session(model.SerializeToString())
+        if _has_type(model, ("BFLOAT16",)):
+            raise CannotRun("onnxruntime takes no bfloat16 from numpy")
+        return _session_runner(_session(model.SerializeToString()), names)
     except CannotRun as error:
-        if not _has_low_precision(model):
+        if not _has_type(model, ("BFLOAT16", "FLOAT16")):
             raise
-        return _float32_runner(model, names, error)
+        return _rounding_runner(model, names, error)
+
+
+def _session_runner(session: Any, names: Sequence[str]) -> Runner:
+    return lambda feeds: _guarded(lambda f: _run_session(session, names, f), feeds)
+
+
+def _widened(model: Any) -> tuple[bytes, list[Any]]:
+    from graphopt.ir.onnx.widen import widen_to_float32
+
+    wide, dtypes = widen_to_float32(model)
+    return wide.SerializeToString(), dtypes
+
+
+def _rounding_runner(model: Any, names: Sequence[str], cause: CannotRun) -> Runner:
+    wide, dtypes = _widened(model)
+    try:
+        session = _session(wide)
+    except CannotRun:
+        raise cause from None
 
     def run(feeds: Sequence[Array]) -> list[Array]:
-        return _guarded(lambda f: _run_session(session, names, f), feeds)
+        results = _guarded(lambda f: _run_session(session, names, f), _to_float32(feeds))
+        return [r if d is None else r.astype(d) for r, d in zip(results, dtypes, strict=True)]
 
+    run.note = "run in float32: the runtime cannot run its precision"  # type: ignore[attr-defined]
     return run
 
 
@@ -154,32 +198,14 @@ def _run_session(session: Any, names: Sequence[str], feeds: Sequence[Array]) -> 
     return [np.asarray(r) for r in session.run(None, {n: f for n, f in zip(names, feeds, strict=True) if n in wanted})]
 
 
-def _has_low_precision(model: Any) -> bool:
+def _has_type(model: Any, names: Sequence[str]) -> bool:
+    """Whether inputs, outputs, annotated values or weights of `model` have one of these element types."""
     import onnx
 
-    low = {onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16}
+    wanted = {onnx.TensorProto.DataType.Value(n) for n in names}
     graph = model.graph
     types = {v.type.tensor_type.elem_type for v in [*graph.input, *graph.output, *graph.value_info]}
-    return bool(low & (types | {t.data_type for t in graph.initializer}))
-
-
-def _float32_runner(model: Any, names: Sequence[str], cause: CannotRun) -> Runner:
-    """The same fragment with every low-precision tensor in float32, and its results rounded back."""
-    from graphopt.ir.onnx.widen import widen_to_float32
-
-    wide, result_dtypes = widen_to_float32(model)
-    try:
-        session = _session(wide.SerializeToString())
-    except CannotRun:
-        raise cause from None
-
-    def run(feeds: Sequence[Array]) -> list[Array]:
-        floats = [f.astype(np.float32) if f.dtype.name in ("float16", "bfloat16") else f for f in feeds]
-        results = _guarded(lambda f: _run_session(session, names, f), floats)
-        return [r if d is None else r.astype(d) for r, d in zip(results, result_dtypes, strict=True)]
-
-    run.note = "run in float32: the runtime has no kernel for its precision"  # type: ignore[attr-defined]
-    return run
+    return bool(wanted & (types | {t.data_type for t in graph.initializer}))
 
 
 def note_of(runner: Runner) -> tuple[str, ...]:

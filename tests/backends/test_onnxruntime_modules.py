@@ -1,5 +1,6 @@
 """Torch models on the onnxruntime backend: called like the module, tensors in and out."""
 
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +10,7 @@ from torch.export import Dim
 
 import graphopt
 from graphopt.backends.ort_inputs import InputError
-from graphopt.errors import PipelineError, UnsupportedError
+from graphopt.errors import MissingExtraError, PipelineError, UnsupportedError
 
 
 class ScaledSum(nn.Module):
@@ -239,6 +240,13 @@ def test_an_operator_that_onnx_cannot_say_is_named():
 
     with pytest.raises(UnsupportedError, match=r"in ONNX at graphopt_test\.mystery\.default: "):
         graphopt.lower(Module(), example_inputs=(X,))
+
+
+def test_a_missing_exporter_is_said_with_what_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+
+    with pytest.raises(MissingExtraError, match=r"needs onnxscript: pip install graphopt\[torch\]"):
+        graphopt.lower(Squeezes(), example_inputs=(torch.ones(2, 3, 4),))
 
 
 def test_the_torch_backend_gives_the_module_back(module):

@@ -40,7 +40,14 @@ class Layers(ScratchGraph):
         return self.end
 
     def conv(
-        self, out: int, kernel: int = 3, *, groups: int = 1, pads: int = 1, bias: bool = True, weight: Any = None
+        self,
+        out: int,
+        kernel: int = 3,
+        *,
+        groups: int = 1,
+        pads: int = 1,
+        bias: bool = True,
+        weight: Any = None,
     ) -> Any:
         n = len(self.shape) - 2
         weight = weight or self.ref(out, self.shape[1] // groups, *[kernel] * n)
@@ -50,13 +57,19 @@ class Layers(ScratchGraph):
             "conv", weight, self.ref(out) if bias else None, shape=(self.shape[0], out, *size), **fields
         )
 
-    def conv_transpose(self, out: int, kernel: int = 3, *, groups: int = 1, pads: int = 0, bias: bool = True) -> Any:
+    def conv_transpose(
+        self, out: int, kernel: int = 3, *, groups: int = 1, pads: int = 0, bias: bool = True
+    ) -> Any:
         n = len(self.shape) - 2
         weight = self.ref(self.shape[1], out // groups, *[kernel] * n)
         size = [s - 1 + kernel - 2 * pads for s in self.shape[2:]]
         fields = window(n, pads) | {"groups": groups, "output_padding": (0,) * n}
         return self.then(
-            "conv_transpose", weight, self.ref(out) if bias else None, shape=(self.shape[0], out, *size), **fields
+            "conv_transpose",
+            weight,
+            self.ref(out) if bias else None,
+            shape=(self.shape[0], out, *size),
+            **fields,
         )
 
     def linear(self, out: int, *, bias: bool = True, trans_w: bool = True) -> Any:
@@ -66,7 +79,13 @@ class Layers(ScratchGraph):
         return self.then("linear", weight, self.ref(out) if bias else None, shape=shape, trans_w=trans_w)
 
     def batch_norm(
-        self, *, affine: bool = True, eps: float = 1e-5, training: bool = False, var: Any = None, mean: Any = None
+        self,
+        *,
+        affine: bool = True,
+        eps: float = 1e-5,
+        training: bool = False,
+        var: Any = None,
+        mean: Any = None,
     ) -> Any:
         channels = self.shape[1]
         scale, shift = (self.ref(channels), self.ref(channels)) if affine else (None, None)
@@ -87,7 +106,8 @@ def window(n: int, pads: int) -> dict[str, tuple[int, ...]]:
 
 
 def fuse(graph: Any, rules: Any, *, compare: bool = True) -> Ledger:
-    """Run `rules` on `graph`, everything verified; with `compare`, the graph's meaning in float64 must stay."""
+    """Run `rules` on `graph`, everything verified; with `compare`, the graph's meaning in float64 must
+    stay."""
     ledger = Ledger()
     ledger.open_pass("test")
     driver = Driver(rules, Editor(graph, ledger, MatchVerifier()))

@@ -48,7 +48,9 @@ def test_asymmetric_padding_and_other_fields_are_kept() -> None:
 @pytest.mark.parametrize("shape", [(6, 1, 1), (1, 6, 1, 1), (1,), (), (1, 1)])
 @pytest.mark.parametrize("op", ["mul", "add"])
 @pytest.mark.parametrize("conv", ["conv", "conv_transpose"])
-def test_products_and_sums_with_a_number_per_channel_are_folded(conv: str, op: str, shape: tuple[int, ...]) -> None:
+def test_products_and_sums_with_a_number_per_channel_are_folded(
+    conv: str, op: str, shape: tuple[int, ...]
+) -> None:
     graph = Layers(IMAGE)
     getattr(graph, conv)(6, groups=2, bias=False)
     graph.then(op, graph.ref(*shape))
@@ -125,7 +127,9 @@ def test_batch_norm_on_another_axis_than_the_features_is_refused(op: str) -> Non
     graph.batch_norm()
     ledger = fuse(graph.done(), BACKWARD)
     assert kept(ledger) == []
-    assert "features of a linear layer in 3 dimensions are its last axis" in reasons(ledger, "linear-batch-norm")
+    assert "features of a linear layer in 3 dimensions are its last axis" in reasons(
+        ledger, "linear-batch-norm"
+    )
 
 
 @pytest.mark.parametrize("spatial", [(9,), (6, 5), (4, 5, 4)])
@@ -176,7 +180,7 @@ def test_statistics_may_be_wider_than_the_weight() -> None:
     assert [graph.type(o).dtype for o in node.call.operands[1:]] == ["float16", "float16"]
 
 
-# ---- refusals -----------------------------------------------------------------------------------------------
+# ---- refusals ----------------------------------------------------------------------------------------------
 
 
 def training_mode(graph: Layers) -> None:

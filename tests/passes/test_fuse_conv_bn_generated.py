@@ -20,11 +20,9 @@ from graphopt.rewrite.rule import Rule
 
 FOLDS = [r for r in FuseConvBn(forward=True, epilogue=False).rules()]
 RULES = [*FOLDS, *ACTIVATION_RULES]
-FEW = settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 SOME = settings(FEW, max_examples=10)
 MANY = settings(FEW, max_examples=30)
-
-
 
 
 def generated(data: Any, rule: Rule, **options: Any) -> Layers:
@@ -73,9 +71,13 @@ def run(model: Any, source: Any) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     shape = [d.dim_value for d in source.type.tensor_type.shape.dim]
-    return session.run(None, {source.name: np.random.default_rng(1).standard_normal(shape).astype(np.float32)})[0]
+    return session.run(
+        None, {source.name: np.random.default_rng(1).standard_normal(shape).astype(np.float32)}
+    )[0]
 
 
 def assert_close(before: np.ndarray, after: np.ndarray) -> None:

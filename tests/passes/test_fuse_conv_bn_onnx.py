@@ -37,14 +37,20 @@ class Chain:
 
     def then(self, op: str, *operands: str, domain: str = "", **attributes: Any) -> str:
         inputs, self.end = [self.end, *operands], f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, inputs, [self.end], name=self.end, domain=domain, **attributes))
+        self.nodes.append(
+            helper.make_node(op, inputs, [self.end], name=self.end, domain=domain, **attributes)
+        )
         return self.end
 
     def batch_norm(self, channels: int, **attributes: Any) -> str:
         statistics = [self.weight(channels) for _ in range(3)]
-        return self.then("BatchNormalization", *statistics, self.weight(channels, positive=True), **attributes)
+        return self.then(
+            "BatchNormalization", *statistics, self.weight(channels, positive=True), **attributes
+        )
 
-    def model(self, *, opset: int = 17, ir_version: int = 8, overridable: Sequence[str] = ()) -> onnx.ModelProto:
+    def model(
+        self, *, opset: int = 17, ir_version: int = 8, overridable: Sequence[str] = ()
+    ) -> onnx.ModelProto:
         type_ = DTYPES[self.dtype]
         inputs = [helper.make_tensor_value_info("x", type_, self.shape)]
         inputs += [helper.make_tensor_value_info(n, type_, self.weights[n].shape) for n in overridable]
@@ -58,7 +64,9 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     return session.run(None, feeds)
 
 
@@ -66,8 +74,11 @@ def ops(model: onnx.ModelProto) -> Counter[str]:
     return Counter(node.op_type for node in model.graph.node)
 
 
-def fused(model: onnx.ModelProto, shape: Sequence[int], fuse: FuseConvBn | None = None, **options: Any) -> Any:
-    """The optimised model and its report; both sides must agree in onnxruntime and the model must not have grown."""
+def fused(
+    model: onnx.ModelProto, shape: Sequence[int], fuse: FuseConvBn | None = None, **options: Any
+) -> Any:
+    """The optimised model and its report; both sides must agree in onnxruntime and the model must not have
+    grown."""
     result = optimize(model, [fuse or FuseConvBn()], **options)
     changed = result.model
     dtype = helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
@@ -175,7 +186,7 @@ def test_the_input_model_is_not_modified() -> None:
     assert model.SerializeToString() == before
 
 
-# ---- refusals -----------------------------------------------------------------------------------------------
+# ---- refusals ----------------------------------------------------------------------------------------------
 
 
 def test_training_mode_is_refused() -> None:
@@ -196,7 +207,9 @@ def test_weights_that_the_caller_may_override_are_refused(ir_version: int, folds
     chain.then("Conv", weight)
     chain.batch_norm(6)
     overridable = list(chain.weights) if ir_version < 4 else [weight]
-    record = optimize(chain.model(opset=8, ir_version=ir_version, overridable=overridable), [FuseConvBn()]).report
+    record = optimize(
+        chain.model(opset=8, ir_version=ir_version, overridable=overridable), [FuseConvBn()]
+    ).report
     assert kept(record.passes[0]) == (["conv-batch-norm"] if folds else [])
     if not folds:
         assert "w is not a constant" in refusals(record.passes[0], "conv-batch-norm")

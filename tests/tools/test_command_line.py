@@ -149,7 +149,7 @@ def test_wrong_usage_exits_with_2(arguments, capsys):
         ),
         (
             ["bench", "{source}", "--dim", "m=2"],
-            "no input has a dimension 'm'; symbolic dimensions: n, width",
+            "no input has a dimension 'm'; open dimensions: n, width",
         ),
         (["bench", "{source}", "--dim", "m"], "--dim m: expected NAME=N"),
     ],
@@ -369,6 +369,33 @@ def test_bench_shows_that_models_differ(call, source):
 
     first, second = json.loads(call("bench", source, other, "--rounds", 1, "--json").stdout)["models"]
     assert second["difference"] > 0.1
+
+
+def test_bench_says_how_to_choose_other_sizes_when_a_model_does_not_run(tmp_path, capsys):
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, None])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.int64([3, 5]), "shape")],
+    )
+    path = tmp_path / "fifteen.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+    code, stderr = error_of(capsys, "bench", path)
+    assert code == 1
+    assert "does not run on inputs of the shapes x [1, 16]" in stderr
+    assert "--dim NAME=N (open dimensions: x.1)" in stderr
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", str(path), "--dim", "x.1=15"])
+    assert exit_.value.code == 0
+
+
+def test_a_failure_of_the_file_system_is_one_message_too(source, tmp_path, capsys):
+    code, stderr = error_of(capsys, "run", source, "--dump-dir", source)
+    assert code == 1
+    assert stderr.startswith("error: ") and str(source) in stderr
 
 
 def test_bench_refuses_models_with_other_inputs(source, tmp_path, capsys):

@@ -25,6 +25,7 @@ class Planted:
     name: str
     graph: Callable[[str], ScratchGraph]
     rule: Rule
+    storages: tuple[str, ...] = ("onnx", "fx")
 
 
 class Maker:
@@ -115,10 +116,12 @@ class _ConvBn:
 PLANTED: list[Planted] = []
 
 
-def plant(name: str, graph: Callable[[str], ScratchGraph], *, contract: Any = None) -> Callable[[type], type]:
+def plant(
+    name: str, graph: Callable[[str], ScratchGraph], *, contract: Any = None, storages: tuple[str, ...] = ("onnx", "fx")
+) -> Callable[[type], type]:
     def decorate(definition: type) -> type:
         made = rule(contract=contract or Rounding(), name=name)(definition)
-        PLANTED.append(Planted(name, graph, made))
+        PLANTED.append(Planted(name, graph, made, storages))
         return definition
 
     return decorate
@@ -151,7 +154,8 @@ _conv_bn_mutant("pads-dropped", fields_of=_with_field(pads=(0, 0, 0, 0)))
 _conv_bn_mutant("stride-dropped", fields_of=_with_field(stride=(1, 1)))
 _conv_bn_mutant("dilation-dropped", dilated_conv_bn, fields_of=_with_field(dilation=(1, 1)))
 _conv_bn_mutant("groups-ignored", fields_of=_with_field(groups=1))
-_conv_bn_mutant("training-mode-folded", conv_bn_training)
+# The functional torch form has no training-mode batch_norm that the vocabulary could write; see test_torch_traps.py.
+plant("training-mode-folded", conv_bn_training, storages=("onnx",))(type("Mutant", (_ConvBn,), {}))
 _conv_bn_mutant(
     "weight-rounded-through-float16",
     weight_of=lambda self, m, s: ArrayRef((m.w * s.reshape(-1, 1, 1, 1)).numpy().astype(np.float16).astype(numpy_dtype(m.w.dtype))),

@@ -50,8 +50,9 @@ def apply(graph: Graph, *rules: Rule, limit: int | None = None) -> Ledger:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("storage", STORAGES)
-@pytest.mark.parametrize("planted", PLANTED, ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    ("planted", "storage"), [pytest.param(p, s, id=f"{p.name}-{s}") for p in PLANTED for s in p.storages]
+)
 def test_a_planted_rule_is_caught_and_undone(planted: Planted, storage: str, dtype: str):
     graph = model_of(planted.graph, dtype, storage).main
     before = graph.fingerprint()

@@ -1,1 +1,1 @@
-"""The torch storage: a Graph over the functional, lifted form of an `ExportedProgram`. Nothing is imported here."""
+"""The torch storage: a Graph over the lifted, functional `ExportedProgram`. Nothing is imported here."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def cut(source: FxGraph, nodes: Iterable[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> FxGraph:
     """A graph that computes `outputs` from `inputs` with copies of `nodes`; constants are captured.
 
-    Raises UnsupportedError if the nodes read a value that is neither an input, a constant nor computed by them.
+    Raises UnsupportedError if the nodes read a value that is no input, no constant and not computed by them.
     """
     from graphopt.ir.fx.storage import FxGraph
 
@@ -47,7 +47,7 @@ def cut(source: FxGraph, nodes: Iterable[Node], inputs: Sequence[Value], outputs
 
     def copied_operand(value: fx.Node) -> fx.Node:
         if value not in copies:
-            raise UnsupportedError(f"the fragment reads {value.name}, which is neither an input nor a constant")
+            raise UnsupportedError(f"the fragment reads {value.name}, neither an input nor a constant")
         return copies[value]
 
     for node in chosen:
@@ -60,12 +60,15 @@ def cut(source: FxGraph, nodes: Iterable[Node], inputs: Sequence[Value], outputs
     return FxGraph(module, weights, source.fake_mode)
 
 
-def _copied(source: FxGraph, graph: fx.Graph, node: fx.Node, operand: Callable[[fx.Node], fx.Node]) -> fx.Node:
+def _copied(
+    source: FxGraph, graph: fx.Graph, node: fx.Node, operand: Callable[[fx.Node], fx.Node]
+) -> fx.Node:
     """A copy of `node`. Sizes that other nodes compute are replaced by what the vocabulary says of them."""
     call = source.call(node)
     if not call or not any(isinstance(n.meta.get("val"), torch.SymInt) for n in node.all_input_nodes):
         return graph.node_copy(node, operand)
-    planned = plan(call.op, call.operands, call.fields, [None if v is None else source.type(v) for v in call.operands])
+    types = [None if v is None else source.type(v) for v in call.operands]
+    planned = plan(call.op, call.operands, call.fields, types)
     args, kwargs = fx.map_arg((planned.args, planned.kwargs), operand)
     copied = graph.call_function(planned.target, args, kwargs)
     copied.meta.update(node.meta)

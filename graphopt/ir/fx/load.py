@@ -31,7 +31,8 @@ def load_torch(source: Any, example_inputs: Any = None, dynamic_shapes: Any = No
     Raises:
         MissingExtraError: torch is not installed.
         ModelError: `source` is no torch model, or cannot be exported, or example inputs are missing.
-        UnsupportedError: operators that write to their arguments are left after functionalisation.
+        UnsupportedError: operators that write to their arguments are left after functionalisation, or a
+            ScriptModule cannot be converted.
     """
     try:
         import torch
@@ -43,7 +44,8 @@ def load_torch(source: Any, example_inputs: Any = None, dynamic_shapes: Any = No
     if isinstance(source, torch.export.ExportedProgram):
         return FxModel(_functional(source), "program")
     if not isinstance(source, torch.nn.Module):
-        raise ModelError(f"expected a torch.nn.Module, ExportedProgram or fx.GraphModule, got {type(source).__name__}")
+        kind = type(source).__name__
+        raise ModelError(f"expected a torch.nn.Module, ExportedProgram or fx.GraphModule, got {kind}")
     args, kwargs = split_example(example_inputs)
     if is_scripted(source):
         return FxModel(_functional(convert_script(source, args, kwargs)), "module")
@@ -67,7 +69,9 @@ def split_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return tuple(example), {}
 
 
-def _export(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Any:
+def _export(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> Any:
     import torch
 
     try:

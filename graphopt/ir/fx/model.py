@@ -32,12 +32,13 @@ _WEIGHT_KINDS = {
     InputKind.BUFFER: "buffer",
     InputKind.CONSTANT_TENSOR: "constant",
 }
+_USER_OUTPUTS = (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT)
 _INPUT_KINDS = {kind: spec for spec, kind in _WEIGHT_KINDS.items()}
 
 
 class FxModel(Model):
-    """Made by `load_torch`. The stored tensors are shared with the input, never written; buffers that a run of the
-    model writes are copied."""
+    """Made by `load_torch`. The stored tensors are shared with the input and never written: buffers that a run
+    of the model writes are copied."""
 
     storage = "fx"
 
@@ -47,9 +48,9 @@ class FxModel(Model):
         self._given = given
         signature = program.graph_signature
         self._output_specs: list[OutputSpec] = list(signature.output_specs)
-        hidden = sum(s.kind not in (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT) for s in self._output_specs)
+        hidden = sum(s.kind not in _USER_OUTPUTS for s in self._output_specs)
         placeholders = program.graph.find_nodes(op="placeholder")
-        self._input_specs: dict[fx.Node, InputSpec] = dict(zip(placeholders, signature.input_specs, strict=True))
+        self._input_specs = dict(zip(placeholders, signature.input_specs, strict=True))
         weights = _weights(program, self._input_specs)
         self._main = FxGraph(program.graph_module, weights, _fake_mode(program), hidden_outputs=hidden)
 
@@ -165,11 +166,13 @@ def _tensor(program: ExportedProgram, spec: InputSpec) -> torch.Tensor:
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
     copied = tensor.detach().clone()
-    return torch.nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else copied
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(copied, tensor.requires_grad)
+    return copied
 
 
 def _copied_module(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy with bodies, in which the nodes keep their names: copying alone renames those named as builtins."""
+    """A copy with bodies. Its nodes keep their names, of which copying changes those that are builtins."""
     copied = copy.deepcopy(module)
     for old, new in zip(module.graph.nodes, copied.graph.nodes, strict=True):
         new.name = old.name

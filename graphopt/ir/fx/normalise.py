@@ -13,8 +13,8 @@ _ASSERTION = torch.ops.aten._assert_tensor_metadata.default
 def hoist_assertions(program: Any) -> None:
     """Let the dtype assertions that tracing left on intermediate results stand on the inputs, once each.
 
-    They are readers of every tensor that was cast, so they would keep it alive through every rewrite. The dtypes of
-    the inputs decide those of all results, so nothing that the assertions refuse is accepted.
+    They read every tensor that was cast, so they would keep it alive through every rewrite. The dtypes of the
+    inputs decide those of all results, so nothing that the assertions refuse is accepted.
     """
     graph: fx.Graph = program.graph
     assertions = graph.find_nodes(op="call_function", target=_ASSERTION)

@@ -108,7 +108,6 @@ def _resize(r: Reading, mode: str, coordinates: str, nearest: str | None = None)
     factors = _scale_factors(r)
     if factors is not None and r["output_size"] is None:
         return Said((x,), fields | {"sizes": None, "scales": (1.0, 1.0, *factors)})
-    r.require(factors is None or r.args.get("output_size") is None, "both sizes and scales")
     r.require(factors is None, "both sizes and scales")
     sizes = r.result().shape
     r.require(sizes is not None and all(isinstance(s, int) for s in sizes), "dynamic size")
@@ -121,18 +120,12 @@ def _scale_factors(r: Reading) -> tuple[float, ...] | None:
     return tuple(float(v) for v in given) or None
 
 
-@reads(
-    "resize", "upsample_nearest1d.vec", "upsample_nearest2d.vec", "upsample_nearest3d.vec",
-    "upsample_nearest1d.default", "upsample_nearest2d.default", "upsample_nearest3d.default",
-)  # fmt: skip
+@reads("resize", *(f"upsample_nearest{n}d.{o}" for n in (1, 2, 3) for o in ("vec", "default")))
 def upsample_nearest(r: Reading) -> Said:
     return _resize(r, "nearest", "asymmetric", "floor")
 
 
-@reads(
-    "resize", "_upsample_nearest_exact1d.vec", "_upsample_nearest_exact2d.vec", "_upsample_nearest_exact3d.vec",
-    "_upsample_nearest_exact1d.default", "_upsample_nearest_exact2d.default", "_upsample_nearest_exact3d.default",
-)  # fmt: skip
+@reads("resize", *(f"_upsample_nearest_exact{n}d.{o}" for n in (1, 2, 3) for o in ("vec", "default")))
 def upsample_nearest_exact(r: Reading) -> Said:
     return _resize(r, "nearest", "half_pixel", "round_prefer_ceil")
 

@@ -6,8 +6,9 @@ from graphopt.ir.fx.read import Reading, Said, reads
 from graphopt.ir.graph import Value
 
 _UNARY = (
-    "relu sigmoid tanh exp log sqrt rsqrt reciprocal neg abs floor ceil erf sin cos sign silu mish"
-).split()
+    "relu", "sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "reciprocal", "neg", "abs", "floor", "ceil", "erf",
+    "sin", "cos", "sign", "silu", "mish",
+)  # fmt: skip
 
 
 def unary(r: Reading) -> Said:
@@ -32,7 +33,9 @@ def logical_not(r: Reading) -> Said:
     return Said((r["self"],))
 
 
-@reads("identity", "clone.default", "contiguous.default", "alias.default", "detach.default", "lift_fresh_copy.default")
+@reads(
+    "identity", "clone.default", "contiguous.default", "alias.default", "detach.default", "lift_fresh_copy.default"
+)  # fmt: skip
 def identity(r: Reading) -> Said:
     r.type(r["self"])
     return Said((r["self"],))
@@ -91,7 +94,8 @@ def prelu(r: Reading) -> Said:
     r.keeps_dtype(x, slope)
     # One slope a channel lies along axis 1, which is the last one only of a matrix.
     if "_prelu_kernel" not in str(r.node.target):
-        r.require(r.rank(slope) == 0 or r.dims(slope) == (1,) or r.rank(x) == 2, "one slope per channel (axis 1)")
+        one = r.dims(slope) in ((), (1,))
+        r.require(one or r.rank(x) == 2, "one slope per channel (axis 1)")
     return Said((x, slope))
 
 
@@ -117,7 +121,7 @@ def clamp_tensors(r: Reading) -> Said:
 
 
 def operands_of(r: Reading, *values: Value) -> list[Value]:
-    """Operands of one dtype; a Python number becomes a Literal of the tensors' dtype. No bits, no promotion."""
+    """Operands of one dtype: a Python number becomes a Literal of the tensors' dtype, without promotion."""
     tensors = [v for v in values if hasattr(v, "meta")]
     dtype = r.one_dtype(*tensors)
     return [v if hasattr(v, "meta") else r.literal(v, dtype) for v in values]
@@ -173,8 +177,13 @@ def comparison(r: Reading) -> Said:
 
 
 for _name, _aten in {
-    "equal": "eq", "not_equal": "ne", "less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge",
-}.items():  # fmt: skip
+    "equal": "eq",
+    "not_equal": "ne",
+    "less": "lt",
+    "less_equal": "le",
+    "greater": "gt",
+    "greater_equal": "ge",
+}.items():
     reads(_name, f"{_aten}.Tensor", f"{_aten}.Scalar")(comparison)
 
 
@@ -187,7 +196,7 @@ def logical(r: Reading) -> Said:
 for _name in ("and", "or", "xor"):
     reads(
         f"logical_{_name}", f"logical_{_name}.default", f"bitwise_{_name}.Tensor", f"bitwise_{_name}.Scalar",
-        f"__{_name}__.Tensor",
+        f"__{_name}__.Tensor", f"__{_name}__.Scalar",
     )(logical)  # fmt: skip
 
 

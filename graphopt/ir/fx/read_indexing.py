@@ -6,6 +6,15 @@ from graphopt.ir.fx.read import Reading, Said, reads
 from graphopt.ir.graph import Literal, Value
 
 _INTEGERS = ("int32", "int64")
+_REDUCTIONS = {
+    None: None,
+    "add": "add",
+    "sum": "add",
+    "multiply": "mul",
+    "prod": "mul",
+    "amax": "max",
+    "amin": "min",
+}
 
 
 def _indices(r: Reading, value: Value) -> Value:
@@ -54,9 +63,8 @@ def scatter_elements(r: Reading) -> Said:
     _same_but_for(r, x, r["index"], axis)
     r.require(bool(r.args.get("include_self", True)), "the reduction leaves out the tensor itself")
     reduction = "sum" if "scatter_add" in str(r.node.target) else r.args.get("reduce")
-    reductions = {None: None, "add": "add", "sum": "add", "multiply": "mul", "prod": "mul", "amax": "max", "amin": "min"}
-    r.require(reduction in reductions, f"reduction {reduction}")
-    return Said((x, r["index"], r["src"]), {"axis": axis, "reduction": reductions[reduction]})
+    r.require(reduction in _REDUCTIONS, f"reduction {reduction}")
+    return Said((x, r["index"], r["src"]), {"axis": axis, "reduction": _REDUCTIONS[reduction]})
 
 
 def _same_but_for(r: Reading, x: Value, indices: Value, axis: int) -> None:

@@ -188,7 +188,8 @@ def _filled(r: Reading, value: Any) -> Said:
     r.require(result.is_static, "dynamic size")
     if result.dtype == "bool":
         value = bool(value)
-    return Said((None,), {"value": r.literal(value, result.dtype).value, "dtype": result.dtype, "shape": result.shape})
+    number = r.literal(value, result.dtype).value
+    return Said((None,), {"value": number, "dtype": result.dtype, "shape": result.shape})
 
 
 @reads("range", "arange.default", "arange.start", "arange.start_step")

@@ -31,9 +31,13 @@ def _reduce(r: Reading) -> Said:
 
 
 @reads(
-    "reduce_mean", "adaptive_avg_pool1d.default", "adaptive_avg_pool2d.default", "adaptive_avg_pool3d.default",
-    "_adaptive_avg_pool2d.default", "_adaptive_avg_pool3d.default",
-)  # fmt: skip
+    "reduce_mean",
+    "adaptive_avg_pool1d.default",
+    "adaptive_avg_pool2d.default",
+    "adaptive_avg_pool3d.default",
+    "_adaptive_avg_pool2d.default",
+    "_adaptive_avg_pool3d.default",
+)
 def global_average(r: Reading) -> Said:
     x, sizes = r["self"], r.numbers("output_size")
     r.keeps_dtype(x)

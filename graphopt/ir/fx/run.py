@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def run(graph: FxGraph, feeds: Sequence[Array]) -> list[Array]:
     """The outputs of `graph` for `feeds`, one array for each of its inputs, in order.
 
-    Gradients are not recorded; every intermediate result is freed after its last use. A symbolic size among the
-    inputs or outputs is a 0-d int64 array.
+    Gradients are not recorded; every intermediate result is freed after its last use. A symbolic size among
+    the inputs or outputs is a 0-d int64 array.
     """
     inputs = graph.inputs()
     if len(feeds) != len(inputs):

@@ -14,11 +14,11 @@ from graphopt.errors import UnsupportedError
 from graphopt.ir.graph import Node, Value
 
 GETITEM = "fx.getitem"
-"""The raw name of the nodes that pick one output of an operator with several. They are no calls of their own."""
+"""The raw name of nodes that pick one output of an operator with several. They are no calls themselves."""
 
 
 class Parameter(NamedTuple):
-    """One argument of an operator. `tensors` is 0 for an attribute, 1 for a tensor, None for a list of tensors."""
+    """One argument of an operator. `tensors`: 0 for an attribute, 1 for a tensor, None for a list of tensors."""
 
     name: str
     tensors: int | None

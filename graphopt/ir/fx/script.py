@@ -27,14 +27,15 @@ def convert_script(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[
         UnsupportedError: `module` keeps state, only a part of it is TorchScript, or the converter fails on it.
     """
     if not isinstance(module, torch.jit.ScriptModule):
-        raise UnsupportedError(f"{type(module).__name__} has TorchScript submodules, which cannot be traced; {_ADVICE}")
+        kind = type(module).__name__
+        raise UnsupportedError(f"{kind} has TorchScript submodules, which cannot be traced; {_ADVICE}")
     if kwargs or not args:
         raise ModelError("a ScriptModule is converted with positional inputs only: pass example_inputs=(...)")
     assigned = _assigned_attributes(module)
     if assigned:
         raise UnsupportedError(
-            f"this ScriptModule assigns its attributes {', '.join(assigned)} when it runs, and a graph keeps no such "
-            f"state; {_ADVICE}, with the state as input and output"
+            f"this ScriptModule assigns its attributes {', '.join(assigned)} when it runs, and a graph keeps no "
+            f"such state; {_ADVICE}, with the state as input and output"
         )
     try:
         from torch._export.converter import TS2EPConverter

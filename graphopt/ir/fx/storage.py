@@ -62,7 +62,7 @@ class FxGraph(Graph):
         hidden_outputs: int = 0,
         prefix: str = "",
     ) -> None:
-        """`module` owns the graph and the control-flow bodies; the first `hidden_outputs` outputs write buffers."""
+        """`module` owns graph and control-flow bodies; the first `hidden_outputs` outputs write buffers."""
         self.module = module
         self.graph: fx.Graph = module.graph
         self.weights: dict[fx.Node, Weight] = dict(weights)
@@ -181,7 +181,7 @@ class FxGraph(Graph):
         return found
 
     def attribute(self, node: fx.Node) -> Any:
-        """What a `get_attr` node stands for, ready to be called: a body whose graph was edited is recompiled."""
+        """What a `get_attr` node stands for, ready to be called: a body, which may be edited, is recompiled."""
         found = self._attribute(node)
         if isinstance(found, fx.GraphModule):
             found.recompile()
@@ -253,7 +253,7 @@ class FxGraph(Graph):
 
     def add_constant(self, data: TensorRef, name: str) -> tuple[Value, Undo]:
         if self.prefix:
-            raise CannotEmit("a control-flow body takes its weights as operands and cannot hold one of its own")
+            raise CannotEmit("a control-flow body takes its weights as operands and cannot hold its own")
         tensor = data.tensor.detach() if isinstance(data, TorchRef) else to_torch(data.numpy())
         fresh = self._fresh_name(name)
         kind = "parameter" if data.dtype in FLOATS else "buffer"
@@ -318,7 +318,7 @@ class FxGraph(Graph):
         return copied, copied
 
     def _exposes(self, old: fx.Node, new: fx.Node) -> bool:
-        """Whether the caller would get memory of an input, a weight or another output where it did not before."""
+        """Whether the caller would get memory of an input, weight or other output where it did not before."""
         if new.op != "call_function" or self.output_node in new.users:
             return True
         root = alias_root(new)
@@ -328,7 +328,7 @@ class FxGraph(Graph):
         return root.op != "call_function" or root in others
 
     def _after_weights(self) -> fx.Node:
-        """The node in front of which a new weight goes: the first input, or the first node if there is none."""
+        """The node in front of which a new weight goes: the first input, or the first node without one."""
         for node in self.graph.nodes:
             if node.op != "placeholder" or node not in self.weights:
                 return node
@@ -336,18 +336,23 @@ class FxGraph(Graph):
 
     def _fresh_name(self, name: str) -> str:
         name = "".join(c if c.isalnum() or c in "._" else "_" for c in name).strip(".")
+        for prefix in _prefixes(name):
+            if prefix in self._names:  # The rest would name an attribute of a tensor.
+                name = f"{prefix}_{name[len(prefix) + 1 :].replace('.', '_')}"
+                break
         fresh, count = name, 0
-        while self._is_taken(fresh):
+        while fresh in self._names or fresh in self._prefixes:
             count += 1
             fresh = f"{name}_{count}"
         return fresh
 
-    def _is_taken(self, name: str) -> bool:
-        """Whether a weight has this name or one that would make the other an attribute of a tensor."""
-        return name in self._names or name in self._prefixes or not self._names.isdisjoint(_prefixes(name))
-
     def _create(
-        self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], value: Any, origin: fx.Node
+        self,
+        target: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        value: Any,
+        origin: fx.Node,
     ) -> fx.Node:
         node = self.graph.create_node("call_function", target, args, kwargs, name=short_name(target))
         node.meta.update({k: origin.meta[k] for k in _PROVENANCE if k in origin.meta})
@@ -401,7 +406,7 @@ class FxGraph(Graph):
 
 
 def _is_given(node: fx.Node) -> bool:
-    """Whether a caller provides the value; what is None or a number in the traced inputs is part of the graph."""
+    """Whether a caller provides the value: what is None or a number when traced is part of the graph."""
     return isinstance(node.meta.get("val"), (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool))
 
 

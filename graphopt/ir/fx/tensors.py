@@ -9,14 +9,15 @@ import numpy as np
 import torch
 
 from graphopt.ir.graph import Dim, Literal, TensorType
-from graphopt.ir.weights import Array, TensorRef, numpy_dtype
+from graphopt.ir.weights import Array, TensorRef, numpy_dtype, read_only
 
 DTYPE_NAMES: dict[torch.dtype, str] = {
     dtype: str(dtype).removeprefix("torch.")
     for dtype in (
-        torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32,
-        torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128,
-        torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz, torch.float8_e8m0fnu,
+        torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16,
+        torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64,
+        torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2,
+        torch.float8_e5m2fnuz, torch.float8_e8m0fnu,
     )
 }  # fmt: skip
 """numpy's (and ml_dtypes') name of a torch dtype. A dtype that numpy cannot name has no type in the core."""
@@ -55,7 +56,7 @@ class TorchRef(TensorRef):
         self.shape = tuple(tensor.shape)
 
     def numpy(self) -> Array:
-        return to_numpy(self.tensor)
+        return read_only(to_numpy(self.tensor))
 
     @property
     def identity(self) -> object:
@@ -91,7 +92,7 @@ class LiteralRef(TensorRef):
 
 
 def dim_of(size: Any) -> Dim:
-    """A size as the core has it. A SymInt becomes the text of its expression: comparing it would add a guard."""
+    """A size as the core has it. A SymInt becomes the text of its expression: to compare it adds guards."""
     if isinstance(size, int):
         return size
     expression = size.node.expr

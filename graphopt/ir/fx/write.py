@@ -1,7 +1,7 @@
 """Writing: a call of the vocabulary as one ATen node, or the reason why ATen cannot say it exactly.
 
-A writer is a function of a `Writing`. Operands and fields are handed out through recorders: what a writer did not
-look at and what is not at its default makes the call refused, so a forgotten field can never be dropped silently.
+A writer is a function of a `Writing`, which records the operands and fields that it hands out. If a writer did not
+look at an operand, or at a field that is not at its default, the call is refused: nothing is dropped silently.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ class Writing:
     """One call to be written: operands with their types, and fields, each noted when it is read."""
 
     def __init__(
-        self, op: str, operands: Sequence[Value | None], fields: Mapping[str, Any], types: Sequence[TensorType | None]
+        self,
+        op: str,
+        operands: Sequence[Value | None],
+        fields: Mapping[str, Any],
+        types: Sequence[TensorType | None],
     ) -> None:
         self.op = op
         self._operands = list(operands)
@@ -70,7 +74,7 @@ class Writing:
         return name if isinstance(name, int) else self._names.index(name)
 
     def value(self, name: str | int) -> Any:
-        """An operand, by name or position, as the node takes it: a value, a Python number for a Literal, None if it is absent."""
+        """An operand, by name or position: a value, a Python number for a Literal, None if it is absent."""
         index = self._index(name)
         self._unread_operands.discard(index)
         found = self._operands[index] if index < len(self._operands) else None
@@ -90,7 +94,8 @@ class Writing:
     def all_tensors(self) -> list[Any]:
         """The operands of a variadic op."""
         self._unread_operands.clear()
-        self.require(not any(v is None or isinstance(v, Literal) for v in self._operands), "a number among the tensors")
+        numbers = any(v is None or isinstance(v, Literal) for v in self._operands)
+        self.require(not numbers, "a number among the tensors")
         return self._operands
 
     def type(self, name: str) -> TensorType:
@@ -106,7 +111,8 @@ class Writing:
     def one_dtype(self) -> str:
         """The dtype that all operands have. Raises CannotEmit if torch would promote."""
         found = {v.dtype for v in self._operands if isinstance(v, Literal)}
-        found |= {t.dtype for v, t in zip(self._operands, self._types, strict=False) if v is not None and t is not None}
+        typed = zip(self._operands, self._types, strict=False)
+        found |= {t.dtype for v, t in typed if v is not None and t is not None}
         self.require(len(found) == 1, "operands of different dtypes")
         return found.pop()
 

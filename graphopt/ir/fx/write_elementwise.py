@@ -13,10 +13,13 @@ aten = torch.ops.aten
 _UNARY = {
     name: getattr(aten, name).default
     for name in (
-        "relu sigmoid tanh exp log sqrt rsqrt reciprocal neg abs floor ceil round erf sin cos sign silu mish logical_not"
-    ).split()
-} | {"hard_swish": aten.hardswish.default, "is_nan": aten.isnan.default, "identity": aten.clone.default}
-_REAL = frozenset("sigmoid tanh exp log sqrt rsqrt reciprocal erf sin cos silu mish".split())
+        "relu", "sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "reciprocal", "neg", "abs", "floor", "ceil",
+        "round", "erf", "sin", "cos", "sign", "silu", "mish", "logical_not",
+    )
+} | {"hard_swish": aten.hardswish.default, "is_nan": aten.isnan.default, "identity": aten.clone.default}  # fmt: skip
+_REAL = frozenset(
+    {"sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "reciprocal", "erf", "sin", "cos", "silu", "mish"}
+)
 """Ops that torch promotes from integers to reals."""
 
 
@@ -82,8 +85,15 @@ def clamp(w: Writing) -> Plan:
 
 
 _ARITHMETIC = {"add": aten.add.Tensor, "sub": aten.sub.Tensor, "mul": aten.mul.Tensor}
-_COMPARISON = {"equal": "eq", "not_equal": "ne", "less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge"}
-_MIRRORED = {"equal": "eq", "not_equal": "ne", "less": "gt", "less_equal": "ge", "greater": "lt", "greater_equal": "le"}
+_COMPARISON = {
+    "equal": ("eq", "eq"),
+    "not_equal": ("ne", "ne"),
+    "less": ("lt", "gt"),
+    "less_equal": ("le", "ge"),
+    "greater": ("gt", "lt"),
+    "greater_equal": ("ge", "le"),
+}
+"""The ATen operator, and the one for swapped operands."""
 
 
 def _is_number(value: object) -> bool:
@@ -142,9 +152,10 @@ def mod(w: Writing) -> Plan:
 @writes(*_COMPARISON)
 def comparison(w: Writing) -> Plan:
     w.one_dtype()
-    a, b, name = w.value(0), w.value(1), _COMPARISON[w.op]
+    a, b = w.value(0), w.value(1)
+    name, mirrored = _COMPARISON[w.op]
     if _is_number(a):
-        a, b, name = b, a, _MIRRORED[w.op]
+        a, b, name = b, a, mirrored
     w.require(not _is_number(a), "two numbers")
     operator = getattr(aten, name)
     return Plan(operator.Scalar if _is_number(b) else operator.Tensor, (a, b))

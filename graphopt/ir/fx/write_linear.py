@@ -23,7 +23,7 @@ def linear(w: Writing) -> Plan:
         w.require(w.rank("b") == 1, "the bias is no vector")
     if w.field("trans_w"):
         return Plan(aten.linear.default, (x, weight, bias))
-    w.require(bias is not None and w.rank("x") == 2, "an untransposed weight needs a matrix and a bias (addmm)")
+    w.require(bias is not None and w.rank("x") == 2, "an untransposed weight needs a matrix and a bias")
     return Plan(aten.addmm.default, (bias, x, weight))
 
 
@@ -74,7 +74,8 @@ def layer_norm(w: Writing) -> Plan:
 @writes("rms_norm")
 def rms_norm(w: Writing) -> Plan:
     w.one_dtype()
-    return Plan(aten.rms_norm.default, (w.tensor("x"), _trailing_sizes(w), w.optional("scale"), w.field("eps")))
+    args = (w.tensor("x"), _trailing_sizes(w), w.optional("scale"), w.field("eps"))
+    return Plan(aten.rms_norm.default, args)
 
 
 @writes("group_norm")
@@ -112,7 +113,8 @@ def reduce_prod(w: Writing) -> Plan:
 
 @writes("reduce_l2")
 def reduce_l2(w: Writing) -> Plan:
-    return Plan(aten.linalg_vector_norm.default, (w.tensor("x"), 2, list(w.field("axes")), w.field("keepdims")))
+    args = (w.tensor("x"), 2, list(w.field("axes")), w.field("keepdims"))
+    return Plan(aten.linalg_vector_norm.default, args)
 
 
 @writes("arg_max", "arg_min")

@@ -303,6 +303,9 @@ def _take_over(shared: Shared, old: ir.Value, new: ir.Value, journal: Journal) -
         journal.on_undo(lambda: shared.fresh.add(new))
         _inherit_provenance(old, new, journal)
     _inherit_type(shared, old, new)
+    if shared.type(new) is None and (known := shared.type(old)) is not None:
+        shared.give_type(new, known)
+        journal.on_undo(lambda: shared.give_type(new, None))
     if old.doc_string:
         new.doc_string = old.doc_string
     new.metadata_props.update(old.metadata_props)

@@ -103,7 +103,7 @@ class Shared:
         }
         """Reader by domain and op type; a function of the model hides the op that it is named after."""
         self.keys: dict[tuple[str, str], str] = {k: reader.op for k, reader in self.readers.items()}
-        """Key by domain and op type: the vocabulary's name, or the raw name of ops met so far that have none."""
+        """Key by domain and op type: the vocabulary's name, or the raw name of ops that have none."""
         self.calls: dict[ir.Node, Call | Unreadable] = {}
         self.fresh: set[ir.Value] = set()
         """Values that edits have written and that have not taken over the name of another one."""

@@ -127,7 +127,7 @@ def test_training_mode_is_exported_as_it_is() -> None:
 def test_dynamic_shapes_are_passed_through() -> None:
     module = Net().eval()
     batch = torch.export.Dim("batch", min=2, max=64)
-    model = load_torch(module, (X,), {"x": {0: batch}, "scale": None})
+    model = load_torch(module, (X,), {"x": {0: batch}})
     larger = torch.rand(9, 4)
     assert same(model.export()(larger), module(larger))
     assert isinstance(model.main.type(model.main.inputs()[0]).shape[0], str)

@@ -23,10 +23,12 @@ def stripped(model: onnx.ModelProto) -> onnx.ModelProto:
     """`model` with every tensor's data in one encoding and empty fields left out."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    imports = sorted(copy.opset_import, key=lambda o: o.domain)
+    imports = {
+        ("" if entry.domain == "ai.onnx" else entry.domain, entry.version) for entry in copy.opset_import
+    }
     del copy.opset_import[:]
-    for entry in imports:
-        copy.opset_import.add(domain="" if entry.domain == "ai.onnx" else entry.domain, version=entry.version)
+    for domain, version in sorted(imports):
+        copy.opset_import.add(domain=domain, version=version)
     properties = sorted(copy.metadata_props, key=lambda p: p.key)
     del copy.metadata_props[:]
     copy.metadata_props.extend(properties)
