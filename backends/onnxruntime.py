@@ -68,7 +68,7 @@ def _lower_onnx(model: Any, settings: Settings) -> Compiled:
     runnable, repaired = without_idle_squeezes(model)
     notes = [f"{name}: Squeeze of a dimension that is not 1 was made an Identity" for name in repaired]
     session = open_session(runnable, settings)
-    return Compiled(session, bound=settings.io_binding, scalars=_scalars(runnable), notes=notes)
+    return Compiled(session, bound=settings.io_binding is True, scalars=_scalars(runnable), notes=notes)
 
 
 def _lower_torch(model: Any, settings: Settings) -> Compiled:
@@ -80,7 +80,9 @@ def _lower_torch(model: Any, settings: Settings) -> Compiled:
     signature = Signature(program)
     exported = export_onnx(program)
     session = open_session(exported, settings)
-    return CompiledModule(session, signature, bound=settings.io_binding, scalars=_scalars(exported))
+    return CompiledModule(
+        session, signature, bound=settings.io_binding is not False, scalars=_scalars(exported)
+    )
 
 
 def _scalars(model: ir.Model) -> list[str]:

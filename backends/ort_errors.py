@@ -50,8 +50,8 @@ def explain_refusal(error: Exception, providers: str) -> GraphoptError:
         )
     if found := _BAD_TYPE.search(text):
         return UnsupportedError(
-            f"{found['op']} at node {found['node']!r} takes no {found['type']} as input {found['input']!r}; "
-            "cast that input, or correct the model"
+            f"{found['op']} at node {found['node']!r} takes no {found['type']} as input {found['input']!r} "
+            "in the opset that the model imports; convert the model to float32 or cast that input"
         )
     if found := _NEW_OPSET.search(text):
         return UnsupportedError(

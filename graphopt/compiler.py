@@ -141,7 +141,7 @@ def make_verifier(level: str, pipeline: str, repro: str | Path | None) -> Verifi
 
             verifier = Recorded(verifier, Path(repro), pipeline)
         return verifier
-    return Structural("structure" if level == "structure" else "none")
+    return Structural("types" if level == "structure" else "none")
 
 
 def make_backend(name: str) -> Backend:

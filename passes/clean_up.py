@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,9 +11,11 @@ from graphopt.ir.graph import Graph
 from graphopt.passes import identities, layout_identities, static_shapes
 from graphopt.passes.common_subexpressions import merge_equal_constants, merge_equal_nodes
 from graphopt.passes.computed_shapes import settle_computed_shapes
+from graphopt.passes.constant_branches import inline_constant_branches
 from graphopt.passes.constant_folding import Growth, fold_constants
 from graphopt.passes.constant_nodes import store_constant_nodes
 from graphopt.passes.dead_code import remove_dead_code
+from graphopt.passes.nested_concats import flatten_concats
 from graphopt.pipeline.context import Context
 from graphopt.pipeline.pass_ import GraphPass
 from graphopt.rewrite.driver import Driver
@@ -25,13 +28,15 @@ RULES: tuple[Rule, ...] = (*identities.RULES, *layout_identities.RULES, *static_
 class CleanUp(GraphPass):
     """Removes what a graph computes in vain.
 
-    Until nothing changes any more: identity rules (x * 1, transpose of transpose, cast to and fro, shapes of static
-    tensors ...), constant folding with the target's own kernels, merging of equal nodes and constants, dead code.
+    Until nothing changes any more: identity rules (x * 1, transpose of transpose, cast to and fro, shapes
+    of static tensors ...), constant folding with the target's own kernels, merging of equal nodes and
+    constants, dead code.
 
-    Mathematics: see the rules; each states its own. Preconditions: none; a node with effects (random numbers, custom
-    ops) is neither removed, merged nor folded, and the stored weights grow by no more than half a percent (4 KiB in
-    a small model). Contract: exact, except that x + 0.0 = x may keep the sign of a zero that the sum would lose.
-    Source: the classic scalar optimisations (Aho, Lam, Sethi, Ullman, Compilers, section 9.1).
+    Mathematics: see the rules; each states its own. Preconditions: none; a node with effects (random
+    numbers, custom ops) is neither removed, merged nor folded, and the stored weights grow by no more than
+    half a percent (4 KiB in a small model). Contract: exact, except that x + 0.0 = x may keep the sign of a
+    zero that the sum would lose. Source: the classic scalar optimisations (Aho, Lam, Sethi, Ullman,
+    Compilers, section 9.1).
     """
 
     name: ClassVar[str] = "clean-up"
@@ -69,16 +74,19 @@ class _Region:
         self.editor = context.editor(graph)
         self.driver = Driver(RULES, self.editor)
         self.growth = growth
-        self.settled: set[Hashable] = set()
-        """Nodes whose folding or merging was refused: not tried again."""
+        self.settled: defaultdict[str, set[Hashable]] = defaultdict(set)
+        """Per kind of change, the nodes and constants at which one was refused: not tried again."""
 
     def clean(self, *, is_main: bool) -> None:
-        store_constant_nodes(self.editor)
+        editor, settled = self.editor, self.settled
+        store_constant_nodes(editor, settled["store"])
         self.driver.run()
-        settle_computed_shapes(self.editor, self.settled)
+        settle_computed_shapes(editor, settled["shapes"])
+        inline_constant_branches(editor, settled["branches"])
+        flatten_concats(editor, settled["concats"])
         # Merged before they are folded, so that equal results are not stored twice.
-        merge_equal_nodes(self.editor, self.settled)
-        fold_constants(self.editor, self.growth, self.settled)
+        merge_equal_nodes(editor, settled["merge"])
+        fold_constants(editor, self.growth, settled["fold"])
         if is_main:
-            merge_equal_constants(self.editor)
-        remove_dead_code(self.editor)
+            merge_equal_constants(editor, settled["constants"])
+        remove_dead_code(editor, settled["dead"])

@@ -1,4 +1,6 @@
-"""Computing every value once: nodes that say the same of the same operands are merged, and so are equal constants."""
+"""Computing every value once: nodes that say the same of the same operands are merged, and so are equal
+constants.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ class NotComparable(Exception):
 def merge_equal_nodes(editor: Editor, settled: set[Hashable]) -> bool:
     """Let the readers of a node read an earlier one that computes the same; returns whether any were merged.
 
-    Nodes are visited in topological order, so that what reads merged values is seen to be equal itself. `settled`
-    holds the nodes whose merger was refused before; it is added to.
+    Nodes are visited in topological order, so that what reads merged values is seen to be equal itself.
+    `settled` holds the nodes whose merger was refused before; it is added to.
     """
     graph, kept = editor.graph, False
     numbering = Numbering(graph)
@@ -57,7 +59,9 @@ def _redirect(graph: Graph, original: Node, duplicate: Node) -> Callable[[Journa
 def _read_pairs(graph: Graph, original: Node, duplicate: Node) -> list[tuple[Value, Value]]:
     """The outputs of `duplicate` that somebody reads, beside those of `original`."""
     pairs = zip(graph.raw_call(duplicate).outputs, graph.raw_call(original).outputs, strict=True)
-    return [(old, new) for old, new in pairs if old is not None and (graph.users(old) or graph.is_output(old))]
+    return [
+        (old, new) for old, new in pairs if old is not None and (graph.users(old) or graph.is_output(old))
+    ]
 
 
 def _may_merge(graph: Graph, original: Node, duplicate: Node) -> bool:
@@ -102,14 +106,18 @@ def _arity(call: Call) -> tuple[bool, ...]:
 
 
 def constant_key(data: TensorRef) -> Hashable:
-    """Equal only for constants of one dtype, shape and content; large ones are told apart without reading them."""
+    """Equal only for constants of one dtype, shape and content; large ones are told apart without reading
+    them.
+    """
     if data.nbytes <= SMALL:
         return "bytes", data.dtype, data.shape, data.numpy().tobytes()
     return "stored", data.dtype, data.shape, data.identity
 
 
 def attribute_key(value: Any) -> Hashable:
-    """`value` of an attribute, such that equal keys mean equal attributes: 1, 1.0 and True differ, 0.0 and -0.0 too."""
+    """`value` of an attribute, such that equal keys mean equal attributes: 1, 1.0 and True differ, 0.0 and
+    -0.0 too.
+    """
     match value:
         case None | bool() | int() | str() | bytes():
             return type(value), value
@@ -128,24 +136,14 @@ def attribute_key(value: Any) -> Hashable:
     return type(value), value
 
 
-def merge_equal_constants(editor: Editor) -> bool:
+def merge_equal_constants(editor: Editor, settled: set[Hashable]) -> bool:
     """Let equal constants of the region be one, as one application; returns whether there were any.
 
-    Only for a region without an outer one: there, whatever a node reads belongs to the region.
+    Only for a region without an outer one: there, whatever a node reads belongs to the region. `settled`
+    holds the constants whose merger was refused before; it is added to.
     """
     graph = editor.graph
-    first: dict[Hashable, Value] = {}
-    pairs: dict[Value, Value] = {}
-    for node in graph.nodes():
-        for operand in graph.raw_call(node).operands:
-            if operand is None or isinstance(operand, Literal) or operand in pairs:
-                continue
-            data = graph.constant(operand)
-            if data is None or graph.producer(operand) is not None or graph.is_output(operand):
-                continue
-            original = first.setdefault(constant_key(data), operand)
-            if original is not operand:
-                pairs[operand] = original
+    pairs = _equal_constants(graph, settled)
     if not pairs or editor.ledger.exhausted:
         return False
 
@@ -154,4 +152,23 @@ def merge_equal_constants(editor: Editor) -> bool:
             journal.replace(old, new)
 
     application, _ = editor.apply("merge-equal-constants", Exact(), [], write)
+    if application.status != "kept":
+        settled.update(pairs)
     return application.status == "kept"
+
+
+def _equal_constants(graph: Graph, settled: set[Hashable]) -> dict[Value, Value]:
+    """Constants that the nodes of the region read, each with an equal one that is read before it."""
+    first: dict[Hashable, Value] = {}
+    pairs: dict[Value, Value] = {}
+    read = dict.fromkeys(o for n in graph.nodes() for o in graph.raw_call(n).operands)
+    for value in read:
+        if value is None or isinstance(value, Literal) or value in settled:
+            continue
+        data = graph.constant(value)
+        if data is None or graph.producer(value) is not None or graph.is_output(value):
+            continue
+        original = first.setdefault(constant_key(data), value)
+        if original is not value:
+            pairs[value] = original
+    return pairs

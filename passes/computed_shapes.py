@@ -1,7 +1,7 @@
 """Shapes that a model computes although types tell them: the computation becomes a constant.
 
-One application takes in everything between the tensors whose shapes are asked and the value that becomes constant,
-so that verification runs the real shape arithmetic, at several sizes, against the constant.
+One application takes in everything between the tensors whose shapes are asked and the value that becomes
+constant, so that verification runs the real shape arithmetic, at several sizes, against the constant.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ LONGEST = 64
 
 
 def settle_computed_shapes(editor: Editor, settled: set[Hashable]) -> bool:
-    """Replace shape values that are known, and shape operands that are known up to what the operand itself tells.
+    """Replace shape values that are known, and shape operands that are known up to what the operand itself
+    tells.
 
-    `settled` holds nodes at which that was refused before; it is added to. Returns whether anything was replaced.
+    `settled` holds nodes at which that was refused before; it is added to. Returns whether anything was
+    replaced.
     """
     graph, kept = editor.graph, False
     values = ShapeValues(graph)
@@ -61,7 +63,9 @@ def _known_value(graph: Graph, values: ShapeValues, node: Node) -> Proposal | No
     type_ = None if value is None else graph.type(value)
     if content is None or type_ is None or not is_known(content) or graph.is_output(value):
         return None
-    if graph.constant(value) is not None or not any(_needs(graph, values, user) for user in graph.users(value)):
+    if graph.constant(value) is not None or not any(
+        _needs(graph, values, user) for user in graph.users(value)
+    ):
         return None
 
     def write(journal: Journal) -> None:
@@ -103,10 +107,11 @@ def _known_target(graph: Graph, values: ShapeValues, node: Node) -> Proposal | N
 
 
 def _reshape_target(content: Content, sizes: Sequence[Element]) -> list[int] | None:
-    """The target with numbers only: 0 where it copies a size, -1 for the one element that is not known otherwise.
+    """The target with numbers only: 0 where it copies a size, -1 for the one element that is not known
+    otherwise.
 
-    An element that is a size of the operand at the same place is copied; the number of elements decides the last,
-    unless a copied size, which may be 0, stands beside it.
+    An element that is a size of the operand at the same place is copied; the number of elements decides the
+    last, unless a copied size, which may be 0, stands beside it.
     """
     target: list[int | None] = []
     for place, element in enumerate(content):
@@ -139,7 +144,9 @@ def _expand_target(content: Content, sizes: Sequence[Element]) -> list[int] | No
 
 
 def _computation(graph: Graph, values: ShapeValues, value: Value, last: Node) -> list[Node] | None:
-    """The nodes that compute `value` from the tensors whose shapes are asked, and `last`, in topological order."""
+    """The nodes that compute `value` from the tensors whose shapes are asked, and `last`, in topological
+    order.
+    """
     found: dict[Node, None] = {}
     pending = [graph.producer(value)]
     while pending:

@@ -1,8 +1,8 @@
 """Computing ahead what depends on constants alone, with the kernels that would have computed it in every run.
 
-A region of such nodes becomes constants: it is run once by the target's own runtime (onnxruntime for ONNX, torch for
-torch graphs), so that no bit of the result changes. What would make the model larger is left to be computed:
-inflating a small constant, a second copy of a weight, weights that are stored in few bits.
+A region of such nodes becomes constants: it is run once by the target's own runtime (onnxruntime for ONNX,
+torch for torch graphs), so that no bit of the result changes. What would make the model larger is left to
+be computed: inflating a small constant, a second copy of a weight, weights that are stored in few bits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ SHARE = 0.005
 FLOOR = 4096
 """Bytes that it may always add: shapes and indices."""
 ATTEMPTS = 32
-"""How often the nodes with the largest results are left out of a region that is too large to fold as a whole."""
+"""How often the nodes with the largest results are left out of a region that is too large to fold as a
+whole.
+"""
 
 
 class Growth:
@@ -62,7 +64,9 @@ def fold_constants(editor: Editor, growth: Growth, settled: set[Hashable]) -> bo
             growth.refused[f"cannot be run: {error}"] += len(nodes)
             settled.update(nodes)
             continue
-        application, _ = editor.apply("fold-constants", Exact(), nodes, _store(graph, nodes, outputs, results))
+        application, _ = editor.apply(
+            "fold-constants", Exact(), nodes, _store(graph, nodes, outputs, results)
+        )
         if application.status == "kept":
             kept = True
             growth.left -= max(added, 0)
@@ -92,7 +96,9 @@ def constant_nodes(graph: Graph) -> Iterator[Node]:
 
 
 def connected(graph: Graph, nodes: Sequence[Node]) -> list[list[Node]]:
-    """`nodes` by connected component, in order; constants that are read by several nodes do not connect them."""
+    """`nodes` by connected component, in order; constants that are read by several nodes do not connect
+    them.
+    """
     component: dict[Node, list[Node]] = {}
     for node in nodes:
         mine = [node]
@@ -119,7 +125,8 @@ def escaping(graph: Graph, nodes: Sequence[Node]) -> list[Value]:
 
 
 def fitting(graph: Graph, component: list[Node], growth: Growth) -> tuple[list[Node], int] | None:
-    """As much of `component` as may be folded within `growth`, and the bytes that it adds; None if that is nothing.
+    """As much of `component` as may be folded within `growth`, and the bytes that it adds; None if that is
+    nothing.
 
     The nodes with the largest results are left out first.
     """
@@ -160,7 +167,9 @@ def _freed(graph: Graph, nodes: Sequence[Node]) -> int:
 
 
 def _run(graph: Graph, nodes: Sequence[Node], outputs: Sequence[Value]) -> list[Array]:
-    """The outputs as the target computes them. Raises CannotRun also if it would have to be in another precision."""
+    """The outputs as the target computes them. Raises CannotRun also if it would have to be in another
+    precision.
+    """
     run = native_runner(graph, nodes, [], outputs)
     results = run([])
     if notes := note_of(run):

@@ -1,6 +1,10 @@
-"""Constants that an ONNX file holds as nodes become initialisers: the same data, one node less to load and run."""
+"""Constants that an ONNX file holds as nodes become initialisers: the same data, one node less to load and
+run.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Hashable
 
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.weights import TensorRef
@@ -11,25 +15,31 @@ from graphopt.rewrite.journal import Journal
 CONSTANT = "ai.onnx::Constant"
 
 
-def store_constant_nodes(editor: Editor) -> bool:
-    """Turn every Constant node of the region into an initialiser, as one application; returns whether there were any.
+def store_constant_nodes(editor: Editor, settled: set[Hashable]) -> bool:
+    """Turn every Constant node of the region into an initialiser, as one application; returns whether there
+    were any.
 
-    Left alone: the body of a function, which has no initialisers; an output of the graph, which needs a node; and a
-    constant that is no dense tensor of numbers.
+    Left alone: the body of a function, which has no initialisers; an output of the graph, which needs a
+    node; and a constant that is no dense tensor of numbers. `settled` holds nodes that were refused before;
+    it is added to.
     """
     graph = editor.graph
     if getattr(graph, "function", None) is not None or editor.ledger.exhausted:
         return False
-    found = _constant_nodes(graph)
+    found = [f for f in _constant_nodes(graph) if f[0] not in settled]
     if not found:
         return False
+
+    nodes = [node for node, _, _ in found]
 
     def write(journal: Journal) -> None:
         for _, value, data in found:
             journal.replace(value, journal.add_constant(data, graph.name(value)))
-        journal.doom([node for node, _, _ in found])
+        journal.doom(nodes)
 
-    application, _ = editor.apply("store-constant-nodes", Exact(), [node for node, _, _ in found], write)
+    application, _ = editor.apply("store-constant-nodes", Exact(), nodes, write)
+    if application.status != "kept":
+        settled.update(nodes)
     return application.status == "kept"
 
 

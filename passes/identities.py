@@ -1,8 +1,8 @@
 """Rules that remove arithmetic which changes nothing: adding nothing, multiplying by one, casting to and fro.
 
-Contracts are `Exact` wherever the result is the same to the bit. Signed zeros decide about sums: -0.0 + 0.0 is
-+0.0, so of the constants only -0.0 can be added, and only +0.0 be subtracted, without a trace (IEEE 754-2019,
-section 6.3).
+Contracts are `Exact` wherever the result is the same to the bit. Signed zeros decide about sums: -0.0 + 0.0
+is +0.0, so of the constants only -0.0 can be added, and only +0.0 be subtracted, without a trace (IEEE
+754-2019, section 6.3).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from graphopt.rewrite.builder import Builder
 from graphopt.rewrite.contract import Exact, Rounding
 from graphopt.rewrite.matcher import is_uniform
 from graphopt.rewrite.pattern import OpPattern, PatternOps, Var, any_, const
-from graphopt.rewrite.rule import Match, Rule, rule
+from graphopt.rewrite.rule import Match, rule
 
 BITS = {
     "bool": (0, 1), "uint8": (0, 8), "uint16": (0, 16), "uint32": (0, 32), "uint64": (0, 64),
@@ -37,8 +37,8 @@ WIDER_FLOATS = {
 def require_removable(m: Match, kept: Value) -> None:
     """Fail if `kept` cannot stand for the root.
 
-    An output of an ONNX graph keeps its name, which takes a node that computes it; an output of a torch graph keeps
-    memory of its own. A scratch graph promises neither.
+    An output of an ONNX graph keeps its name, which takes a node that computes it; an output of a torch
+    graph keeps memory of its own. A scratch graph promises neither.
     """
     graph = m.graph
     if graph.storage == "scratch" or not graph.is_output(m.out):
@@ -276,7 +276,7 @@ class ClampWithoutBounds:
         return m.x
 
 
-# ---- casts ------------------------------------------------------------------------------------------------------
+# ---- casts ---
 
 
 @rule(contract=Exact())
@@ -298,10 +298,11 @@ class CastToSameType:
 
 @rule(contract=Exact(), keep_shared=True)
 class CastThroughWider:
-    """cast(cast(x, wide), dtype) = cast(x, dtype), and = x if x had that dtype, when `wide` holds every value of x.
+    """cast(cast(x, wide), dtype) = cast(x, dtype), and = x if x had that dtype, when `wide` holds every
+    value of x.
 
-    Both casts see the same number then. A float that ends as an integer is refused: what becomes of numbers out of
-    range is a matter of kernels, which may differ by the dtype that they start from.
+    Both casts see the same number then. A float that ends as an integer is refused: what becomes of numbers
+    out of range is a matter of kernels, which may differ by the dtype that they start from.
     """
 
     def pattern(self, op: PatternOps, x: Var) -> OpPattern:
@@ -340,7 +341,9 @@ def holds(wide: str, narrow: str) -> bool:
 
 
 def _same_conversion(source: str, middle: str, target: str) -> bool:
-    """Whether numbers of `source` become the same `target` with and without a stop at `middle`, which holds them."""
+    """Whether numbers of `source` become the same `target` with and without a stop at `middle`, which holds
+    them.
+    """
     if target == "bool" or holds(target, source):
         return True
     if source in BITS and middle in BITS:
@@ -348,7 +351,8 @@ def _same_conversion(source: str, middle: str, target: str) -> bool:
     return source in MANTISSA and middle in MANTISSA and target in MANTISSA
 
 
-RULES: tuple[Rule, ...] = (
+# mypy takes a decorated class for the class, not for the Rule that the decorator returns.
+RULES: tuple[Any, ...] = (
     RemoveIdentity, AddZero, AddFloatZero, SubtractZero, MultiplyByOne, DivideByOne, PowerOfOne,
     NegateTwice, NotTwice, ReluTwice, AbsTwice, FloorTwice, CeilTwice, RoundTwice, ClampWithoutBounds,
     CastToSameType, CastThroughWider,

@@ -15,14 +15,14 @@ from graphopt.rewrite.builder import Builder
 from graphopt.rewrite.change import escapes
 from graphopt.rewrite.contract import Exact
 from graphopt.rewrite.pattern import OpPattern, PatternOps, Var, any_, any_of, many, opt
-from graphopt.rewrite.rule import Match, Rule, rule
+from graphopt.rewrite.rule import Match, rule
 
 WHOLE = 2**63 - 1
 """The end of a slice that takes everything, whatever the size is."""
 UNARY = (
-    "relu", "sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "reciprocal", "neg", "abs", "floor", "ceil", "round",
-    "erf", "sin", "cos", "sign", "silu", "mish", "softsign", "gelu", "leaky_relu", "elu", "softplus", "hard_sigmoid",
-    "hard_swish", "cast", "logical_not", "is_nan",
+    "relu", "sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "reciprocal", "neg", "abs", "floor", "ceil",
+    "round", "erf", "sin", "cos", "sign", "silu", "mish", "softsign", "gelu", "leaky_relu", "elu", "softplus",
+    "hard_sigmoid", "hard_swish", "cast", "logical_not", "is_nan",
 )  # fmt: skip
 """Ops that treat every element alike and have one operand."""
 
@@ -30,8 +30,8 @@ UNARY = (
 def same_shape(a: TensorType | None, b: TensorType | None) -> bool:
     """Whether two tensors of equally many elements certainly have one shape.
 
-    Sizes are equal as numbers or by name; one pair may be unknown if all others are equal and not zero, for then
-    the number of elements decides it.
+    Sizes are equal as numbers or by name; one pair may be unknown if all others are equal and not zero, for
+    then the number of elements decides it.
     """
     if a is None or b is None or a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
         return False
@@ -44,7 +44,9 @@ def same_shape(a: TensorType | None, b: TensorType | None) -> bool:
 
 
 def target_shape(shape: tuple[Dim, ...] | None) -> tuple[int, ...] | None:
-    """`shape` as the constant target of a reshape: its one unknown size becomes -1. None if that cannot be said."""
+    """`shape` as the constant target of a reshape: its one unknown size becomes -1. None if that cannot be
+    said.
+    """
     if shape is None or sum(not isinstance(d, int) for d in shape) > 1 or 0 in shape:
         return None
     return tuple(d if isinstance(d, int) else -1 for d in shape)
@@ -62,7 +64,7 @@ class _Removed:
         return m.x
 
 
-# ---- transpose --------------------------------------------------------------------------------------------------
+# ---- transpose ---
 
 
 @rule(contract=Exact())
@@ -122,7 +124,7 @@ def _is_identity(perm: tuple[int, ...]) -> bool:
     return perm == tuple(range(len(perm)))
 
 
-# ---- reshape, squeeze, unsqueeze --------------------------------------------------------------------------------
+# ---- reshape, squeeze, unsqueeze ---
 
 
 class _SameShape(_Removed):
@@ -174,7 +176,9 @@ def _flat_moves(op: PatternOps, x: Var) -> tuple[OpPattern, ...]:
 
 @rule(contract=Exact(), keep_shared=True)
 class ReshapeAfterReshape(_Refold):
-    """reshape(reshape(x, s), t) = reshape(x, t) for a constant t without zeros; so for squeeze and unsqueeze."""
+    """reshape(reshape(x, s), t) = reshape(x, t) for a constant t without zeros; so for squeeze and
+    unsqueeze.
+    """
 
     def pattern(self, op: PatternOps, x: Var) -> OpPattern:
         return op.reshape(any_of(*_flat_moves(op, x)), shape=any_).named("outer")
@@ -225,7 +229,7 @@ class UnsqueezeOfSqueeze(_SameAxes):
         return op.unsqueeze(op.squeeze(x, axes=any_).named("inner"), axes=any_).named("outer")
 
 
-# ---- parts and copies that are the whole ------------------------------------------------------------------------
+# ---- parts and copies that are the whole ---
 
 
 @rule(contract=Exact())
@@ -238,12 +242,33 @@ class SliceOfEverything(_Removed):
     def check(self, m: Match) -> None:
         fields = m.slice.fields
         shape = m.type(m.x).shape
-        for axis, start, end, step in zip(*(fields[k] for k in ("axes", "starts", "ends", "steps")), strict=True):
+        for axis, start, end, step in zip(
+            *(fields[k] for k in ("axes", "starts", "ends", "steps")), strict=True
+        ):
             size = None if shape is None or axis >= len(shape) else shape[axis]
             behind = end >= size if isinstance(size, int) else end >= WHOLE
             if step != 1 or start != 0 or not behind:
                 m.fail("takes [{}:{}:{}] of axis {}", start, end, step, axis)
         require_removable(m, m.x)
+
+
+@rule(contract=Exact())
+class SliceAfterSlice:
+    """slice(slice(x, axes A), axes B) = slice(x, axes A and B) when no axis is sliced twice."""
+
+    def pattern(self, op: PatternOps, x: Var) -> OpPattern:
+        inner = op.slice(x, starts=any_, ends=any_, axes=any_, steps=any_).named("inner")
+        return op.slice(inner, starts=any_, ends=any_, axes=any_, steps=any_).named("outer")
+
+    def check(self, m: Match) -> None:
+        if set(m.inner.fields["axes"]) & set(m.outer.fields["axes"]):
+            m.fail("an axis is sliced twice")
+
+    def rewrite(self, m: Match, build: Builder) -> Any:
+        fields = {
+            name: m.inner.fields[name] + m.outer.fields[name] for name in ("starts", "ends", "axes", "steps")
+        }
+        return build.slice(m.x, like=m.out, **fields)
 
 
 @rule(contract=Exact())
@@ -303,7 +328,9 @@ class TileOnce(_Removed):
 
 @rule(contract=Exact())
 class ExpandToOwnShape(_Removed):
-    """expand(x, target) = x when target is all ones and not longer than x's shape, or the result has x's type."""
+    """expand(x, target) = x when target is all ones and not longer than x's shape, or the result has x's
+    type.
+    """
 
     def pattern(self, op: PatternOps, x: Var, target: Var) -> OpPattern:
         return op.expand(x, opt(target), shape=any_).named("expand")
@@ -315,10 +342,11 @@ class ExpandToOwnShape(_Removed):
         require_removable(m, m.x)
 
 
-RULES: tuple[Rule, ...] = (
+# mypy takes a decorated class for the class, not for the Rule that the decorator returns.
+RULES: tuple[Any, ...] = (
     TransposeNothing, TransposeTwice, TransposeAroundUnary,
     ReshapeToSameShape, SqueezeOfUnsqueeze, UnsqueezeOfSqueeze,
     ReshapeAfterReshape, UnsqueezeAfterReshape, SqueezeAfterReshape,
-    SliceOfEverything, ConcatOfOne, SplitIntoOne, PadByNothing, TileOnce,
+    SliceOfEverything, SliceAfterSlice, ConcatOfOne, SplitIntoOne, PadByNothing, TileOnce,
     ExpandToOwnShape,
 )  # fmt: skip

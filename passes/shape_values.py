@@ -1,11 +1,13 @@
-"""What small integer tensors hold, as far as types tell: the arithmetic that models do with shapes, done on names.
+"""What small integer tensors hold, as far as types tell: the arithmetic that models do with shapes, done on
+names.
 
-An element is a number, a truth value, a `Size` (a size that has no number, of which equal ones are equal), or None
-when nothing is known. Sizes are never negative, which is all that is assumed of them.
+An element is a number, a truth value, a `Size` (a size that has no number, of which equal ones are equal),
+or None when nothing is known. Sizes are never negative, which is all that is assumed of them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -150,9 +152,10 @@ def _concat(values: ShapeValues, call: Call) -> Content:
             parts.append(values.content(operand))
         except Unknown:
             sizes = values.shape(operand)
-            if not all(isinstance(s, int) for s in sizes) or int(np.prod(sizes)) > LIMIT:
+            numbers = [s for s in sizes if isinstance(s, int)]
+            if len(numbers) < len(sizes) or math.prod(numbers) > LIMIT:
                 raise
-            parts.append(np.full(sizes, None, object))
+            parts.append(np.full(tuple(numbers), None, object))
     return np.concatenate(parts, axis=call.fields["axis"])
 
 
@@ -198,7 +201,9 @@ def _elementwise(values: ShapeValues, call: Call, compute: Callable[..., Element
     return result
 
 
-def _binary(on_numbers: Callable[[int, int], Element], otherwise: Callable[[Element, Element], Element]) -> Meaning:
+def _binary(
+    on_numbers: Callable[[int, int], Element], otherwise: Callable[[Element, Element], Element]
+) -> Meaning:
     def compute(x: Element, y: Element) -> Element:
         if x is None or y is None or isinstance(x, bool) or isinstance(y, bool):
             return None
@@ -245,4 +250,6 @@ MEANINGS: Mapping[str, Meaning] = {
     "div": _div,
     "equal": _binary(lambda x, y: x == y, _never_equal),
 }
-"""What is followed, by op of the vocabulary. Integers that could overflow int32 are not told apart: shapes are small."""
+"""What is followed, by op of the vocabulary. Integers that could overflow int32 are not told apart: shapes
+are small.
+"""

@@ -1,7 +1,7 @@
 """Rules for shapes that types know: what is known of a result need not be computed beside it.
 
-All are `Exact`. They rest on the types that import and shape inference established: a size that is a number there
-is that number in every run.
+All are `Exact`. They rest on the types that import and shape inference established: a size that is a number
+there is that number in every run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from graphopt.rewrite.builder import Builder
 from graphopt.rewrite.contract import Exact
 from graphopt.rewrite.pattern import OpPattern, PatternOps, Var, any_
-from graphopt.rewrite.rule import Match, Rule, rule
+from graphopt.rewrite.rule import Match, rule
 
 
 class _ToKnownShape:
@@ -29,8 +29,9 @@ class _ToKnownShape:
 
 
 def _computes_target(m: Match) -> bool:
-    """Whether the storage holds a computed target where the vocabulary says a known shape (a scratch graph holds
-    what the vocabulary says)."""
+    """Whether the storage holds a computed target where the vocabulary says a known shape (a scratch graph
+    holds what the vocabulary says).
+    """
     graph = m.graph
     targets = graph.raw_call(m.move.node).operands[1:]
     return graph.storage == "scratch" or any(t is not None and graph.constant(t) is None for t in targets)
@@ -55,6 +56,7 @@ class ExpandToKnownShape(_ToKnownShape):
         return op.expand(x, shape=any_).named("move")
 
 
-RULES: tuple[Rule, ...] = (
+# mypy takes a decorated class for the class, not for the Rule that the decorator returns.
+RULES: tuple[Any, ...] = (
     ReshapeToKnownShape, ExpandToKnownShape,
 )  # fmt: skip

@@ -133,7 +133,7 @@ def make_feeds(types: Sequence[InputType], sizes: Mapping[str, int], seed: int) 
 
 
 def open_dimensions(types: Sequence[InputType]) -> list[str]:
-    """The names of the dimensions whose size the model leaves open; one without a name is called INPUT.AXIS."""
+    """Names of the dimensions whose size the model leaves open; one without a name is called INPUT.AXIS."""
     return sorted({d for t in types for d in _named_dimensions(t) if isinstance(d, str)})
 
 

@@ -143,6 +143,10 @@ class Graph(ABC):
     def raw_call(self, node: Node) -> Call:
         """`node` as the storage has it: `op` is the raw name, `fields` the raw attributes. Never fails."""
 
+    def results(self, node: Node) -> Sequence[Value | None]:
+        """The outputs of `node`, None for those that nothing can refer to. Cheaper than `raw_call`."""
+        return self.raw_call(node).outputs
+
     @abstractmethod
     def producer(self, value: Value) -> Node | None:
         """The node of *this region* that computes `value`; None for inputs, weights, literals and outer values."""

@@ -51,8 +51,9 @@ class Approximate(Contract):
 class Evidence:
     """What is known about one application.
 
-    `kind` is "bit-equal" or "executed" when both sides ran natively, "structure" when only shapes and types were
-    compared or the change is right by construction, "none" when verification was off. `worst` is the largest error
+    `kind` is "bit-equal" or "executed" when both sides ran natively, "construction" when the change is right by how it
+    is made (removal of what nothing reads), "types" when only shapes and dtypes were compared, "none" when
+    verification was off. `worst` is the largest error
     found as a multiple of what the contract allows (1.0 is the limit), `twin` the relative error of the float64 twin.
     """
 
@@ -65,7 +66,7 @@ class Evidence:
     @property
     def counts(self) -> bool:
         """Whether this is evidence at all."""
-        return self.kind != "none"
+        return self.kind not in ("none", "types")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from graphopt.ir.ops import OPS
 from graphopt.rewrite.builder import Builder
 from graphopt.rewrite.change import Editor, escapes
 from graphopt.rewrite.journal import Journal
-from graphopt.rewrite.matcher import NoMatch
+from graphopt.rewrite.matcher import Name, NoMatch
 from graphopt.rewrite.rule import Match, Refused, Rule
 
 GENERATIONS = 50
@@ -100,7 +100,7 @@ class Driver:
                 return self._apply(rule, match, node)
             match = refusal
         if match.score >= max(2, rule.depth):
-            stats.refused[match.reason] += 1
+            stats.refused[match.kind] += 1
         return False
 
     # ---- guards: what no rule needs to think of ---------------------------------------------------------------
@@ -117,7 +117,7 @@ class Driver:
                 return refusal
         for inner_node in inside:
             if not self.graph.is_pure(inner_node):
-                return NoMatch("{} has effects", (self.graph.node_name(inner_node),), inner_node, 900)
+                return NoMatch("{} has effects", (Name(self.graph.node_name(inner_node)),), inner_node, 900)
         if max(self._generation.get(n, 0) for n in inside) >= GENERATIONS:
             note = f"{rule.name} stopped at {self.graph.node_name(node)}: {GENERATIONS} rewrites of one place"
             if note not in self.notes:
@@ -133,13 +133,12 @@ class Driver:
         for value in match.outputs:
             for user in self.graph.users(value):
                 if user not in match.calls and not self.graph.precedes(last, user):
-                    return NoMatch("{} is read before all roots are computed", (self.graph.name(value),), user, 900)
+                    return NoMatch("{} is read before all roots are computed", (Name(self.graph.name(value)),), user, 900)
         return None
 
     def _wait_for(self, refusal: NoMatch, node: Node) -> None:
         """Try `node` again when the users of the value that escapes have become fewer."""
-        call = self.graph.raw_call(refusal.node) if refusal.node is not None else None
-        for output in call.outputs if call else ():
+        for output in () if refusal.node is None else self.graph.results(refusal.node):
             if output is not None:
                 self._waiting.setdefault(output, []).append(node)
 
@@ -177,7 +176,7 @@ class Driver:
             users = [u for v in frontier for u in self.graph.users(v)]
             for user in users:
                 self._push(user)
-            frontier = [o for u in users for o in self.graph.raw_call(u).outputs if o is not None]
+            frontier = [o for u in users for o in self.graph.results(u) if o is not None]
 
 
 def write_match(rule: Rule, match: Match, nodes: Sequence[Node]) -> Callable[[Journal], None]:

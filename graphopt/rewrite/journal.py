@@ -58,11 +58,16 @@ class Journal:
     def commit(self) -> None:
         """Make the edits final and fill `removed`."""
         for node in reversed(self.doomed):
-            outputs = [o for o in self.graph.raw_call(node).outputs if o is not None]
-            if not any(self.graph.users(o) or self.graph.is_output(o) for o in outputs):
+            if self._is_unread(node):
                 self.graph.remove(node)
                 self.removed.append(node)
         self._undos.clear()
+
+    def _is_unread(self, node: Node) -> bool:
+        for output in self.graph.results(node):
+            if output is not None and (self.graph.is_output(output) or self.graph.users(output)):
+                return False
+        return True
 
     def rollback(self) -> None:
         for undo in reversed(self._undos):

@@ -20,6 +20,12 @@ UNIFORM_LIMIT = 65536
 """Largest constant whose elements are read to compare it with a number."""
 
 
+class Name(str):
+    """The name of a value or node inside a reason: left out where reasons are counted."""
+
+    __slots__ = ()
+
+
 class NoMatch:
     """Why a pattern did not match. `score` counts the parts that did; `node` is where it stopped."""
 
@@ -37,6 +43,11 @@ class NoMatch:
     @property
     def reason(self) -> str:
         return self.template.format(*self.values)
+
+    @property
+    def kind(self) -> str:
+        """The reason without the names in it: equal for refusals of one kind."""
+        return self.template.format(*("…" if isinstance(v, Name) else v for v in self.values))
 
     def __repr__(self) -> str:
         return f"NoMatch({self.reason!r})"
@@ -272,11 +283,11 @@ class _Attempt:
         data = self.graph.constant(value)
         if data is None:
             self._fail(
-                bindings, self.graph.producer(value), "{} is not a constant", pattern.name or self.graph.name(value)
+                bindings, self.graph.producer(value), "{} is not a constant", pattern.name or Name(self.graph.name(value))
             )
             return False
         if pattern.value is not None and not is_uniform(data, pattern.value):
-            self._fail(bindings, None, "the constant {} is not {}", self.graph.name(value), pattern.value)
+            self._fail(bindings, None, "the constant {} is not {}", Name(self.graph.name(value)), pattern.value)
             return False
         if pattern.name is not None:
             bindings.values[pattern.name] = value

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from graphopt.errors import RuleError
 from graphopt.ir.graph import Call, Graph, Node, TensorType, Value
 from graphopt.rewrite.contract import Contract
-from graphopt.rewrite.matcher import Bindings, Matcher, NoMatch
+from graphopt.rewrite.matcher import Bindings, Matcher, Name, NoMatch
 from graphopt.rewrite.pattern import build_pattern, depth
 
 if TYPE_CHECKING:
@@ -77,21 +77,21 @@ class Match:
         """Type of `value`; fails the match when it is unknown."""
         known = self.graph.type(value)
         if known is None:
-            self.fail("the type of {} is unknown", self.graph.name(value))
+            self.fail("the type of {} is unknown", Name(self.graph.name(value)))
         return known
 
     def rank(self, value: Value) -> int:
         """Number of dimensions of `value`; fails the match when it is unknown."""
         rank = self.type(value).rank
         if rank is None:
-            self.fail("the rank of {} is unknown", self.graph.name(value))
+            self.fail("the rank of {} is unknown", Name(self.graph.name(value)))
         return rank
 
     def require_same_type(self, a: Value, b: Value) -> None:
         """Fail unless `a` and `b` certainly have one dtype and one shape (symbolic sizes by name)."""
         left, right = self.type(a), self.type(b)
         if left != right or left.shape is None or None in left.shape:
-            self.fail("{} is {} but {} is {}", self.graph.name(a), left, self.graph.name(b), right)
+            self.fail("{} is {} but {} is {}", Name(self.graph.name(a)), left, Name(self.graph.name(b)), right)
 
     def fail(self, reason: str, *values: Any, node: Node | None = None) -> NoReturn:
         """Refuse the match. `reason` is a str.format template filled with `values` only if somebody reads it."""

@@ -164,7 +164,8 @@ def to_proto(part: Graph) -> Any:
 
 
 def _forget_sizes(model: Any) -> None:
-    """Keep ranks only: onnxruntime refuses inputs of other sizes than declared, and fragments run on smaller ones."""
+    """Keep ranks only: onnxruntime refuses inputs of other sizes than declared, and fragments run on smaller
+    ones."""
     for info in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
         for dim in info.type.tensor_type.shape.dim:
             dim.Clear()

@@ -80,7 +80,7 @@ def captured(body: Graph) -> list[Value]:
         for value in reads(body, node):
             if value not in own and body.constant(value) is None:
                 found[value] = None
-        own.update(o for o in body.raw_call(node).outputs if o is not None)
+        own.update(o for o in body.results(node) if o is not None)
     for value in body.outputs():
         if value not in own and body.constant(value) is None:
             found[value] = None

@@ -46,7 +46,7 @@ def size_choices(fragment: Fragment, calls: Sequence[Call]) -> Iterator[Sizes]:
     local = all(c.op in LOCAL for c in calls)
     symbols = list(dict.fromkeys(d for s in shapes for d in s if not isinstance(d, int)))
     extent = kernel_extent(fragment, calls)
-    spread = {s: PRIMES[i % len(PRIMES)] * _multiple(s) for i, s in enumerate(symbols)}
+    spread: dict[Dim, int] = {s: PRIMES[i % len(PRIMES)] * _multiple(s) for i, s in enumerate(symbols)}
     choices: list[Mapping[Dim, int]] = [{s: p + extent * _multiple(s) for s, p in spread.items()}]
     if symbols:
         choices.append(spread)

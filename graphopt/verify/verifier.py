@@ -107,12 +107,12 @@ def _check_removal(change: Change) -> Evidence:
     for node in change.nodes:
         if not graph.is_pure(node):
             raise Rejected(f"{graph.node_name(node)} has effects", Evidence("none"))
-        for output in graph.raw_call(node).outputs:
+        for output in graph.results(node):
             if output is None:
                 continue
             if graph.is_output(output) or any(u not in inside for u in graph.users(output)):
                 raise Rejected(f"{graph.name(output)} is still read", Evidence("none"))
-    return Evidence("structure", notes=("nothing reads what was removed",))
+    return Evidence("construction", notes=("nothing reads what was removed",))
 
 
 def _first_run(
@@ -136,9 +136,9 @@ def _more_runs(
     does not accept is not required of the rewrite."""
     runs = []
     plans = [(kind, sizes) for kind in KINDS[1:]] if _any_float(fragment) else []
-    if symbolic := _symbolic(fragment):
+    if symbolic := _symbolic(fragment, sizes):
         for size in (1, 0):
-            shapes = {v: _resized(fragment, v, s, symbolic[0], size) for v, s in sizes.items()}
+            shapes = {v: _resized(fragment, v, s, symbolic, size) for v, s in sizes.items()}
             plans.append((KINDS[0], shapes))
     for i, (kind, shapes) in enumerate(plans):
         try:
@@ -154,17 +154,22 @@ def _any_float(fragment: Fragment) -> bool:
     return any(t is not None and t.dtype in FLOATS for t in types)
 
 
-def _symbolic(fragment: Fragment) -> list[str]:
-    """Names of symbolic sizes at the front of inputs: batch-like, so that 0 and 1 are fair sizes for them."""
-    shapes = [t.shape for v in fragment.inputs if (t := fragment.graph.type(v)) is not None]
-    return list(dict.fromkeys(s[0] for s in shapes if s and isinstance(s[0], str)))
+def _symbolic(fragment: Fragment, sizes: Sizes) -> frozenset[str]:
+    """Names of a symbolic size at the front of inputs: batch-like, so that 0 and 1 are fair sizes for it. Several
+    names if the original may need them to be equal, being run with equal ones."""
+    types = [(v, t.shape) for v in fragment.inputs if (t := fragment.graph.type(v)) is not None]
+    front = {s[0]: sizes[v][0] for v, s in reversed(types) if s and isinstance(s[0], str)}
+    first = next(reversed(front.values()), None)
+    return frozenset(name for name, size in front.items() if size == first)
 
 
-def _resized(fragment: Fragment, value: Any, shape: tuple[int, ...], symbol: str, size: int) -> tuple[int, ...]:
+def _resized(
+    fragment: Fragment, value: Any, shape: tuple[int, ...], symbols: frozenset[str], size: int
+) -> tuple[int, ...]:
     type_ = fragment.graph.type(value)
     if type_ is None or type_.shape is None:
         return shape
-    return tuple(size if d == symbol else s for d, s in zip(type_.shape, shape, strict=True))
+    return tuple(size if d in symbols else s for d, s in zip(type_.shape, shape, strict=True))
 
 
 def _run(fragment: Fragment, before: Runner, kind: str, feeds: list[Array], *, wide: bool) -> _Run:

@@ -130,6 +130,7 @@ def test_strings_are_passed_through():
             "no provider 'TpuExecutionProvider'; it has .*CPUExecutionProvider",
         ),
         ({"providers": "CPUExecutionProvider"}, "expected a list"),
+        ({"io_binding": "yes"}, "io_binding is 'yes', expected True, False or None"),
         ({"session_options": "x"}, "expected a mapping"),
     ],
 )

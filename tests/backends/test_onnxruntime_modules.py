@@ -198,9 +198,17 @@ def test_a_pixart_transformer_loads_and_agrees():
 
     torch.manual_seed(0)
     model = PixArtTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=8,
-        cross_attention_dim=16, caption_channels=12, patch_size=2, norm_num_groups=1,
-    ).eval()  # fmt: skip
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=1,
+        sample_size=8,
+        cross_attention_dim=16,
+        caption_channels=12,
+        patch_size=2,
+        norm_num_groups=1,
+    ).eval()
     inputs = {
         "hidden_states": torch.randn(2, 4, 8, 8),
         "encoder_hidden_states": torch.randn(2, 6, 12),

@@ -22,7 +22,6 @@ from graphopt.rewrite.rule import Rule
 from graphopt.verify.verifier import MatchVerifier
 
 
-
 def onnx_model(body: str, *, opset: int = 18, ir_version: int = 8) -> onnx.ModelProto:
     """A checked model from the text of its graph ("agraph (float[N,3] x) => (float[N,3] y) {...}")."""
     model = onnx.parser.parse_model(f'<ir_version: {ir_version}, opset_import: ["" : {opset}]> {body}')
@@ -50,7 +49,9 @@ def run_onnx(model: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     return list(session.run(None, feeds))
 
 
@@ -70,7 +71,9 @@ class Sketch:
         self.graph = ScratchGraph()
         self.x = self.graph.add_input(TensorType(dtype, shape), "x")
 
-    def add(self, op: str, *operands: Any, type: tuple[str, tuple[Any, ...]] | None = None, **fields: Any) -> Any:
+    def add(
+        self, op: str, *operands: Any, type: tuple[str, tuple[Any, ...]] | None = None, **fields: Any
+    ) -> Any:
         """Append `op`; its output has the type of the input unless `type` says otherwise."""
         known = self.x.type if type is None else TensorType(*type)
         return self.graph.append(op, *operands, types=[known], **fields)

@@ -164,7 +164,6 @@ ONNX_OPS: dict[str, tuple[str, Any]] = {
     "relu": ("Relu", lambda f: {}),
     "sigmoid": ("Sigmoid", lambda f: {}),
     "tanh": ("Tanh", lambda f: {}),
-    "hard_swish": ("HardSwish", lambda f: {}),
     "leaky_relu": ("LeakyRelu", lambda f: {"alpha": f["slope"]}),
     "hard_sigmoid": ("HardSigmoid", lambda f: {"alpha": f["alpha"], "beta": f["beta"]}),
     "clamp": ("Clip", lambda f: {}),

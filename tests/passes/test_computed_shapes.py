@@ -71,7 +71,8 @@ def test_an_unknown_axis_is_still_asked_for() -> None:
 
 RESHAPE = """
     agraph (float[N, M, 12] x) => (float[A, B, C, D] y)
-    <int64 i = {0}, int64 j = {1}, int64[1] zero = {0}, int64[1] three = {3}, int64[1] four = {4}, int64[1] rest = {-1}> {
+    <int64 i = {0}, int64 j = {1}, int64[1] zero = {0}, int64[1] three = {3}, int64[1] four = {4},
+     int64[1] rest = {-1}> {
         s = Shape(x)
         n = Gather(s, i)
         m = Gather(s, j)
@@ -87,7 +88,11 @@ RESHAPE = """
 def test_a_target_that_copies_sizes_becomes_constant_or_stays_right(target: str) -> None:
     shapes = [(2, 5, 12), (1, 7, 12), (4, 1, 12)]
     settled = "n1, three, m1" not in target
-    kept = ["Reshape"] if settled else ["Shape", "Gather", "Gather", "Unsqueeze", "Unsqueeze", "Concat", "Reshape"]
+    kept = (
+        ["Reshape"]
+        if settled
+        else ["Shape", "Gather", "Gather", "Unsqueeze", "Unsqueeze", "Concat", "Reshape"]
+    )
     model = onnx_model(RESHAPE % target)
     result = clean(model)
     if settled:

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from clean_up_graphs import applications, assert_same_results, clean, kept_rules, onnx_model, op_types, run_onnx
+from clean_up_graphs import (
+    applications,
+    assert_same_results,
+    clean,
+    kept_rules,
+    onnx_model,
+    op_types,
+    run_onnx,
+)
 from onnx import TensorProto, helper, numpy_helper
 
 X = np.linspace(-2, 2, 12, dtype=np.float32).reshape(3, 4)
 
 
-def weighted_model(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], opset: int = 18) -> onnx.ModelProto:
+def weighted_model(
+    nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], opset: int = 18
+) -> onnx.ModelProto:
     """A model from x float[3, 4] to y with initialisers of any size."""
     graph = helper.make_graph(
         nodes,
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 4])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["A", "B"])],
         [numpy_helper.from_array(w, name) for name, w in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)

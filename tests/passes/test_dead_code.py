@@ -22,7 +22,7 @@ def test_a_chain_that_nobody_reads_goes_at_once() -> None:
     assert op_types(result.model) == ["Relu"]
     (application,) = applications(result)
     assert (application.rule, application.status, len(application.nodes)) == ("dead-code", "kept", 3)
-    assert application.evidence.kind == "structure"
+    assert application.evidence.kind == "construction"
 
 
 def test_one_read_output_keeps_a_node() -> None:

@@ -12,8 +12,8 @@ from graphopt.ir.graph import TensorType
 from graphopt.ir.weights import ArrayRef
 from graphopt.passes.fuse_conv_bn import FuseConvBn
 
-BACKWARD = FuseConvBn().rules()
-FORWARD = FuseConvBn(forward=True).rules()
+BACKWARD = FuseConvBn(epilogue=False).rules()
+FORWARD = FuseConvBn(forward=True, epilogue=False).rules()
 IMAGE = (2, 4, 6, 6)
 
 

@@ -1,4 +1,6 @@
-"""Identity rules on scratch graphs: each removes what it says, and nothing that differs by one precondition."""
+"""Identity rules on scratch graphs: each removes what it says, and nothing that differs by one
+precondition.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def test_neutral_constant_is_removed(op: str, value: float, dtype: str, rule: st
     assert apply(sketch, sketch.add(op, sketch.x, constant(value, dtype))) == ([], [rule])
 
 
-@pytest.mark.parametrize(("op", "value"), [("add", 1.0), ("mul", 0.0), ("sub", -0.0), ("div", 2.0), ("pow", 2.0)])
+@pytest.mark.parametrize(
+    ("op", "value"), [("add", 1.0), ("mul", 0.0), ("sub", -0.0), ("div", 2.0), ("pow", 2.0)]
+)
 def test_other_constants_stay(op: str, value: float) -> None:
     sketch = Sketch()
     assert apply(sketch, sketch.add(op, sketch.x, constant(value))) == ([op], [])

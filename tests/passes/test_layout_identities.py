@@ -1,4 +1,6 @@
-"""Layout rules on scratch graphs: moves that lead back disappear, moves in a row become one, all others stay."""
+"""Layout rules on scratch graphs: moves that lead back disappear, moves in a row become one, all others
+stay.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +96,9 @@ def test_reshape_beside_two_unknown_sizes_stays() -> None:
         ("squeeze", {"axes": (1,)}, (2, 12)),
     ],
 )
-def test_flat_move_before_a_reshape_disappears(first: str, fields: dict[str, Any], shape: tuple[int, ...]) -> None:
+def test_flat_move_before_a_reshape_disappears(
+    first: str, fields: dict[str, Any], shape: tuple[int, ...]
+) -> None:
     sketch = Sketch(shape=(2, 1, 12) if first == "squeeze" else (2, 3, 4))
     inner = sketch.add(first, sketch.x, type=typed(*shape), **fields)
     assert apply(sketch, sketch.add("reshape", inner, shape=(24,), type=typed(24))) == ["reshape"]
@@ -157,6 +161,20 @@ def test_slice_of_an_unknown_size_up_to_a_large_number_stays() -> None:
     sketch = Sketch(shape=("N", 4))
     value = sketch.add("slice", sketch.x, starts=(0,), ends=(10**9,), axes=(0,), steps=(1,))
     assert apply(sketch, value) == ["slice"]
+
+
+def test_slices_of_two_axes_become_one() -> None:
+    sketch = Sketch()
+    rows = sketch.add("slice", sketch.x, starts=(1,), ends=(3,), axes=(1,), steps=(1,), type=typed(2, 2, 4))
+    both = sketch.add("slice", rows, starts=(0,), ends=(4,), axes=(2,), steps=(2,), type=typed(2, 2, 2))
+    assert apply(sketch, both) == ["slice"]
+
+
+def test_slices_of_one_axis_stay() -> None:
+    sketch = Sketch()
+    first = sketch.add("slice", sketch.x, starts=(1,), ends=(3,), axes=(1,), steps=(1,), type=typed(2, 2, 4))
+    second = sketch.add("slice", first, starts=(1,), ends=(2,), axes=(1,), steps=(1,), type=typed(2, 1, 4))
+    assert apply(sketch, second) == ["slice", "slice"]
 
 
 def test_when_shapes_are_the_same() -> None:

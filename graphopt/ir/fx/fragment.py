@@ -13,7 +13,7 @@ from torch import fx
 from graphopt.errors import UnsupportedError
 from graphopt.ir.fx.schema import bodies_of
 from graphopt.ir.fx.write import plan
-from graphopt.ir.graph import Node, Value
+from graphopt.ir.graph import Node, Unreadable, Value
 
 if TYPE_CHECKING:
     from graphopt.ir.fx.storage import FxGraph, Weight
@@ -65,7 +65,9 @@ def _copied(
 ) -> fx.Node:
     """A copy of `node`. Sizes that other nodes compute are replaced by what the vocabulary says of them."""
     call = source.call(node)
-    if not call or not any(isinstance(n.meta.get("val"), torch.SymInt) for n in node.all_input_nodes):
+    if isinstance(call, Unreadable) or not any(
+        isinstance(n.meta.get("val"), torch.SymInt) for n in node.all_input_nodes
+    ):
         return graph.node_copy(node, operand)
     types = [None if v is None else source.type(v) for v in call.operands]
     planned = plan(call.op, call.operands, call.fields, types)

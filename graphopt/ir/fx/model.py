@@ -37,8 +37,8 @@ _INPUT_KINDS = {kind: spec for spec, kind in _WEIGHT_KINDS.items()}
 
 
 class FxModel(Model):
-    """Made by `load_torch`. The stored tensors are shared with the input and never written: buffers that a run
-    of the model writes are copied."""
+    """Made by `load_torch`. The stored tensors are shared with the input and never written: buffers that
+    a run of the model writes are copied."""
 
     storage = "fx"
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import fx
 
 from graphopt.ir.fx.schema import arguments, find_operator, raw_name_of
+from graphopt.ir.fx.tensors import type_of
 from graphopt.ir.graph import Call, Literal, Node, TensorType, Unreadable, Value
 
 if TYPE_CHECKING:
@@ -56,10 +57,7 @@ class Reading:
 
     def result(self, index: int | None = None) -> TensorType:
         """The type of the node's result, or of one of its results."""
-        from graphopt.ir.fx.tensors import type_of
-
-        value = self.node.meta.get("val")
-        found = type_of(value if index is None else value[index])
+        found = self.graph.type(self.node) if index is None else type_of(self.node.meta["val"][index])
         if found is None:
             raise CannotRead("not a tensor")
         return found
@@ -111,9 +109,9 @@ class Reading:
 
     def one_dtype(self, *values: Value | None) -> str:
         """The dtype that all of `values` (None left out) have. Raises CannotRead if they differ."""
-        found = {self.type(v).dtype for v in values if v is not None}
-        self.require(len(found) == 1, "type promotion")
-        return found.pop()
+        first, *rest = [self.type(v).dtype for v in values if v is not None]
+        self.require(all(dtype == first for dtype in rest), "type promotion")
+        return first
 
     def keeps_dtype(self, *values: Value | None) -> str:
         """The dtype that `values` and the node's first result have."""

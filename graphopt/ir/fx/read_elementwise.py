@@ -6,8 +6,8 @@ from graphopt.ir.fx.read import Reading, Said, reads
 from graphopt.ir.graph import Value
 
 _UNARY = (
-    "relu", "sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "reciprocal", "neg", "abs", "floor", "ceil", "erf",
-    "sin", "cos", "sign", "silu", "mish",
+    "relu", "sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "reciprocal", "neg", "abs", "floor", "ceil",
+    "erf", "sin", "cos", "sign", "silu", "mish",
 )  # fmt: skip
 
 
@@ -34,7 +34,8 @@ def logical_not(r: Reading) -> Said:
 
 
 @reads(
-    "identity", "clone.default", "contiguous.default", "alias.default", "detach.default", "lift_fresh_copy.default"
+    "identity", "clone.default", "contiguous.default", "alias.default", "detach.default",
+    "lift_fresh_copy.default",
 )  # fmt: skip
 def identity(r: Reading) -> Said:
     r.type(r["self"])

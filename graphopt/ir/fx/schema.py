@@ -18,7 +18,7 @@ GETITEM = "fx.getitem"
 
 
 class Parameter(NamedTuple):
-    """One argument of an operator. `tensors`: 0 for an attribute, 1 for a tensor, None for a list of tensors."""
+    """One argument of an operator. `tensors`: 0 for an attribute, 1 for a tensor, None for a list of them."""
 
     name: str
     tensors: int | None
@@ -67,7 +67,7 @@ def short_name(target: Any) -> str:
 
 
 def find_operator(raw_name: str) -> torch._ops.OpOverload | None:
-    """The operator that `raw_name` ("aten.conv2d.default") stands for, or None if torch has none of this name."""
+    """The operator of the name `raw_name` ("aten.conv2d.default"), or None if torch has none."""
     namespace, _, rest = raw_name.partition(".")
     name, _, overload = rest.partition(".")
     found = getattr(getattr(getattr(torch.ops, namespace), name, None), overload or "default", None)
@@ -76,12 +76,16 @@ def find_operator(raw_name: str) -> torch._ops.OpOverload | None:
 
 def arguments(node: Node) -> dict[str, Any]:
     """Every argument of an operator node by name, defaults filled in."""
-    given = node.args
-    named = node.kwargs
-    return {
-        p.name: given[i] if i < len(given) else named.get(p.name, p.default)
-        for i, p in enumerate(parameters(node.target))
-    }
+    names, defaults = _defaults(node.target)
+    found = dict(defaults)
+    found.update(zip(names, node.args, strict=False))
+    found.update(node.kwargs)
+    return found
+
+
+@cache
+def _defaults(target: torch._ops.OpOverload) -> tuple[tuple[str, ...], dict[str, Any]]:
+    return tuple(p.name for p in parameters(target)), {p.name: p.default for p in parameters(target)}
 
 
 def split_arguments(node: Node) -> tuple[tuple[Value | None, ...], dict[str, Any]]:
@@ -162,7 +166,7 @@ def refuse_mutation(names: Sequence[str]) -> None:
 
 
 def has_effects(node: Node) -> bool:
-    """Whether `node` does more than compute: random numbers, assertions, effects of operators unknown to torch."""
+    """Whether `node` does more than compute: random numbers, assertions, unknown effects."""
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         if target._schema.is_mutable or not target._schema.returns:
@@ -173,7 +177,9 @@ def has_effects(node: Node) -> bool:
     return bool(node.is_impure())
 
 
-_MAY_ALIAS = frozenset({"_unsafe_view", "reshape", "contiguous", "to", "flatten", "_reshape_alias", "dropout"})
+_MAY_ALIAS = frozenset(
+    {"_unsafe_view", "reshape", "contiguous", "to", "flatten", "_reshape_alias", "dropout"}
+)
 
 
 def alias_root(value: Value) -> Value:

@@ -19,12 +19,12 @@ def is_scripted(module: torch.nn.Module) -> bool:
 def convert_script(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`module` as an ExportedProgram, checked against a run on the example inputs.
 
-    Tracing through the TorchScript interpreter is no way: it may keep traced constants in its cache, which would
-    spoil the module that was given.
+    Tracing through the TorchScript interpreter is no way: it may keep traced constants in its cache, which
+    would spoil the module that was given.
 
     Raises:
         ModelError: no positional example inputs.
-        UnsupportedError: `module` keeps state, only a part of it is TorchScript, or the converter fails on it.
+        UnsupportedError: `module` keeps state, or only a part of it is TorchScript, or the converter fails.
     """
     if not isinstance(module, torch.jit.ScriptModule):
         kind = type(module).__name__
@@ -34,8 +34,8 @@ def convert_script(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[
     assigned = _assigned_attributes(module)
     if assigned:
         raise UnsupportedError(
-            f"this ScriptModule assigns its attributes {', '.join(assigned)} when it runs, and a graph keeps no "
-            f"such state; {_ADVICE}, with the state as input and output"
+            f"this ScriptModule assigns its attributes {', '.join(assigned)} when it runs, and a graph keeps "
+            f"no such state; {_ADVICE}, with the state as input and output"
         )
     try:
         from torch._export.converter import TS2EPConverter

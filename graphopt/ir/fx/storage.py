@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from graphopt.ir.fx.names import Names
 from graphopt.ir.fx.read import key_of, read
 from graphopt.ir.fx.schema import (
     alias_root,
@@ -22,7 +23,7 @@ from graphopt.ir.fx.schema import (
 )
 from graphopt.ir.fx.tensors import LiteralRef, TorchRef, tensor_identity, to_torch, type_of
 from graphopt.ir.fx.vocabulary import READERS
-from graphopt.ir.fx.write import Plan, plan
+from graphopt.ir.fx.write import Plan, check_types, plan
 from graphopt.ir.graph import Call, CannotEmit, Graph, Literal, Node, TensorType, Undo, Unreadable, Value
 from graphopt.ir.weights import FLOATS, Array, TensorRef
 
@@ -70,8 +71,7 @@ class FxGraph(Graph):
         self.hidden_outputs = hidden_outputs
         self.prefix = prefix
         self.output_node: fx.Node = self.graph.output_node()
-        self._names = {w.name for w in self.weights.values()}
-        self._prefixes = {p for name in self._names for p in _prefixes(name)}
+        self._names = Names(w.name for w in self.weights.values())
         self._calls: dict[fx.Node, Call | Unreadable] = {}
         self._types: dict[fx.Node, TensorType | None] = {}
         self._constants: dict[fx.Node, TensorRef] = {}
@@ -181,7 +181,7 @@ class FxGraph(Graph):
         return found
 
     def attribute(self, node: fx.Node) -> Any:
-        """What a `get_attr` node stands for, ready to be called: a body, which may be edited, is recompiled."""
+        """What a `get_attr` node stands for, ready to be called: a body may be edited and is recompiled."""
         found = self._attribute(node)
         if isinstance(found, fx.GraphModule):
             found.recompile()
@@ -212,11 +212,17 @@ class FxGraph(Graph):
         if refusal is None or all(t is None or t.shape != () for t in types):
             return refusal
         # An operand without axes may also be a number, of which ATen sometimes takes nothing else.
-        numbers = [Literal(0, t.dtype) if t and t.shape == () else v for t, v in zip(types, tensors, strict=True)]
+        numbers = [
+            Literal(0, t.dtype) if t and t.shape == () else v for t, v in zip(types, tensors, strict=True)
+        ]
         return self._refusal(op, numbers, fields, types)
 
     def _refusal(
-        self, op: str, operands: Sequence[Value], fields: Mapping[str, Any], types: Sequence[TensorType | None]
+        self,
+        op: str,
+        operands: Sequence[Value],
+        fields: Mapping[str, Any],
+        types: Sequence[TensorType | None],
     ) -> str | None:
         try:
             plan(op, operands, fields, types)
@@ -236,7 +242,7 @@ class FxGraph(Graph):
         planned = plan(op, operands, fields, [None if v is None else self.type(v) for v in operands])
         computed = self._compute(planned)
         values = list(computed) if isinstance(computed, (tuple, list)) else [computed]
-        _check_types(op, values, types)
+        check_types(op, values, types)
         with self.graph.inserting_before(before):
             node = self._create(planned.target, planned.args, planned.kwargs, computed, before)
             results = [node]
@@ -255,7 +261,7 @@ class FxGraph(Graph):
         if self.prefix:
             raise CannotEmit("a control-flow body takes its weights as operands and cannot hold its own")
         tensor = data.tensor.detach() if isinstance(data, TorchRef) else to_torch(data.numpy())
-        fresh = self._fresh_name(name)
+        fresh = self._names.fresh(name)
         kind = "parameter" if data.dtype in FLOATS else "buffer"
         if kind == "parameter":
             tensor = torch.nn.Parameter(tensor, requires_grad=False)
@@ -264,12 +270,10 @@ class FxGraph(Graph):
         node.target = node.name
         node.meta["val"] = self._fake(tensor)
         self.weights[node] = Weight(fresh, tensor, kind)
-        self._names.add(fresh)
-        self._prefixes.update(_prefixes(fresh))
 
         def undo() -> None:
             del self.weights[node]
-            self._names.discard(fresh)
+            self._names.release(fresh)
             self._erase(node)
 
         return node, undo
@@ -306,7 +310,7 @@ class FxGraph(Graph):
 
     def drop_unused_weights(self) -> None:
         for node in self.unused_weights():
-            self._names.discard(self.weights.pop(node).name)
+            self._names.release(self.weights.pop(node).name)
             self._erase(node)
 
     def _as_output(self, old: fx.Node, new: fx.Node) -> tuple[fx.Node, fx.Node | None]:
@@ -334,18 +338,6 @@ class FxGraph(Graph):
                 return node
         return self.output_node
 
-    def _fresh_name(self, name: str) -> str:
-        name = "".join(c if c.isalnum() or c in "._" else "_" for c in name).strip(".")
-        for prefix in _prefixes(name):
-            if prefix in self._names:  # The rest would name an attribute of a tensor.
-                name = f"{prefix}_{name[len(prefix) + 1 :].replace('.', '_')}"
-                break
-        fresh, count = name, 0
-        while fresh in self._names or fresh in self._prefixes:
-            count += 1
-            fresh = f"{name}_{count}"
-        return fresh
-
     def _create(
         self,
         target: Callable[..., Any],
@@ -361,7 +353,7 @@ class FxGraph(Graph):
 
     def _erase(self, node: fx.Node) -> None:
         for cache in (self._calls, self._types, self._constants):
-            cache.pop(node, None)  # type: ignore[attr-defined]
+            cache.pop(node, None)
         self.graph.erase_node(node)
 
     def _fake(self, tensor: torch.Tensor) -> Any:
@@ -408,26 +400,3 @@ class FxGraph(Graph):
 def _is_given(node: fx.Node) -> bool:
     """Whether a caller provides the value: what is None or a number when traced is part of the graph."""
     return isinstance(node.meta.get("val"), (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool))
-
-
-def _prefixes(name: str) -> list[str]:
-    """ "a", "a.b" for "a.b.c"."""
-    return [name[:i] for i, c in enumerate(name) if c == "."]
-
-
-def _check_types(op: str, values: Sequence[Any], expected: Sequence[TensorType | None]) -> None:
-    """Raises CannotEmit if torch computes another type than the rewrite expects."""
-    for value, wanted in zip(values, expected, strict=False):
-        got = type_of(value)
-        if wanted is None or got is None:
-            continue
-        if got.dtype != wanted.dtype or not _agree(got.shape, wanted.shape):
-            raise CannotEmit(f"{op} computes {got} where {wanted} is expected")
-
-
-def _agree(got: Any, wanted: Any) -> bool:
-    if got is None or wanted is None:
-        return True
-    return len(got) == len(wanted) and all(
-        a == b or not (isinstance(a, int) and isinstance(b, int)) for a, b in zip(got, wanted, strict=True)
-    )

@@ -1,7 +1,7 @@
 """Writing: a call of the vocabulary as one ATen node, or the reason why ATen cannot say it exactly.
 
-A writer is a function of a `Writing`, which records the operands and fields that it hands out. If a writer did not
-look at an operand, or at a field that is not at its default, the call is refused: nothing is dropped silently.
+A writer is a function of a `Writing`, which records the operands and fields that it hands out. If a writer
+did not look at an operand, or at a field that is not at its default, the call is refused.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from graphopt.ir.fx.schema import find_operator, join_arguments
+from graphopt.ir.fx.tensors import type_of
 from graphopt.ir.graph import CannotEmit, Literal, TensorType, Value
 from graphopt.ir.ops.spec import OPS, REQUIRED, Fill
 
@@ -172,3 +173,21 @@ def _raw_plan(op: str, operands: Sequence[Value | None], fields: Mapping[str, An
     except ValueError as error:
         raise CannotEmit(str(error)) from error
     return Plan(target, args, kwargs)
+
+
+def check_types(op: str, values: Sequence[Any], expected: Sequence[TensorType | None]) -> None:
+    """Raises CannotEmit if torch computes another type than the rewrite expects."""
+    for value, wanted in zip(values, expected, strict=False):
+        got = type_of(value)
+        if wanted is None or got is None:
+            continue
+        if got.dtype != wanted.dtype or not _agree(got.shape, wanted.shape):
+            raise CannotEmit(f"{op} computes {got} where {wanted} is expected")
+
+
+def _agree(got: Any, wanted: Any) -> bool:
+    if got is None or wanted is None:
+        return True
+    return len(got) == len(wanted) and all(
+        a == b or not (isinstance(a, int) and isinstance(b, int)) for a, b in zip(got, wanted, strict=True)
+    )

@@ -16,7 +16,8 @@ _UNARY = {
         "relu", "sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "reciprocal", "neg", "abs", "floor", "ceil",
         "round", "erf", "sin", "cos", "sign", "silu", "mish", "logical_not",
     )
-} | {"hard_swish": aten.hardswish.default, "is_nan": aten.isnan.default, "identity": aten.clone.default}  # fmt: skip
+}  # fmt: skip
+_UNARY |= {"hard_swish": aten.hardswish.default, "is_nan": aten.isnan.default, "identity": aten.clone.default}
 _REAL = frozenset(
     {"sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "reciprocal", "erf", "sin", "cos", "silu", "mish"}
 )

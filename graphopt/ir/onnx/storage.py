@@ -85,6 +85,9 @@ class OnnxGraph(Graph):
         outputs = tuple(value if value.name else None for value in node.outputs)
         return Call(node, self.raw_name(node), tuple(node.inputs), fields, outputs)
 
+    def results(self, node: ir.Node) -> Sequence[ir.Value | None]:
+        return [value if value.name else None for value in node.outputs]
+
     def producer(self, value: Value) -> ir.Node | None:
         if isinstance(value, Literal):
             return None

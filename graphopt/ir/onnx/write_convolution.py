@@ -29,7 +29,6 @@ FUSED_ACTIVATIONS: Mapping[str, str] = {
     "relu": "Relu",
     "sigmoid": "Sigmoid",
     "tanh": "Tanh",
-    "hard_swish": "HardSwish",
     "leaky_relu": "LeakyRelu",
     "clamp": "Clip",
     "hard_sigmoid": "HardSigmoid",

@@ -105,12 +105,12 @@ def fused_conv(
 ) -> Tensor:
     """activation(conv(x, w, b)).
 
-    activation with its parameters: relu, sigmoid, tanh, hard_swish (), leaky_relu (slope), clamp (low, high),
+    activation with its parameters: relu, sigmoid, tanh (), leaky_relu (slope), clamp (low, high),
     hard_sigmoid (alpha, beta).
     """
     y = conv(d, x, w, b, stride=stride, pads=pads, dilation=dilation, groups=groups)
     match activation, parameters:
-        case ("relu" | "sigmoid" | "tanh" | "hard_swish"), ():
+        case ("relu" | "sigmoid" | "tanh"), ():
             return getattr(elementwise, activation)(d, y)
         case "leaky_relu", (slope,):
             return elementwise.leaky_relu(d, y, slope=slope)

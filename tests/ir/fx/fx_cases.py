@@ -1,4 +1,4 @@
-"""One example of every ATen operator that the torch storage reads: what runs, on what, and what it is read as."""
+"""Examples of the ATen operators that the torch storage reads: what runs, on what, what it is read as."""
 
 from __future__ import annotations
 
@@ -38,9 +38,25 @@ CHANNELS = (positive(4), rand(4), rand(4), positive(4))
 CASES: dict[str, Case] = {
     **{
         name: Case(name, getattr(torch, name), (X,))
-        for name in ("relu", "sigmoid", "tanh", "exp", "neg", "abs", "floor", "ceil", "erf", "sin", "cos", "sign")
+        for name in (
+            "relu",
+            "sigmoid",
+            "tanh",
+            "exp",
+            "neg",
+            "abs",
+            "floor",
+            "ceil",
+            "erf",
+            "sin",
+            "cos",
+            "sign",
+        )
     },
-    **{name: Case(name, getattr(torch, name), (positive(3, 4),)) for name in ("log", "sqrt", "rsqrt", "reciprocal")},
+    **{
+        name: Case(name, getattr(torch, name), (positive(3, 4),))
+        for name in ("log", "sqrt", "rsqrt", "reciprocal")
+    },
     "round": Case("round", torch.round, (X * 4,)),
     "silu": Case("silu", F.silu, (X,)),
     "mish": Case("mish", F.mish, (X,)),
@@ -89,7 +105,12 @@ CASES: dict[str, Case] = {
     **{
         op: Case(op, getattr(torch, name), (X.round(), Y.round()))
         for op, name in {
-            "equal": "eq", "not_equal": "ne", "less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge",
+            "equal": "eq",
+            "not_equal": "ne",
+            "less": "lt",
+            "less_equal": "le",
+            "greater": "gt",
+            "greater_equal": "ge",
         }.items()
     },
     "less_number": Case("less", lambda x: x < 0.5, (X,)),
@@ -107,7 +128,9 @@ CASES: dict[str, Case] = {
     "linear_bare": Case("linear", F.linear, (rand(2, 3, 4), rand(5, 4))),
     "addmm": Case("linear", torch.addmm, (rand(5), X, rand(4, 5))),
     "einsum": Case("einsum", lambda a, b: torch.einsum("bij,bjk->bik", a, b), (rand(2, 3, 4), rand(2, 4, 5))),
-    "attention": Case("attention", F.scaled_dot_product_attention, (rand(2, 3, 5, 8), rand(2, 3, 6, 8), rand(2, 3, 6, 4))),
+    "attention": Case(
+        "attention", F.scaled_dot_product_attention, (rand(2, 3, 5, 8), rand(2, 3, 6, 8), rand(2, 3, 6, 4))
+    ),
     "attention_causal": Case(
         "attention",
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3),
@@ -130,11 +153,17 @@ CASES: dict[str, Case] = {
     ),
     "conv1d": Case("conv", lambda x, w, b: F.conv1d(x, w, b, 2, 1), (rand(2, 4, 9), rand(6, 4, 3), rand(6))),
     "conv2d": Case(
-        "conv", lambda x, w, b: F.conv2d(x, w, b, (1, 2), (1, 0), (2, 1), 2), (IMAGE, rand(6, 2, 3, 3), rand(6))
+        "conv",
+        lambda x, w, b: F.conv2d(x, w, b, (1, 2), (1, 0), (2, 1), 2),
+        (IMAGE, rand(6, 2, 3, 3), rand(6)),
     ),
-    "conv3d": Case("conv", lambda x, w: F.conv3d(x, w, None, 1, 1), (rand(1, 2, 4, 4, 4), rand(3, 2, 3, 3, 3))),
+    "conv3d": Case(
+        "conv", lambda x, w: F.conv3d(x, w, None, 1, 1), (rand(1, 2, 4, 4, 4), rand(3, 2, 3, 3, 3))
+    ),
     "conv2d_same": Case("conv", lambda x, w: F.conv2d(x, w, padding="same"), (IMAGE, rand(6, 4, 3, 5))),
-    "conv2d_same_even": Case("conv", lambda x, w: F.conv2d(x, w, padding="same"), (IMAGE, rand(6, 4, 4, 2)), False),
+    "conv2d_same_even": Case(
+        "conv", lambda x, w: F.conv2d(x, w, padding="same"), (IMAGE, rand(6, 4, 4, 2)), False
+    ),
     "conv2d_valid": Case("conv", lambda x, w: F.conv2d(x, w, padding="valid"), (IMAGE, rand(6, 4, 3, 3))),
     "convolution": Case(
         "conv",
@@ -165,9 +194,13 @@ CASES: dict[str, Case] = {
     ),
     "upsample_nearest": Case("resize", lambda x: F.interpolate(x, scale_factor=2.0), (IMAGE,)),
     "upsample_nearest_size": Case("resize", lambda x: F.interpolate(x, size=(13, 5)), (IMAGE,)),
-    "upsample_nearest_exact": Case("resize", lambda x: F.interpolate(x, size=(13, 5), mode="nearest-exact"), (IMAGE,)),
+    "upsample_nearest_exact": Case(
+        "resize", lambda x: F.interpolate(x, size=(13, 5), mode="nearest-exact"), (IMAGE,)
+    ),
     "upsample_linear": Case("resize", lambda x: F.interpolate(x, size=13, mode="linear"), (rand(2, 4, 9),)),
-    "upsample_bilinear": Case("resize", lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"), (IMAGE,)),
+    "upsample_bilinear": Case(
+        "resize", lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"), (IMAGE,)
+    ),
     "upsample_corners": Case(
         "resize", lambda x: F.interpolate(x, size=(13, 5), mode="bilinear", align_corners=True), (IMAGE,)
     ),
@@ -176,8 +209,12 @@ CASES: dict[str, Case] = {
     "batch_norm": Case(
         "batch_norm", lambda x, s, b, m, v: F.batch_norm(x, m, v, s, b, False, 0.1, 1e-3), (IMAGE, *CHANNELS)
     ),
-    "batch_norm_plain": Case("batch_norm", lambda x, m, v: F.batch_norm(x, m, v), (IMAGE, rand(4), positive(4))),
-    "instance_norm": Case("instance_norm", lambda x, s, b: F.instance_norm(x, None, None, s, b), (IMAGE, *CHANNELS[:2])),
+    "batch_norm_plain": Case(
+        "batch_norm", lambda x, m, v: F.batch_norm(x, m, v), (IMAGE, rand(4), positive(4))
+    ),
+    "instance_norm": Case(
+        "instance_norm", lambda x, s, b: F.instance_norm(x, None, None, s, b), (IMAGE, *CHANNELS[:2])
+    ),
     "layer_norm": Case("layer_norm", lambda x, s, b: F.layer_norm(x, (4,), s, b, 1e-3), (X, *CHANNELS[:2])),
     "layer_norm_two_axes": Case("layer_norm", lambda x: F.layer_norm(x, (9, 8)), (IMAGE,)),
     "native_layer_norm": Case(
@@ -185,7 +222,9 @@ CASES: dict[str, Case] = {
     ),
     "group_norm": Case("group_norm", lambda x, s, b: F.group_norm(x, 2, s, b), (IMAGE, *CHANNELS[:2])),
     "native_group_norm": Case(
-        "group_norm", lambda x, s, b: aten.native_group_norm(x, s, b, 2, 4, 72, 2, 1e-5)[0], (IMAGE, *CHANNELS[:2])
+        "group_norm",
+        lambda x, s, b: aten.native_group_norm(x, s, b, 2, 4, 72, 2, 1e-5)[0],
+        (IMAGE, *CHANNELS[:2]),
     ),
     "rms_norm": Case("rms_norm", lambda x, s: F.rms_norm(x, (4,), s, 1e-5), (X, positive(4))),
     "rms_norm_default": Case("rms_norm", lambda x: F.rms_norm(x, (4,)), (X,)),
@@ -213,8 +252,12 @@ CASES: dict[str, Case] = {
     "select": Case("gather", lambda x: x.select(1, -2), (IMAGE,)),
     "index": Case("gather", lambda x, i: x[:, i], (IMAGE, whole(2, 3, high=4))),
     "gather": Case("gather_elements", lambda x, i: x.gather(1, i), (X, whole(3, 2, high=4))),
-    "scatter": Case("scatter_elements", lambda x, i, u: x.scatter(1, i, u), (X, torch.tensor([[0], [3], [1]]), rand(3, 1))),
-    "scatter_add": Case("scatter_elements", lambda x, i, u: x.scatter_add(1, i, u), (X, whole(3, 2, high=4), rand(3, 2))),
+    "scatter": Case(
+        "scatter_elements", lambda x, i, u: x.scatter(1, i, u), (X, torch.tensor([[0], [3], [1]]), rand(3, 1))
+    ),
+    "scatter_add": Case(
+        "scatter_elements", lambda x, i, u: x.scatter_add(1, i, u), (X, whole(3, 2, high=4), rand(3, 2))
+    ),
     "view": Case("reshape", lambda x: x.view(2, -1, 3), (X,)),
     "flatten": Case("reshape", lambda x: x.flatten(1), (IMAGE,)),
     "squeeze": Case("squeeze", lambda x: x.squeeze(1), (rand(3, 1, 2),)),

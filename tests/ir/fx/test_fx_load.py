@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from graphopt.errors import ModelError, UnsupportedError
+from graphopt.errors import MissingExtraError, ModelError, UnsupportedError
 from graphopt.ir.fx.load import load_torch
 from graphopt.ir.graph import Unreadable
 
@@ -32,7 +34,9 @@ X, SCALE = torch.rand(3, 4), torch.tensor(2.0)
 
 
 def same(a: Any, b: Any) -> bool:
-    return bool(torch.utils._pytree.tree_all(lambda pair: pair, torch.utils._pytree.tree_map(torch.equal, a, b)))
+    return bool(
+        torch.utils._pytree.tree_all(lambda pair: pair, torch.utils._pytree.tree_map(torch.equal, a, b))
+    )
 
 
 def test_a_module_comes_back_as_a_module_with_the_names_of_its_weights() -> None:
@@ -187,6 +191,17 @@ def test_a_script_module_that_keeps_state_is_refused_by_the_names_of_its_attribu
 def test_what_cannot_be_taken_is_a_model_error(source: Any, example: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         load_torch(source, example)
+
+
+def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingExtraError, match=r"graphopt\[torch\]"):
+        load_torch(object())
+
+
+def test_the_entry_point_is_imported_without_torch() -> None:
+    script = "import sys, graphopt.ir.fx.load; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
 def test_weights_are_counted_and_unused_ones_dropped() -> None:

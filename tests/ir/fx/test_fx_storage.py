@@ -121,7 +121,9 @@ def test_what_a_run_writes_is_no_constant_but_an_output() -> None:
     weights = {w.name: n for n, w in graph.weights.items()}
     assert graph.constant(weights["count"]) is None
     assert graph.constant(weights["fixed"]) is not None
-    written = graph.call(next(n for n in graph.nodes() if weights["count"] in n.args and graph.key(n) == "add"))
+    written = graph.call(
+        next(n for n in graph.nodes() if weights["count"] in n.args and graph.key(n) == "add")
+    )
     assert graph.is_output(written.outputs[0])
     assert written.outputs[0] not in graph.outputs()
     exported = model.export()
@@ -324,7 +326,9 @@ def test_raw_calls_can_be_inserted_as_they_are_read() -> None:
     graph = graph_of(lambda x: torch.roll(torch.cat([x, x, x], 1), 1, 0), IMAGE)
     for node in list(graph.nodes()):
         raw = graph.raw_call(node)
-        (new,), (written,), undo = graph.insert(raw.op, raw.operands, raw.fields, before=node, types=[graph.type(node)])
+        (new,), (written,), undo = graph.insert(
+            raw.op, raw.operands, raw.fields, before=node, types=[graph.type(node)]
+        )
         assert graph.raw_call(written).fields == raw.fields
         assert graph.raw_call(written).operands == raw.operands
         undo()
@@ -335,7 +339,10 @@ def test_raw_calls_can_be_inserted_as_they_are_read() -> None:
 def test_fresh_names_never_collide_with_a_weight_or_an_attribute_of_one() -> None:
     graph = load_torch(ConvNorm().eval(), IMAGE).main
     data = ArrayRef(np.ones(4, np.float32))
-    names = [graph.name(graph.add_constant(data, n)[0]) for n in ("conv.weight", "conv.weight", "conv", "conv.weight.x")]
+    names = [
+        graph.name(graph.add_constant(data, n)[0])
+        for n in ("conv.weight", "conv.weight", "conv", "conv.weight.x")
+    ]
     assert len(set(names)) == 4
     assert not set(names) & {"conv.weight", "conv.bias"}
     assert not any(n.startswith("conv.weight.") for n in names)
@@ -414,5 +421,7 @@ def test_the_fingerprint_does_not_depend_on_the_process() -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
     here = load_torch(module, torch.ones(1, 3)).main.fingerprint()
     environment = {"PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "1"}
-    there = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, env=environment)
+    there = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, env=environment
+    )
     assert there.stdout.strip() == here, there.stderr

@@ -69,7 +69,8 @@ def the_call(graph: FxGraph, result: Value, op: str) -> Call:
 
 def arrays(values: dict[Value, np.ndarray], operands: Sequence[Value | None]) -> list[Any]:
     return [
-        np.asarray(v.value, v.dtype) if isinstance(v, Literal) else None if v is None else values[v] for v in operands
+        np.asarray(v.value, v.dtype) if isinstance(v, Literal) else None if v is None else values[v]
+        for v in operands
     ]
 
 

@@ -122,7 +122,6 @@ CONVOLUTIONS = [
     fused_conv((2, 3, 8, 9), (4, 3, 3, 3), "clamp", "Clip", (0.0, float("inf"))),
     fused_conv((1, 2, 5, 6, 7), (3, 2, 2, 3, 2), "leaky_relu", "LeakyRelu", (0.2,), dilation=2),
     fused_conv((2, 3, 8, 9), (4, 3, 3, 3), "hard_sigmoid", "HardSigmoid", (0.2, 0.4)),
-    fused_conv((2, 3, 8, 9), (4, 3, 3, 3), "hard_swish", "HardSwish"),
     fused_conv((2, 3, 8, 9), (4, 3, 3, 3), "sigmoid", "Sigmoid"),
     fused_conv((2, 3, 8, 9), (4, 3, 3, 3), "tanh", "Tanh"),
     conv_transpose((2, 4, 7), (4, 3, 3), [2], [1, 1], [1], [1]),
