@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.ir.weights import TensorRef, as_ref
+from graphopt.rewrite.matcher import Name
 from graphopt.rewrite.pattern import OpPattern, PatternOps, Var, any_, any_of, const, opt
 from graphopt.rewrite.rule import Match
 
@@ -78,12 +79,11 @@ def check_not_shared(m: Match) -> None:
     weight = m.bindings.values["w"]
     for user in m.graph.users(weight):
         if user not in m.calls:
-            name, other = m.graph.name(weight), m.graph.node_name(user)
+            name, other = Name(m.graph.name(weight)), Name(m.graph.node_name(user))
             m.fail("the weight {} is shared with {}: folding would add a copy of it", name, other)
     if m.graph.is_output(weight):
-        m.fail(
-            "the weight {} is an output of the graph: folding would add a copy of it", m.graph.name(weight)
-        )
+        name = Name(m.graph.name(weight))
+        m.fail("the weight {} is an output of the graph: folding would add a copy of it", name)
 
 
 def per_channel(m: Match, value: TensorRef, channels: int, rank: int) -> TensorRef:

@@ -28,14 +28,14 @@ RULES: tuple[Rule, ...] = (*identities.RULES, *layout_identities.RULES, *static_
 class CleanUp(GraphPass):
     """Removes what a graph computes in vain.
 
-    Until nothing changes any more: identity rules (x * 1, transpose of transpose, cast to and fro, shapes
-    of static tensors ...), constant folding with the target's own kernels, merging of equal nodes and
-    constants, dead code.
+    Until nothing changes any more: identity rules (x * 1, transpose of transpose, casts to and fro ...), shapes that
+    types tell, branches that are always taken, constant folding with the target's own kernels, merging of equal
+    nodes and constants, dead code.
 
-    Mathematics: see the rules; each states its own. Preconditions: none; a node with effects (random
-    numbers, custom ops) is neither removed, merged nor folded, and the stored weights grow by no more than
-    half a percent (4 KiB in a small model). Contract: exact, except that x + 0.0 = x may keep the sign of a
-    zero that the sum would lose. Source: the classic scalar optimisations (Aho, Lam, Sethi, Ullman,
+    Mathematics: see the rules; each states its own. Preconditions: none; a node with effects (random numbers,
+    custom ops) is neither removed, merged nor folded, and folding adds at most half a percent to the stored
+    weights, the room of the nodes that go not counted. Contract: exact, except that x + 0.0 = x may keep the sign
+    of a zero that the sum would lose. Source: the classic scalar optimisations (Aho, Lam, Sethi, Ullman,
     Compilers, section 9.1).
     """
 

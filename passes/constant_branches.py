@@ -16,9 +16,9 @@ BRANCHES = {True: "then_branch", False: "else_branch"}
 def inline_constant_branches(editor: Editor, settled: set[Hashable]) -> bool:
     """Write the branch that a constant condition chooses in the place of its If, one application each.
 
-    The branch's nodes are copied as they are, its constants too. Branches that hold control flow themselves wait
-    until that is gone. `settled` holds nodes that were refused before; it is added to. Returns whether any were
-    inlined.
+    The branch's nodes are copied, its constants too. A branch that holds control flow itself waits until that is
+    gone, and one with effects stays. `settled` holds nodes that were refused before; it is added to. Returns
+    whether any were inlined.
     """
     graph, kept = editor.graph, False
     if getattr(graph, "function", None) is not None:
@@ -27,7 +27,7 @@ def inline_constant_branches(editor: Editor, settled: set[Hashable]) -> bool:
         if graph.raw_name(node) != IF or node in settled or editor.ledger.exhausted:
             continue
         body = _chosen(graph, node)
-        if body is None or any(body.subgraphs(inner) for inner in body.nodes()):
+        if body is None or not graph.is_pure(node) or any(body.subgraphs(inner) for inner in body.nodes()):
             continue
         application, _ = editor.apply("inline-constant-branch", Exact(), [node], _write(graph, node, body))
         if application.status == "kept":
@@ -48,38 +48,30 @@ def _chosen(graph: Graph, node: Node) -> Graph | None:
 
 
 def _write(graph: Graph, node: Node, body: Graph) -> Callable[[Journal], None]:
+    inside = set(body.nodes())
+
     def write(journal: Journal) -> None:
         copies: dict[Value, Value] = {}
 
-        def copy(value: Value | None) -> Value | None:
-            """`value` of the body as one of the graph around it; what the body captures is there already."""
-            if value is None or value in copies:
-                return None if value is None else copies[value]
-            data = body.constant(value)
-            if data is None or value in outer:
-                return value
-            copies[value] = journal.add_constant(data, graph.name(value))
+        def copy(value: Value) -> Value:
+            """`value` of the body as one of the graph around it, where what the body captures is already."""
+            if value not in copies:
+                data = body.constant(value)
+                owned = data is not None and all(user in inside for user in body.users(value))
+                copies[value] = journal.add_constant(data, graph.name(value)) if owned else value
             return copies[value]
 
-        outer = _constants_around(graph, body)
         for inner in body.nodes():
             call = body.raw_call(inner)
-            if body.raw_name(inner) == "ai.onnx::Constant" and body.constant(call.outputs[0]) is not None:
+            if any(o is not None and body.constant(o) is not None for o in call.outputs):
                 continue
-            operands = [copy(o) for o in call.operands]
+            operands = [None if o is None else copy(o) for o in call.operands]
             types = [None if o is None else body.type(o) for o in call.outputs]
             results = journal.insert(call.op, operands, call.fields, before=node, types=types)
-            copies.update({o: r for o, r in zip(call.outputs, results, strict=True) if o is not None})
+            copies.update((o, r) for o, r in zip(call.outputs, results, strict=True) if o is not None)
         for old, new in zip(graph.raw_call(node).outputs, body.outputs(), strict=True):
             if old is not None:
                 journal.replace(old, copy(new))
         journal.doom([node])
 
     return write
-
-
-def _constants_around(graph: Graph, body: Graph) -> set[Value]:
-    """Constants that `body` reads and that nodes of the graph around it read too."""
-    around = {o for n in graph.nodes() for o in graph.raw_call(n).operands if o is not None}
-    read = {o for n in body.nodes() for o in body.raw_call(n).operands if o is not None}
-    return around & read

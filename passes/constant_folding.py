@@ -21,12 +21,10 @@ from graphopt.verify.execute import CannotRun, native_runner, note_of
 
 KEPT_OPS = frozenset({"quantize", "dequantize"})
 """Ops that stay although their operands are constant: they are how quantised weights are stored."""
-NODE_BYTES = 32
-"""What a node takes in a file at the least: the room that folding it makes."""
+NODE_BYTES = 64
+"""What a node takes in a file at the least, with its names: the room that folding it makes."""
 SHARE = 0.005
 """How much larger all folding together may make the stored weights."""
-FLOOR = 4096
-"""Bytes that it may always add: shapes and indices."""
 ATTEMPTS = 32
 """How often the nodes with the largest results are left out of a region that is too large to fold as a
 whole.
@@ -38,7 +36,7 @@ class Growth:
 
     def __init__(self, model: Model) -> None:
         stored = sum(size for _, _, size in model.weights())
-        self.left = max(int(SHARE * stored), FLOOR)
+        self.left = int(SHARE * stored)
         self.refused: Counter[str] = Counter()
         """Why regions were left as they are, with their number of nodes."""
 

@@ -49,7 +49,7 @@ class ScratchGraph(Graph):
 
     # ---- building ------------------------------------------------------------------------------------------
 
-    def add_input(self, type_: TensorType, name: str | None = None) -> ScratchValue:
+    def add_input(self, type_: TensorType | None, name: str | None = None) -> ScratchValue:
         value = ScratchValue(name or self._fresh("x"), type_)
         self._inputs.append(value)
         return value
@@ -60,10 +60,16 @@ class ScratchGraph(Graph):
     def append(self, op: str, *operands: Any, types: Sequence[TensorType | None] = (), **fields: Any) -> Any:
         """Add `op` at the end; TensorRef operands become constants. Returns its output, or the tuple of them."""
         values = [self.add_constant(o, "c")[0] if isinstance(o, TensorRef) else o for o in operands]
-        node = self._make(op, values, fields, types)
-        self._nodes.append(node)
-        outputs = node.call.outputs
+        outputs = self.append_call(op, values, fields, types).call.outputs
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def append_call(
+        self, op: str, operands: Sequence[Value | None], fields: Mapping[str, Any], types: Sequence[TensorType | None]
+    ) -> ScratchNode:
+        """Add `op` at the end; returns its node."""
+        node = self._make(op, operands, fields, types)
+        self._nodes.append(node)
+        return node
 
     def _fresh(self, stem: str) -> str:
         self._count += 1
@@ -88,7 +94,7 @@ class ScratchGraph(Graph):
             value.producer = node
             outputs.append(value)
         node.call = Call(node, op, padded, given, tuple(outputs))
-        for operand in set(filter(_is_value, padded)):
+        for operand in _values(padded):
             operand.users.append(node)
         return node
 
@@ -205,13 +211,15 @@ class ScratchGraph(Graph):
 
     def remove(self, node: Node) -> None:
         self._nodes.remove(node)
-        for operand in set(filter(_is_value, node.call.operands)):
+        for operand in _values(node.call.operands):
             operand.users.remove(node)
 
     # ---- fragments -----------------------------------------------------------------------------------------
 
     def cut(self, nodes: Iterable[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> ScratchGraph:
-        return transcribe(self, list(nodes), inputs, outputs)
+        from graphopt.ir.transcribe import transcribe
+
+        return transcribe(self, list(nodes), inputs, outputs)[0]
 
     def fingerprint(self) -> str:
         names = {id(v): v.name for v in self._inputs}
@@ -219,8 +227,9 @@ class ScratchGraph(Graph):
         for node in self._nodes:
             call = node.call
             operands = [self._label(o, names) for o in call.operands]
-            names.update({id(o): o.name for o in call.outputs})
-            lines.append(f"{[o.name for o in call.outputs]} = {call.op}{operands} {sorted(call.fields.items())}")
+            outputs = _values(call.outputs)
+            names.update({id(o): o.name for o in outputs})
+            lines.append(f"{sorted(names[id(o)] for o in outputs)} = {call.op}{operands} {sorted(call.fields.items())}")
         lines.append(f"out {[o.name for o in self._outputs]}")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -251,7 +260,7 @@ class ScratchGraph(Graph):
                 results = (results,)
             for output, result in zip(call.outputs, results, strict=True):
                 env[id(output)] = result
-                if observe is not None:
+                if observe is not None and output is not None:
                     observe(output, result)
         return [self._fetch(o, env, leaf) for o in self._outputs]
 
@@ -267,8 +276,8 @@ class ScratchGraph(Graph):
         return result
 
 
-def _is_value(value: Value | None) -> bool:
-    return isinstance(value, ScratchValue)
+def _values(operands: Sequence[Value | None]) -> set[ScratchValue]:
+    return {o for o in operands if isinstance(o, ScratchValue)}
 
 
 def float64_leaf(data: TensorRef) -> Any:
@@ -283,86 +292,3 @@ def _float64() -> Any:
     from graphopt.ir.ops.domain import Float64
 
     return Float64()
-
-
-def widen(type_: TensorType | None) -> TensorType | None:
-    """`type_` with any floating-point dtype replaced by float64."""
-    if type_ is None or type_.dtype not in FLOATS:
-        return type_
-    return TensorType("float64", type_.shape)
-
-
-class WidenedRef(TensorRef):
-    """A weight seen as float64, so that a rule run on a float64 twin computes its new weights in float64."""
-
-    def __init__(self, data: TensorRef) -> None:
-        self.data = data
-        self.dtype = "float64"
-        self.shape = data.shape
-
-    def numpy(self) -> Any:
-        return float64_leaf(self.data)
-
-    @property
-    def identity(self) -> object:
-        return self.data.identity
-
-
-def _widened_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Fields whose dtype, if they name a floating-point one, is float64: what everything is cast to on a twin."""
-    return {**fields, "dtype": "float64"} if fields.get("dtype") in FLOATS else fields
-
-
-def transcribe(
-    graph: Graph,
-    nodes: Sequence[Node],
-    inputs: Sequence[Value],
-    outputs: Sequence[Value],
-    *,
-    wide: bool = False,
-    node_map: dict[Any, ScratchNode] | None = None,
-) -> ScratchGraph:
-    """Copy readable `nodes` of any storage, in topological order, into a ScratchGraph.
-
-    With `wide`, floating-point types and weights become float64. `node_map` is filled with which node became which.
-    Raises CannotEmit naming the first node that cannot be read.
-    """
-    result = ScratchGraph()
-    translate = widen if wide else (lambda t: t)
-    env: dict[Value, Value] = {}
-    for value in inputs:
-        env[value] = scratch = ScratchValue(graph.name(value), translate(graph.type(value)))
-        result._inputs.append(scratch)
-
-    def fetch(value: Value | None) -> Value | None:
-        if value is None:
-            return None
-        if value not in env:
-            data = graph.constant(value)
-            if data is None:
-                raise CannotEmit(f"{graph.name(value)} is neither computed in the fragment nor constant")
-            if isinstance(value, Literal):
-                wide_literal = wide and value.dtype in FLOATS
-                env[value] = Literal(value.value, "float64") if wide_literal else value
-            else:
-                data = WidenedRef(data) if wide and data.dtype in FLOATS else data
-                env[value] = result.add_constant(data, "c")[0]
-        return env[value]
-
-    for node in nodes:
-        call = graph.call(node)
-        if not call:
-            raise CannotEmit(f"{graph.raw_name(node)}: {call.reason}")
-        operands = [fetch(o) for o in call.operands]
-        known = [None if o is None else translate(graph.type(o)) for o in call.outputs]
-        fields = _widened_fields(call.fields) if wide else call.fields
-        copy = result._make(call.op, operands, fields, known)
-        result._nodes.append(copy)
-        if node_map is not None:
-            node_map[node] = copy
-        for mine, theirs in zip(copy.call.outputs, call.outputs, strict=True):
-            if theirs is not None:
-                env[theirs] = mine
-    for value in outputs:
-        result._outputs.append(fetch(value))  # type: ignore[arg-type]
-    return result

@@ -103,6 +103,7 @@ def onnx_runner(part: Graph, *, wide: bool = False) -> Runner:
     fragment runs in float32 and its results are rounded back; the runner's `note` says so.
     """
     model = to_proto(part)
+    _forget_sizes(model)
     names = [part.name(v) for v in part.inputs()]
     if wide:
         return _session_runner(_session(_widened(model)[0]), names)

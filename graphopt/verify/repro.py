@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-
 from graphopt.ir.graph import Graph
 from graphopt.ir.text import graph_text
 from graphopt.rewrite.change import Change, Rejected, Verifier

@@ -13,7 +13,8 @@ import numpy as np
 
 from graphopt.ir.graph import CannotEmit, TensorType
 from graphopt.ir.ops.domain import Float64
-from graphopt.ir.scratch import ScratchGraph, ScratchNode, float64_leaf, transcribe
+from graphopt.ir.scratch import ScratchGraph, float64_leaf
+from graphopt.ir.transcribe import transcribe
 from graphopt.ir.weights import FLOATS, Array
 from graphopt.rewrite.change import Change
 from graphopt.rewrite.driver import sort_nodes, write_match
@@ -41,7 +42,7 @@ class NoTwin(Exception):
 def reference(fragment: Fragment, side: Side, feeds: Sequence[Array]) -> list[Array]:
     """One side in float64 by the vocabulary's meanings. Raises NoTwin if the vocabulary cannot say it."""
     try:
-        scratch = transcribe(fragment.graph, side.nodes, fragment.inputs, side.outputs, wide=True)
+        scratch, _ = transcribe(fragment.graph, side.nodes, fragment.inputs, side.outputs, wide=True)
     except CannotEmit as error:
         raise NoTwin(str(error)) from error
     return _run(scratch, feeds)
@@ -54,10 +55,10 @@ def check_twin(change: Change, fragment: Fragment, feeds: Sequence[Array]) -> fl
     `TOLERANCE`; NoTwin if the fragment cannot be copied.
     """
     assert change.rule is not None and change.match is not None
-    nodes: dict[Any, ScratchNode] = {}
+    before_side = fragment.before
     try:
-        scratch = transcribe(
-            fragment.graph, fragment.before.nodes, fragment.inputs, fragment.before.outputs, wide=True, node_map=nodes
+        scratch, nodes = transcribe(
+            fragment.graph, before_side.nodes, fragment.inputs, before_side.outputs, wide=True
         )
     except CannotEmit as error:
         raise NoTwin(str(error)) from error
@@ -73,10 +74,10 @@ def check_twin(change: Change, fragment: Fragment, feeds: Sequence[Array]) -> fl
     except Refused as refused:
         raise TwinFailed(f"the rule refuses its own float64 twin: {refused.no_match.reason}") from refused
     after = _run(scratch, feeds)
-    error = max((_difference(b, a) for b, a in zip(before, after, strict=True)), default=0.0)
-    if not error <= TOLERANCE:
-        raise TwinFailed(f"in float64 the result changes by {error:.1e} (allowed {TOLERANCE:.0e})", error)
-    return error
+    change_of = max((_difference(b, a) for b, a in zip(before, after, strict=True)), default=0.0)
+    if not change_of <= TOLERANCE:
+        raise TwinFailed(f"in float64 the result changes by {change_of:.1e} (allowed {TOLERANCE:.0e})", change_of)
+    return change_of
 
 
 def _difference(before: Array, after: Array) -> float:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal as OneOf, cast
+from typing import Any, cast
+from typing import Literal as OneOf
 
 import numpy as np
 

@@ -235,8 +235,8 @@ def variance_that_is_not_a_number(graph: Layers) -> None:
 
 REFUSALS = {
     training_mode: "batch_norm is in training mode",
-    weight_of_two_convolutions: "is shared with conv_",
-    result_with_other_users: "has other users (add_",
+    weight_of_two_convolutions: "the weight … is shared with …",
+    result_with_other_users: "… has other users (…)",
     result_that_is_an_output: "is an output of the graph",
     dynamic_weight: "w is not a constant",
     dynamic_statistics: "mean is not a constant",

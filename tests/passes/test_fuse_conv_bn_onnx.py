@@ -224,7 +224,7 @@ def test_a_shared_weight_is_refused_so_that_the_file_does_not_grow() -> None:
     chain.batch_norm(4)
     model, record = fused(chain.model(), (2, 4, 7, 7))
     assert kept(record) == [] and ops(model)["BatchNormalization"] == 2
-    assert f"the weight {weight} is shared with" in refusals(record, "conv-batch-norm")
+    assert "the weight … is shared with …" in refusals(record, "conv-batch-norm")
 
 
 def test_a_result_that_is_read_elsewhere_is_refused() -> None:
@@ -233,7 +233,7 @@ def test_a_result_that_is_read_elsewhere_is_refused() -> None:
     chain.batch_norm(6)
     chain.then("Add", inner)
     _, record = fused(chain.model(), (2, 4, 7, 7))
-    assert kept(record) == [] and "v0 has other users (v2)" in refusals(record, "conv-batch-norm")
+    assert kept(record) == [] and "… has other users (…)" in refusals(record, "conv-batch-norm")
 
 
 def test_a_result_that_is_an_output_is_refused() -> None:
@@ -243,7 +243,7 @@ def test_a_result_that_is_an_output_is_refused() -> None:
     model = chain.model()
     model.graph.output.append(helper.make_tensor_value_info(inner, TensorProto.FLOAT, None))
     _, record = fused(model, (2, 4, 7, 7))
-    assert kept(record) == [] and "v0 is an output of the graph" in refusals(record, "conv-batch-norm")
+    assert kept(record) == [] and "… is an output of the graph" in refusals(record, "conv-batch-norm")
 
 
 def test_statistics_of_the_wrong_rank_are_refused() -> None:

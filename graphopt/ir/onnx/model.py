@@ -50,6 +50,8 @@ class OnnxModel(Model):
         return regions
 
     def refresh(self) -> None:
+        for region in self.regions():
+            _drop_unread_constants(region)
         for graph in all_graphs(self.ir):
             self._drop_unused(graph)
         self._infer()
@@ -97,3 +99,12 @@ class OnnxModel(Model):
                 if tensor is not None and (ref := self.shared.ref(tensor)) is not None:
                     found.setdefault(ref.identity, (value.name or "", ref.size, tensor.nbytes))
         return list(found.values())
+
+
+def _drop_unread_constants(region: OnnxGraph) -> None:
+    """Drop the weights that are stored as Constant nodes and that nothing reads."""
+    for node in list(region.nodes()):
+        if region.raw_name(node) == "ai.onnx::Constant":
+            value = node.outputs[0]
+            if not region.is_output(value) and not region.users(value):
+                region.remove(node)

@@ -14,7 +14,8 @@ import numpy as np
 from graphopt import Backend, Graph, Model, PipelineError, UnsupportedError
 from graphopt.ir.graph import CannotEmit
 from graphopt.ir.ops.domain import Float64
-from graphopt.ir.scratch import ScratchGraph, float64_leaf, transcribe
+from graphopt.ir.scratch import ScratchGraph, float64_leaf
+from graphopt.ir.transcribe import transcribe
 from graphopt.ir.weights import FLOATS, numpy_dtype
 
 
