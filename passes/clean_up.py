@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphopt.ir.graph import Graph
-from graphopt.passes import identities, layout_identities, static_shapes
+from graphopt.passes import identities, layout_identities
 from graphopt.passes.common_subexpressions import merge_equal_constants, merge_equal_nodes
 from graphopt.passes.computed_shapes import settle_computed_shapes
 from graphopt.passes.constant_branches import inline_constant_branches
@@ -21,7 +21,7 @@ from graphopt.pipeline.pass_ import GraphPass
 from graphopt.rewrite.driver import Driver
 from graphopt.rewrite.rule import Rule
 
-RULES: tuple[Rule, ...] = (*identities.RULES, *layout_identities.RULES, *static_shapes.RULES)
+RULES: tuple[Rule, ...] = (*identities.RULES, *layout_identities.RULES)
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,18 @@ constant, so that verification runs the real shape arithmetic, at several sizes,
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from functools import cmp_to_key
 
 import numpy as np
 
-from graphopt.ir.graph import Call, Graph, Literal, Node, Value
+from graphopt.ir.graph import Call, Graph, Node, Value
 from graphopt.ir.weights import ArrayRef, numpy_dtype
 from graphopt.passes.shape_values import Content, Element, ShapeValues, Size, Unknown, is_known
 from graphopt.rewrite.change import Editor
 from graphopt.rewrite.contract import Exact
 from graphopt.rewrite.journal import Journal
+from graphopt.verify.inputs import multiple_of
 
 LONGEST = 64
 """Most nodes that one application takes in."""
@@ -37,13 +39,10 @@ def settle_computed_shapes(editor: Editor, settled: set[Hashable]) -> bool:
         if node in settled:
             continue
         change = _known_value(graph, values, node) or _known_target(graph, values, node)
-        if change is None:
+        nodes = None if change is None else _fragment(graph, change, node)
+        if change is None or nodes is None:
             continue
-        name, last, write = change
-        nodes = _computation(graph, values, last, node)
-        if nodes is None:
-            continue
-        application, _ = editor.apply(name, Exact(), nodes, _with_removal(write, nodes))
+        application, _ = editor.apply(change.rule, Exact(), nodes, _with_removal(change.write, nodes))
         if application.status == "kept":
             kept = True
         else:
@@ -51,8 +50,16 @@ def settle_computed_shapes(editor: Editor, settled: set[Hashable]) -> bool:
     return kept
 
 
-Proposal = tuple[str, Value, Callable[[Journal], None]]
-"""The name of the rule, the computed shape, and what writes the replacement."""
+@dataclass(frozen=True)
+class Proposal:
+    """A change at one node."""
+
+    rule: str
+    shape: Value
+    """The computed shape."""
+    write: Callable[[Journal], None]
+    follows: bool
+    """Whether it follows from the computation of the shape, and not only from the type of the node's result."""
 
 
 def _known_value(graph: Graph, values: ShapeValues, node: Node) -> Proposal | None:
@@ -63,16 +70,14 @@ def _known_value(graph: Graph, values: ShapeValues, node: Node) -> Proposal | No
     type_ = None if value is None else graph.type(value)
     if content is None or type_ is None or not is_known(content) or graph.is_output(value):
         return None
-    if graph.constant(value) is not None or not any(
-        _needs(graph, values, user) for user in graph.users(value)
-    ):
+    if graph.constant(value) is not None or not any(_needs(graph, values, user) for user in graph.users(value)):
         return None
 
     def write(journal: Journal) -> None:
         data = content.astype(numpy_dtype(type_.dtype))
         journal.replace(value, journal.add_constant(ArrayRef(data), graph.name(value)))
 
-    return "known-shape-value", value, write
+    return Proposal("known-shape-value", value, write, follows=True)
 
 
 def _needs(graph: Graph, values: ShapeValues, user: Node) -> bool:
@@ -81,20 +86,15 @@ def _needs(graph: Graph, values: ShapeValues, user: Node) -> bool:
 
 def _known_target(graph: Graph, values: ShapeValues, node: Node) -> Proposal | None:
     """`node` is a reshape or an expand whose computed target can be said as a constant."""
-    if graph.key(node) not in ("reshape", "expand"):
+    call = graph.call(node) if graph.key(node) in ("reshape", "expand") else None
+    targets = graph.raw_call(node).operands[1:]
+    if not isinstance(call, Call) or not targets or targets[0] is None or call.outputs[0] is None:
         return None
-    call = graph.call(node)
-    if not isinstance(call, Call) or call.operands[1] is None:
+    x, target, out = call.operands[0], targets[0], call.outputs[0]
+    if graph.constant(target) is not None:
         return None
-    x, target, out = call.operands[0], call.operands[1], call.outputs[0]
-    content = values.computed(target)
-    if content is None or content.ndim != 1 or out is None:
-        return None
-    try:
-        sizes = values.shape(x)
-    except Unknown:
-        return None
-    constant = (_reshape_target if call.op == "reshape" else _expand_target)(content, sizes)
+    contents = _from_contents(values, call, target)
+    constant = call.fields["shape"] if contents is None else contents
     if constant is None:
         return None
 
@@ -103,7 +103,19 @@ def _known_target(graph: Graph, values: ShapeValues, node: Node) -> Proposal | N
         new = journal.insert(call.op, [x, data], {"shape": None}, before=node, types=[graph.type(out)])
         journal.replace(out, new[0])
 
-    return f"known-{call.op}-target", target, write
+    return Proposal(f"known-{call.op}-target", target, write, follows=contents is not None)
+
+
+def _from_contents(values: ShapeValues, call: Call, target: Value) -> list[int] | None:
+    """The target as a constant, from what is known of its elements."""
+    content = values.computed(target)
+    if content is None or content.ndim != 1:
+        return None
+    try:
+        sizes = values.shape(call.operands[0])
+    except Unknown:
+        return None
+    return (_reshape_target if call.op == "reshape" else _expand_target)(content, sizes)
 
 
 def _reshape_target(content: Content, sizes: Sequence[Element]) -> list[int] | None:
@@ -143,23 +155,53 @@ def _expand_target(content: Content, sizes: Sequence[Element]) -> list[int] | No
     return target
 
 
-def _computation(graph: Graph, values: ShapeValues, value: Value, last: Node) -> list[Node] | None:
-    """The nodes that compute `value` from the tensors whose shapes are asked, and `last`, in topological
-    order.
+def _fragment(graph: Graph, change: Proposal, node: Node) -> list[Node] | None:
+    """The nodes that are verified as one: with the shape's computation, if one run can hold both.
+
+    Sizes that are equal in truth but have unrelated names would be drawn different. Then the node stands alone,
+    if the change follows from the computation, which has been followed by then.
+    """
+    nodes = _computation(graph, change.shape, node)
+    if node is graph.producer(change.shape):
+        return nodes
+    if nodes is not None and _sizes_are_tied(graph, graph.raw_call(node).operands[0], nodes):
+        return nodes
+    return [node] if change.follows else None
+
+
+def _sizes_are_tied(graph: Graph, x: Value, nodes: Sequence[Node]) -> bool:
+    """Whether every unknown size of `x` is one of a tensor whose shape `nodes` ask for."""
+    asked = [graph.raw_call(n).operands[0] for n in nodes if graph.key(n) == "shape"]
+    if x in asked:
+        return True
+    shapes = [t.shape for v in asked if (t := graph.type(v)) is not None and t.shape is not None]
+    names = {multiple_of(d)[1] for shape in shapes for d in shape if isinstance(d, str)}
+    type_ = graph.type(x)
+    if type_ is None or type_.shape is None:
+        return False
+    return all(isinstance(d, int) or (d is not None and multiple_of(d)[1] in names) for d in type_.shape)
+
+
+def _computation(graph: Graph, value: Value, last: Node) -> list[Node] | None:
+    """The nodes that compute `value` from the tensors whose shapes are asked, and `last`, in topological order.
+
+    None if `value` depends on anything else: then no run of these nodes alone could contradict what types tell.
     """
     found: dict[Node, None] = {}
-    pending = [graph.producer(value)]
+    pending = [value]
     while pending:
-        node = pending.pop()
-        if node is None or node in found:
+        current = pending.pop()
+        node = graph.producer(current)
+        if node is None:
+            return None
+        if node in found:
             continue
         found[node] = None
-        if len(found) > LONGEST or not graph.is_pure(node):
+        if len(found) > LONGEST or not graph.is_pure(node) or graph.subgraphs(node):
             return None
-        if graph.key(node) == "shape":
-            continue
-        operands = [o for o in graph.raw_call(node).operands if o is not None and not isinstance(o, Literal)]
-        pending += [graph.producer(o) for o in operands if values.computed(o) is not None]
+        if graph.key(node) != "shape":
+            operands = [o for o in graph.raw_call(node).operands if o is not None]
+            pending += [o for o in operands if graph.constant(o) is None]
     found[last] = None
     before = cmp_to_key(lambda a, b: -1 if graph.precedes(a, b) else 1)
     return sorted(found, key=before)

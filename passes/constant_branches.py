@@ -57,8 +57,10 @@ def _write(graph: Graph, node: Node, body: Graph) -> Callable[[Journal], None]:
             """`value` of the body as one of the graph around it, where what the body captures is already."""
             if value not in copies:
                 data = body.constant(value)
-                owned = data is not None and all(user in inside for user in body.users(value))
-                copies[value] = journal.add_constant(data, graph.name(value)) if owned else value
+                if data is not None and all(user in inside for user in body.users(value)):
+                    copies[value] = journal.add_constant(data, graph.name(value))
+                else:
+                    copies[value] = value
             return copies[value]
 
         for inner in body.nodes():

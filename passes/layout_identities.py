@@ -127,10 +127,23 @@ def _is_identity(perm: tuple[int, ...]) -> bool:
 # ---- reshape, squeeze, unsqueeze ---
 
 
+def require_stated_targets(m: Match) -> None:
+    """Fail if a reshape computes its target: what types tell of it may be a declaration that nothing has checked.
+
+    (A scratch graph holds what the vocabulary says.)
+    """
+    graph = m.graph
+    for node in m.calls:
+        targets = graph.raw_call(node).operands[1:] if graph.key(node) == "reshape" else ()
+        if graph.storage != "scratch" and any(t is not None and graph.constant(t) is None for t in targets):
+            m.fail("the target of {} is computed", graph.node_name(node))
+
+
 class _SameShape(_Removed):
     """A move that keeps the order of elements and ends with the shape that it started with."""
 
     def check(self, m: Match) -> None:
+        require_stated_targets(m)
         if not same_shape(m.type(m.x), m.type(m.out)):
             m.fail("{} becomes {}", m.type(m.x), m.type(m.out))
         require_removable(m, m.x)
@@ -138,10 +151,10 @@ class _SameShape(_Removed):
 
 @rule(contract=Exact())
 class ReshapeToSameShape(_SameShape):
-    """reshape(x, the shape of x) = x, whether the target is constant or computed."""
+    """reshape(x, the shape of x) = x."""
 
-    def pattern(self, op: PatternOps, x: Var, target: Var) -> OpPattern:
-        return op.reshape(x, opt(target), shape=any_)
+    def pattern(self, op: PatternOps, x: Var) -> OpPattern:
+        return op.reshape(x, shape=any_)
 
 
 class _Refold:
@@ -151,6 +164,7 @@ class _Refold:
     """
 
     def check(self, m: Match) -> None:
+        require_stated_targets(m)
         if same_shape(m.type(m.x), m.type(m.out)):
             require_removable(m, m.x)
         elif self.final_shape(m) is None:
@@ -242,9 +256,7 @@ class SliceOfEverything(_Removed):
     def check(self, m: Match) -> None:
         fields = m.slice.fields
         shape = m.type(m.x).shape
-        for axis, start, end, step in zip(
-            *(fields[k] for k in ("axes", "starts", "ends", "steps")), strict=True
-        ):
+        for axis, start, end, step in zip(*(fields[k] for k in ("axes", "starts", "ends", "steps")), strict=True):
             size = None if shape is None or axis >= len(shape) else shape[axis]
             behind = end >= size if isinstance(size, int) else end >= WHOLE
             if step != 1 or start != 0 or not behind:
@@ -265,9 +277,7 @@ class SliceAfterSlice:
             m.fail("an axis is sliced twice")
 
     def rewrite(self, m: Match, build: Builder) -> Any:
-        fields = {
-            name: m.inner.fields[name] + m.outer.fields[name] for name in ("starts", "ends", "axes", "steps")
-        }
+        fields = {name: m.inner.fields[name] + m.outer.fields[name] for name in ("starts", "ends", "axes", "steps")}
         return build.slice(m.x, like=m.out, **fields)
 
 
@@ -332,12 +342,12 @@ class ExpandToOwnShape(_Removed):
     type.
     """
 
-    def pattern(self, op: PatternOps, x: Var, target: Var) -> OpPattern:
-        return op.expand(x, opt(target), shape=any_).named("expand")
+    def pattern(self, op: PatternOps, x: Var) -> OpPattern:
+        return op.expand(x, shape=any_).named("expand")
 
     def check(self, m: Match) -> None:
         shape = m.expand.fields["shape"]
-        if shape is None or any(s != 1 for s in shape) or len(shape) > m.rank(m.x):
+        if any(s != 1 for s in shape) or len(shape) > m.rank(m.x):
             m.require_same_type(m.x, m.out)
         require_removable(m, m.x)
 

@@ -107,7 +107,7 @@ def _fx_skeleton(types: Sequence[TensorType], outputs: int) -> Model:
     from graphopt.ir.fx.load import load_torch
     from graphopt.ir.fx.tensors import to_torch
 
-    class Skeleton(torch.nn.Module):
+    class Skeleton(torch.nn.Module):  # type: ignore[misc]  # torch is untyped for mypy
         def forward(self, *inputs: Any) -> Any:
             return tuple(inputs[0].clone() for _ in range(outputs))
 

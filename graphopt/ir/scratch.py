@@ -198,8 +198,13 @@ class ScratchGraph(Graph):
                 new.users.append(node)
         old.users = []
         self._outputs = [new if o is old else o for o in outputs]
+        untyped = isinstance(new, ScratchValue) and new.type is None
+        if untyped:
+            new.type = old.type
 
         def undo() -> None:
+            if untyped:
+                new.type = None
             for node, call in zip(changed, calls, strict=True):
                 node.call = call
             old.users = changed

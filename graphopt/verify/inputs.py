@@ -25,7 +25,7 @@ LOCAL = frozenset(
 """Ops that treat every position of the spatial dimensions alike: fragments of them may be run on smaller images."""
 BLOCK = 16381
 """Most numbers that are drawn for one tensor. A prime, so that no axis of a tensor is in step with the block."""
-PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23)
+PRIMES = (7, 11, 13, 17, 19, 23, 29, 31)
 
 
 class NoInputs(Exception):
@@ -45,22 +45,25 @@ def size_choices(fragment: Fragment, calls: Sequence[Call]) -> Iterator[Sizes]:
     shapes = [constrained(fragment, v, t, calls) for v, t in zip(fragment.inputs, types, strict=True)]
     local = all(c.op in LOCAL for c in calls)
     symbols = list(dict.fromkeys(d for s in shapes for d in s if not isinstance(d, int)))
+    names = list(dict.fromkeys(multiple_of(s)[1] for s in symbols))
     extent = kernel_extent(fragment, calls)
-    spread: dict[Dim, int] = {s: PRIMES[i % len(PRIMES)] * _multiple(s) for i, s in enumerate(symbols)}
-    choices: list[Mapping[Dim, int]] = [{s: p + extent * _multiple(s) for s, p in spread.items()}]
+    spread = {name: PRIMES[i % len(PRIMES)] for i, name in enumerate(names)}
+    choices = [{name: p + extent for name, p in spread.items()}]
     if symbols:
         choices.append(spread)
-        choices += [dict.fromkeys(symbols, size) for size in (extent + 8, 16, 64, 1)]
-    for assignment in choices:
+        choices += [dict.fromkeys(names, size) for size in (extent + 8, 16, 64, 1)]
+    for chosen in choices:
+        assignment = {s: factor * chosen[name] for s in symbols for factor, name in [multiple_of(s)]}
         exact = [tuple(d if isinstance(d, int) else assignment[d] for d in s) for s in shapes]
         if local:
             yield dict(zip(fragment.inputs, [_shrink(s, extent + 8) for s in exact], strict=True))
         yield dict(zip(fragment.inputs, exact, strict=True))
 
 
-def _multiple(symbol: Dim) -> int:
-    """What a size that is called "3*batch" is a multiple of."""
-    return math.prod(int(n) for n in re.findall(r"(?<![\w.])(\d+)\*", str(symbol))) or 1
+def multiple_of(symbol: Dim) -> tuple[int, Dim]:
+    """A size that is called "3*batch" is three times the size that is called "batch"."""
+    found = re.fullmatch(r"(\d+)\*(\w+)", str(symbol))
+    return (1, symbol) if found is None else (int(found[1]), found[2])
 
 
 def _known(graph: Graph, value: Value) -> TensorType:

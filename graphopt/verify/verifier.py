@@ -17,14 +17,14 @@ from typing import Literal as OneOf
 
 import numpy as np
 
-from graphopt.ir.graph import Call, Literal
+from graphopt.ir.graph import Call, Dim, Literal
 from graphopt.ir.weights import FLOATS, Array
 from graphopt.rewrite.change import Change, Rejected
 from graphopt.rewrite.contract import Evidence, Exact, Rounding
 from graphopt.verify.compare import EPS, bit_equal, mismatch, rounding_ratio
 from graphopt.verify.execute import CannotRun, Runner, note_of, side_runner
 from graphopt.verify.fragment import Fragment, cut
-from graphopt.verify.inputs import KINDS, NoInputs, Sizes, draw, size_choices
+from graphopt.verify.inputs import KINDS, NoInputs, Sizes, draw, multiple_of, size_choices
 from graphopt.verify.twin import NoTwin, TwinFailed, check_twin, reference
 
 Level = OneOf["off", "structure", "match", "model"]
@@ -155,22 +155,28 @@ def _any_float(fragment: Fragment) -> bool:
     return any(t is not None and t.dtype in FLOATS for t in types)
 
 
-def _symbolic(fragment: Fragment, sizes: Sizes) -> frozenset[str]:
+def _symbolic(fragment: Fragment, sizes: Sizes) -> frozenset[Dim]:
     """Names of a symbolic size at the front of inputs: batch-like, so that 0 and 1 are fair sizes for it. Several
     names if the original may need them to be equal, being run with equal ones."""
-    types = [(v, t.shape) for v in fragment.inputs if (t := fragment.graph.type(v)) is not None]
-    front = {s[0]: sizes[v][0] for v, s in reversed(types) if s and isinstance(s[0], str)}
-    first = next(reversed(front.values()), None)
+    front: dict[Dim, int] = {}
+    for value in fragment.inputs:
+        type_ = fragment.graph.type(value)
+        if type_ is not None and type_.shape and isinstance(type_.shape[0], str):
+            factor, name = multiple_of(type_.shape[0])
+            front.setdefault(name, sizes[value][0] // factor)
+    first = next(iter(front.values()), None)
     return frozenset(name for name, size in front.items() if size == first)
 
 
 def _resized(
-    fragment: Fragment, value: Any, shape: tuple[int, ...], symbols: frozenset[str], size: int
+    fragment: Fragment, value: Any, shape: tuple[int, ...], symbols: frozenset[Dim], size: int
 ) -> tuple[int, ...]:
     type_ = fragment.graph.type(value)
     if type_ is None or type_.shape is None:
         return shape
-    return tuple(size if d in symbols else s for d, s in zip(type_.shape, shape, strict=True))
+    multiples = [multiple_of(d) for d in type_.shape]
+    pairs = zip(multiples, shape, strict=True)
+    return tuple(factor * size if name in symbols else given for (factor, name), given in pairs)
 
 
 def _run(fragment: Fragment, before: Runner, kind: str, feeds: list[Array], *, wide: bool) -> _Run:

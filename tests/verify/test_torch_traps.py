@@ -37,6 +37,17 @@ class MulOne:
         return m.x
 
 
+@rule(contract=Exact())
+class DropCopy:
+    """identity(x)."""
+
+    def pattern(self, op, x):
+        return op.identity(x)
+
+    def rewrite(self, m, build):
+        return m.x
+
+
 @rule(contract=Rounding())
 class CarelessFold:
     """Folds a batch norm in whatever mode."""
@@ -101,6 +112,19 @@ def test_a_buffer_that_nothing_writes_is_a_constant():
             return torch.sin(x * self.one)
 
     assert kept(M(), (torch.randn(4),), MulOne)[0] == 1
+
+
+def test_a_contiguous_copy_in_front_of_a_view_may_go():
+    """Removing the copy changes the layout of memory, which a view would have rejected when it is run."""
+
+    class M(torch.nn.Module):
+        def forward(self, x):
+            return torch.relu(x.permute(0, 2, 1).contiguous().view(2, -1))
+
+    x = torch.randn(2, 3, 4)
+    count, result = kept(M(), (x,), DropCopy)
+    assert count == 1
+    assert torch.equal(result(x), M()(x))
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -83,7 +83,7 @@ def _export(
 
 def _functional(program: Any) -> Any:
     """`program` without mutation, as a copy. Raises UnsupportedError if some is left."""
-    from graphopt.ir.fx.normalise import hoist_assertions
+    from graphopt.ir.fx.normalise import free_layout, hoist_assertions
     from graphopt.ir.fx.schema import mutating_operators, refuse_mutation
 
     try:
@@ -92,6 +92,8 @@ def _functional(program: Any) -> Any:
         raise ModelError(f"torch cannot make this ExportedProgram functional: {error}") from error
     graphs = [m.graph for m in functional.graph_module.modules() if hasattr(m, "graph")]
     refuse_mutation([name for graph in graphs for name in mutating_operators(graph)])
+    for graph in graphs:
+        free_layout(graph)
     hoist_assertions(functional)
     return functional
 

@@ -7,7 +7,21 @@ from typing import Any
 import torch
 from torch import fx
 
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 _ASSERTION = torch.ops.aten._assert_tensor_metadata.default
+
+
+def free_layout(graph: fx.Graph) -> None:
+    """Let every view be a reshape: a view rejects operands whose memory is laid out otherwise than when it was traced.
+
+    In a functional graph both compute the same, and then no rewrite needs to care about strides.
+    """
+    for node in [n for target in _VIEWS for n in graph.find_nodes(op="call_function", target=target)]:
+        with graph.inserting_before(node):
+            free = graph.create_node("call_function", torch.ops.aten.reshape.default, node.args, node.kwargs)
+        free.meta.update(node.meta)
+        node.replace_all_uses_with(free)
+        graph.erase_node(node)
 
 
 def hoist_assertions(program: Any) -> None:

@@ -34,7 +34,7 @@ class NumpyBackend(Backend):
             raise UnsupportedError("backend 'numpy' runs ONNX models; export the torch model to ONNX first")
         graph = model.main
         try:
-            program = transcribe(graph, list(graph.nodes()), graph.inputs(), graph.outputs())
+            program, _ = transcribe(graph, list(graph.nodes()), graph.inputs(), graph.outputs())
         except CannotEmit as error:
             raise UnsupportedError(f"backend 'numpy' cannot run the model: {error}") from error
         return _Program(program, graph)
