@@ -6,6 +6,8 @@ constant, so that verification runs the real shape arithmetic, at several sizes,
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cmp_to_key
@@ -60,6 +62,8 @@ class Proposal:
     write: Callable[[Journal], None]
     follows: bool
     """Whether it follows from the computation of the shape, and not only from the type of the node's result."""
+    infers: bool = False
+    """Whether the shape leaves a size to be inferred, which beside an empty axis is undefined, and types tell it."""
 
 
 def _known_value(graph: Graph, values: ShapeValues, node: Node) -> Proposal | None:
@@ -103,7 +107,15 @@ def _known_target(graph: Graph, values: ShapeValues, node: Node) -> Proposal | N
         new = journal.insert(call.op, [x, data], {"shape": None}, before=node, types=[graph.type(out)])
         journal.replace(out, new[0])
 
-    return Proposal(f"known-{call.op}-target", target, write, follows=contents is not None)
+    return Proposal(
+        f"known-{call.op}-target", target, write, follows=contents is not None, infers=_infers(values, call, target)
+    )
+
+
+def _infers(values: ShapeValues, call: Call, target: Value) -> bool:
+    content = values.computed(target)
+    settled = call.fields["shape"] is not None
+    return settled and content is not None and any(e == -1 for e in content.reshape(-1))
 
 
 def _from_contents(values: ShapeValues, call: Call, target: Value) -> list[int] | None:
@@ -126,7 +138,7 @@ def _reshape_target(content: Content, sizes: Sequence[Element]) -> list[int] | N
     last, unless a copied size, which may be 0, stands beside it.
     """
     target: list[int | None] = []
-    for place, element in enumerate(content):
+    for place, element in enumerate(_inferred(content, sizes)):
         if isinstance(element, bool) or element == 0:
             return None
         if isinstance(element, int):
@@ -139,6 +151,28 @@ def _reshape_target(content: Content, sizes: Sequence[Element]) -> list[int] | N
     if target.count(None) + target.count(-1) > 1 or (None in target and 0 in target):
         return None
     return [-1 if t is None else t for t in target]
+
+
+def _inferred(content: Content, sizes: Sequence[Element]) -> list[Element]:
+    """The target with its -1 as the number that the number of elements makes it, where sizes cancel out.
+
+    That holds unless one of those sizes is 0; beside an empty axis the standard leaves -1 undefined.
+    """
+    elements = list(content)
+    others = [e for e in elements if isinstance(e, bool) or e != -1]
+    if len(others) != len(elements) - 1 or not all(isinstance(e, int | Size) for e in (*others, *sizes)):
+        return elements
+    whole, whole_names = _product(sizes)
+    part, part_names = _product(others)
+    if whole_names == part_names and part > 0 and whole > 0 and whole % part == 0:
+        elements[elements.index(-1)] = whole // part
+    return elements
+
+
+def _product(elements: Sequence[Element]) -> tuple[int, Counter[Hashable]]:
+    """The number and the unknown sizes that the elements multiply to."""
+    number = math.prod(e.factor if isinstance(e, Size) else int(e or 0) for e in elements)
+    return number, Counter(e.identity for e in elements if isinstance(e, Size))
 
 
 def _expand_target(content: Content, sizes: Sequence[Element]) -> list[int] | None:
@@ -158,9 +192,12 @@ def _expand_target(content: Content, sizes: Sequence[Element]) -> list[int] | No
 def _fragment(graph: Graph, change: Proposal, node: Node) -> list[Node] | None:
     """The nodes that are verified as one: with the shape's computation, if one run can hold both.
 
-    Sizes that are equal in truth but have unrelated names would be drawn different. Then the node stands alone,
-    if the change follows from the computation, which has been followed by then.
+    Sizes that are equal in truth but have unrelated names would be drawn different, and an empty axis would leave
+    undefined what the shape leaves to be inferred. Then the node stands alone, if the change follows from the
+    computation.
     """
+    if change.follows and change.infers:
+        return [node]
     nodes = _computation(graph, change.shape, node)
     if node is graph.producer(change.shape):
         return nodes

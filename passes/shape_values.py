@@ -16,6 +16,7 @@ import numpy as np
 
 from graphopt.ir.graph import Call, Dim, Graph, Literal, Value
 from graphopt.ir.weights import Array
+from graphopt.verify.inputs import multiple_of
 
 LIMIT = 64
 """Most elements of a tensor that is followed."""
@@ -24,9 +25,10 @@ FOLLOWED = frozenset({"int64", "int32", "bool"})
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A size that is not known as a number: by its name, or as an axis of a value."""
+    """A multiple of a size that is not known as a number: of a named one, or of an axis of a value."""
 
     identity: Hashable
+    factor: int = 1
 
 
 Element: TypeAlias = int | bool | Size | None
@@ -36,7 +38,12 @@ Content: TypeAlias = Array
 
 def size_at(value: Value, axis: int, size: Dim) -> Element:
     """The size of `value` along `axis` as an element."""
-    return size if isinstance(size, int) else Size(size if size is not None else (value, axis))
+    if isinstance(size, int):
+        return size
+    if size is None:
+        return Size((value, axis))
+    factor, name = multiple_of(size)
+    return Size(name, factor)
 
 
 def is_number(element: Element) -> bool:
@@ -201,9 +208,7 @@ def _elementwise(values: ShapeValues, call: Call, compute: Callable[..., Element
     return result
 
 
-def _binary(
-    on_numbers: Callable[[int, int], Element], otherwise: Callable[[Element, Element], Element]
-) -> Meaning:
+def _binary(on_numbers: Callable[[int, int], Element], otherwise: Callable[[Element, Element], Element]) -> Meaning:
     def compute(x: Element, y: Element) -> Element:
         if x is None or y is None or isinstance(x, bool) or isinstance(y, bool):
             return None
@@ -222,6 +227,13 @@ def _div(values: ShapeValues, call: Call) -> Content:
         return x // y if x >= 0 and y > 0 else None
 
     return _binary(on_numbers, lambda x, y: x if y == 1 else None)(values, call)
+
+
+def _scaled(size: Element, number: Element) -> Element:
+    """A positive multiple of a size."""
+    if isinstance(size, Size) and isinstance(number, int) and number > 0:
+        return Size(size.identity, size.factor * number)
+    return None
 
 
 def _never_equal(x: Element, y: Element) -> Element:
@@ -246,7 +258,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "where": _where,
     "add": _binary(lambda x, y: x + y, lambda x, y: x if y == 0 else y if x == 0 else None),
     "sub": _binary(lambda x, y: x - y, lambda x, y: 0 if x == y else x if y == 0 else None),
-    "mul": _binary(lambda x, y: x * y, lambda x, y: x if y == 1 else y if x == 1 else None),
+    "mul": _binary(lambda x, y: x * y, lambda x, y: _scaled(x, y) or _scaled(y, x)),
     "div": _div,
     "equal": _binary(lambda x, y: x == y, _never_equal),
 }

@@ -147,6 +147,13 @@ class Graph(ABC):
         """The outputs of `node`, None for those that nothing can refer to. Cheaper than `raw_call`."""
         return self.raw_call(node).outputs
 
+    def operand_keys(self, node: Node) -> tuple[str, ...]:
+        """The keys of the nodes of this region whose outputs `node` reads; `call` has no operand from elsewhere.
+        Cheap, and needs no reading: the rule index looks at every node with it."""
+        operands = self.raw_call(node).operands
+        producers = (self.producer(o) for o in operands if o is not None)
+        return tuple(self.key(p) for p in producers if p is not None)
+
     @abstractmethod
     def producer(self, value: Value) -> Node | None:
         """The node of *this region* that computes `value`; None for inputs, weights, literals and outer values."""

@@ -14,7 +14,8 @@ import numpy as np
 from graphopt.ir.graph import Call, CannotEmit, Graph, Literal, Node, TensorType, Undo, Unreadable, Value
 from graphopt.ir.ops import OPS
 from graphopt.ir.ops.spec import REQUIRED
-from graphopt.ir.weights import FLOATS, ArrayRef, Deferred, TensorRef, numpy_dtype
+from graphopt.ir.rowwise import evaluated
+from graphopt.ir.weights import FLOATS, ArrayRef, TensorRef, numpy_dtype
 
 
 class ScratchValue:
@@ -252,12 +253,12 @@ class ScratchGraph(Graph):
         observe: Callable[[ScratchValue, Any], None] | None = None,
     ) -> list[Any]:
         """Values of the outputs over `domain`, by the ops' meanings; `leaf` brings constants into the domain.
-        `observe` is told every value that is computed."""
+        `observe` is told every value of the graph; without it, only what the outputs need is computed."""
         env: dict[int, Any] = {id(v): f for v, f in zip(self._inputs, feeds, strict=True)}
         if observe is not None:
             for value, feed in zip(self._inputs, feeds, strict=True):
                 observe(value, feed)
-        for node in self._nodes:
+        for node in self._needed() if observe is None else self._nodes:
             call = node.call
             operands = [None if o is None else self._fetch(o, env, leaf) for o in call.operands]
             results = OPS[call.op].meaning(domain, *operands, **call.fields)
@@ -268,6 +269,16 @@ class ScratchGraph(Graph):
                 if observe is not None and output is not None:
                     observe(output, result)
         return [self._fetch(o, env, leaf) for o in self._outputs]
+
+    def _needed(self) -> list[ScratchNode]:
+        """The nodes that the outputs depend on, in order."""
+        wanted = _values(self._outputs)
+        needed = []
+        for node in reversed(self._nodes):
+            if not wanted.isdisjoint(_values(node.call.outputs)):
+                needed.append(node)
+                wanted |= _values(node.call.operands)
+        return needed[::-1]
 
     def _fetch(self, value: Value, env: dict[int, Any], leaf: Callable[[TensorRef], Any]) -> Any:
         if isinstance(value, ScratchValue) and value.data is None:
@@ -287,13 +298,4 @@ def _values(operands: Sequence[Value | None]) -> set[ScratchValue]:
 
 def float64_leaf(data: TensorRef) -> Any:
     """A constant as the float64 domain takes it: floats widened, integers and booleans as they are."""
-    if isinstance(data, Deferred):
-        return data.evaluate(float64_leaf, _float64())
-    array = data.numpy()
-    return array.astype(np.float64) if data.dtype in FLOATS else array
-
-
-def _float64() -> Any:
-    from graphopt.ir.ops.domain import Float64
-
-    return Float64()
+    return evaluated(data, numpy_dtype("float64" if data.dtype in FLOATS else data.dtype))

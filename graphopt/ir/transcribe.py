@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graphopt.ir.graph import Call, CannotEmit, Graph, Literal, Node, TensorType, Value
+from graphopt.ir.rowwise import is_rowwise, rows
 from graphopt.ir.scratch import ScratchGraph, ScratchNode, float64_leaf
 from graphopt.ir.weights import FLOATS, TensorRef
 
@@ -27,6 +28,9 @@ class WidenedRef(TensorRef):
 
     def numpy(self) -> Any:
         return float64_leaf(self.data)
+
+    def rows(self, start: int, stop: int) -> Any:
+        return rows(self.data, start, stop) if is_rowwise(self.data) else self.numpy()[start:stop]
 
     @property
     def identity(self) -> object:

@@ -49,6 +49,11 @@ class TensorRef(ABC):
     def numpy(self) -> Array:
         """The data, read-only by convention, of numpy dtype `numpy_dtype(self.dtype)` and of shape `self.shape`."""
 
+    def rows(self, start: int, stop: int) -> Array:
+        """`numpy()[start:stop]`: what is mapped from a file is read no further."""
+        part: Array = self.numpy()[start:stop]
+        return part
+
     @property
     def identity(self) -> object:
         """Equal for two refs that are the same stored tensor (used to recognise shared weights)."""
@@ -153,9 +158,9 @@ class Deferred(TensorRef):
         self.shape = infer_shape(op, [o.shape for o in operands], self.fields)
 
     def numpy(self) -> Array:
-        dtype = numpy_dtype(self.dtype)
-        with np.errstate(all="ignore"):
-            return np.asarray(self.evaluate(self._leaf, _float64_domain())).astype(dtype).reshape(self.shape)
+        from graphopt.ir.rowwise import evaluated
+
+        return evaluated(self, numpy_dtype(self.dtype))
 
     def evaluate(self, leaf: Callable[[TensorRef], Any], domain: Any) -> Any:
         """The expression over `domain`, with the tensors at its leaves given by `leaf`."""
@@ -163,11 +168,6 @@ class Deferred(TensorRef):
 
         values = [o.evaluate(leaf, domain) if isinstance(o, Deferred) else leaf(o) for o in self.operands]
         return OPS[self.op].meaning(domain, *values, **self.fields)
-
-    @staticmethod
-    def _leaf(ref: TensorRef) -> Array:
-        array = ref.numpy()
-        return array.astype(np.float64) if ref.dtype in FLOATS else array
 
 
 def _float64_domain() -> Any:

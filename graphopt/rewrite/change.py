@@ -7,7 +7,7 @@ nothing reaches a graph without an id, a verdict and, if need be, an undo.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -166,7 +166,7 @@ def _why(error: Exception) -> tuple[str, Evidence, str | None]:
     return f"the rewrite raised {type(error).__name__}: {error}", none, None
 
 
-def escapes(graph: Graph, values: Sequence[Value], inside: set[Node]) -> NoMatch | None:
+def escapes(graph: Graph, values: Sequence[Value], inside: Container[Node]) -> NoMatch | None:
     """Why `values` may not disappear: read outside of `inside`, or a graph output."""
     for value in values:
         if graph.is_output(value):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cmp_to_key
 from typing import Any
 
 from graphopt.errors import RuleError
-from graphopt.ir.graph import Call, Graph, Node, Value
-from graphopt.ir.ops import OPS
+from graphopt.ir.graph import Graph, Node, Value
 from graphopt.rewrite.builder import Builder
 from graphopt.rewrite.change import Editor, escapes
+from graphopt.rewrite.index import RuleIndex
 from graphopt.rewrite.journal import Journal
 from graphopt.rewrite.matcher import Name, NoMatch
 from graphopt.rewrite.rule import Match, Refused, Rule
@@ -35,10 +35,9 @@ class Driver:
         self.graph: Graph = editor.graph
         self.ledger = editor.ledger
         self.reach = max((r.depth for r in rules), default=1)
-        self.index: dict[str, list[Rule]] = {}
-        for rule in rules:
-            self.index.setdefault(rule.key, []).append(rule)
-        self.raw_roots = any(r.key not in OPS for r in rules)
+        self.several_roots = any(len(r.roots) > 1 for r in rules)
+        """Then a change may concern every reader of a value, not only those that are new to it."""
+        self.index = RuleIndex(rules)
         self.visits = 0
         """Nodes taken from the worklist: the work done, for growth tests."""
         self.notes: list[str] = []
@@ -51,10 +50,10 @@ class Driver:
 
     def run(self) -> None:
         """Run to the fixed point. Deterministic: the order depends on the graph and the rules alone."""
-        for node in self.graph.nodes():
-            self._push(node)
+        self._queue = deque(self.graph.nodes())
+        self._queued = set(self._queue)
         most = self.ledger.kept + GROWTH * len(self._queue)
-        key, index = self.graph.key, self.index
+        graph, candidates = self.graph, self.index.candidates
         while self._queue and not self.ledger.exhausted:
             if self.ledger.kept >= most:
                 self.notes.append(f"stopped after {GROWTH} applications per node: the rules do not come to an end")
@@ -64,10 +63,7 @@ class Driver:
             if node in self._dead:
                 continue
             self.visits += 1
-            rules = index.get(key(node))
-            if rules:
-                self._visit(node, rules)
-            elif self.raw_roots and (rules := index.get(self.graph.raw_name(node))):
+            if rules := candidates(graph, node):
                 self._visit(node, rules)
 
     def _push(self, node: Node) -> None:
@@ -75,11 +71,8 @@ class Driver:
             self._queued.add(node)
             self._queue.append(node)
 
-    def _visit(self, node: Node, rules: list[Rule]) -> None:
-        call = self.graph.call(node)
+    def _visit(self, node: Node, rules: Sequence[Rule]) -> None:
         for rule in rules:
-            if isinstance(call, Call) and rule.matcher.rejects_early(self.graph, call):
-                continue
             started = time.perf_counter()
             done = (rule.name, node) not in self._quarantine and self._try(rule, node)
             self.ledger.rule(rule.name).seconds += time.perf_counter() - started
@@ -107,23 +100,27 @@ class Driver:
 
     def refusal(self, rule: Rule, match: Match, node: Node) -> NoMatch | None:
         """Why the engine does not let a match be applied: users outside, outputs, effects, order, termination."""
-        inside = set(match.calls)
+        inside = match.calls
         if not rule.keep_shared:
-            inner = [o for c in match.calls.values() for o in c.outputs if o is not None]
-            replaced = [id(r) for r in match.outputs]
-            refusal = escapes(self.graph, [o for o in inner if id(o) not in replaced], inside)
+            replaced = {id(r) for r in match.outputs}
+            inner = [o for c in inside.values() for o in c.outputs if o is not None and id(o) not in replaced]
+            refusal = escapes(self.graph, inner, inside)
             if refusal is not None:
                 self._wait_for(refusal, node)
                 return refusal
         for inner_node in inside:
             if not self.graph.is_pure(inner_node):
                 return NoMatch("{} has effects", (Name(self.graph.node_name(inner_node)),), inner_node, 900)
-        if max(self._generation.get(n, 0) for n in inside) >= GENERATIONS:
+        if self._oldest(inside) >= GENERATIONS:
             note = f"{rule.name} stopped at {self.graph.node_name(node)}: {GENERATIONS} rewrites of one place"
             if note not in self.notes:
                 self.notes.append(note)
             return NoMatch("rewritten {} times already", (GENERATIONS,), node, 900)
         return self._order(match)
+
+    def _oldest(self, nodes: Iterable[Node]) -> int:
+        """How many rewrites, one on top of the other, have led to `nodes`."""
+        return max([self._generation.get(n, 0) for n in nodes])
 
     def _order(self, match: Match) -> NoMatch | None:
         """With several roots, everything is written before the last: nobody may read an earlier root before that."""
@@ -157,26 +154,31 @@ class Driver:
 
     def _follow(self, match: Match, nodes: Sequence[Node], journal: Journal) -> None:
         """Queue whatever the application may have made possible."""
-        generation = 1 + max(self._generation.get(n, 0) for n in nodes)
-        gone = [n for n in nodes if n in journal.removed]
-        self._dead.update(gone)
-        for node in gone:
+        generation = 1 + self._oldest(nodes)
+        self._dead.update(journal.removed)
+        for node in nodes if self._waiting else ():
+            if node not in journal.removed:
+                continue
             for operand in match.calls[node].operands:
                 for waiting in self._waiting.pop(operand, ()):
                     self._push(waiting)
         for node in journal.inserted:
             self._generation[node] = generation
             self._push(node)
-        for _, new in journal.replaced:
-            self._push_users(new, self.reach)
+        readers = journal.readers
+        if self.several_roots:
+            readers = [user for _, new in journal.replaced for user in self.graph.users(new)]
+        self._push_downstream(readers)
 
-    def _push_users(self, value: Value, reach: int) -> None:
-        frontier = [value]
-        for _ in range(reach):
-            users = [u for v in frontier for u in self.graph.users(v)]
-            for user in users:
-                self._push(user)
-            frontier = [o for u in users for o in self.graph.results(u) if o is not None]
+    def _push_downstream(self, nodes: Sequence[Node]) -> None:
+        """Queue `nodes` and what they lead to, as far as the deepest pattern can look back."""
+        results, users = self.graph.results, self.graph.users
+        for step in range(self.reach):
+            if step:
+                outputs = [o for n in nodes for o in results(n) if o is not None]
+                nodes = list(dict.fromkeys([u for o in outputs for u in users(o)]))
+            for node in nodes:
+                self._push(node)
 
 
 def write_match(rule: Rule, match: Match, nodes: Sequence[Node]) -> Callable[[Journal], None]:

@@ -20,6 +20,8 @@ class Journal:
         self.graph = graph
         self.inserted: list[Node] = []
         self.replaced: list[tuple[Value, Value]] = []
+        self.readers: list[Node] = []
+        """Nodes that read a value which was replaced, and read what replaced it now."""
         self.doomed: list[Node] = []
         self.removed: list[Node] = []
         self._undos: list[Undo] = []
@@ -44,7 +46,9 @@ class Journal:
         return value
 
     def replace(self, old: Value, new: Value) -> None:
+        readers = self.graph.users(old)
         self._undos.append(self.graph.replace(old, new))
+        self.readers += readers
         self.replaced.append((old, new))
 
     def doom(self, nodes: Sequence[Node]) -> None:
@@ -75,4 +79,5 @@ class Journal:
         self._undos.clear()
         self.inserted.clear()
         self.replaced.clear()
+        self.readers.clear()
         self.doomed.clear()

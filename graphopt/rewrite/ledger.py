@@ -51,7 +51,10 @@ class Ledger:
         return self.limit is not None and self.kept >= self.limit
 
     def rule(self, name: str) -> RuleStats:
-        return self.stats.setdefault(name, RuleStats())
+        found = self.stats.get(name)
+        if found is None:
+            found = self.stats[name] = RuleStats()
+        return found
 
     def next_id(self, rule: str) -> str:
         key = f"{self._pass_name}/{rule}"

@@ -7,6 +7,7 @@ somebody reads it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -87,45 +88,38 @@ class Matcher:
         self.names = frozenset(
             p.name for r in roots for p in walk(r) if isinstance(p, Var | Const | Many) and p.name is not None
         )
-        self.needs = _early_needs(roots[0])
+        self.needs = _needs(roots[0])
 
-    def rejects_early(self, graph: Graph, call: Call) -> bool:
-        """Whether the ops that compute the operands of `call` already rule this pattern out."""
-        for position, keys in self.needs:
-            if position is None:
-                if not any(_key_of(graph, o) in keys for o in call.operands):
-                    return True
-            elif position >= len(call.operands) or _key_of(graph, call.operands[position]) not in keys:
-                return True
-        return False
+    def may_match(self, keys: AbstractSet[str]) -> bool:
+        """Whether a node whose operands are computed by nodes of these keys can be the first root."""
+        return not any(need.isdisjoint(keys) for need in self.needs)
 
     def match(self, graph: Graph, node: Node) -> Bindings | NoMatch:
         return _Attempt(graph).run(self.roots, node)
 
 
-def _early_needs(root: OpPattern) -> tuple[tuple[int | None, frozenset[str]], ...]:
-    """Which keys must stand behind which operands; position None means behind any of them (commutative ops)."""
-    swappable = root.spec is not None and root.spec.commutative
-    needs: list[tuple[int | None, frozenset[str]]] = []
-    for position, operand in enumerate(root.operands):
+def _needs(root: OpPattern) -> tuple[frozenset[str], ...]:
+    """For each operand that must be computed by an op of the vocabulary, the keys that the op may have."""
+    needs = []
+    for operand in root.operands:
         alternatives = operand.alternatives if isinstance(operand, AnyOf) else (operand,)
-        if all(isinstance(a, OpPattern) for a in alternatives):
-            keys = frozenset(a.op for a in alternatives if isinstance(a, OpPattern))
-            needs.append((None if swappable else position, keys))
+        ops = [a for a in alternatives if isinstance(a, OpPattern) and a.spec is not None]
+        if len(ops) == len(alternatives):
+            needs.append(frozenset(a.op for a in ops))
     return tuple(needs)
 
 
-def _key_of(graph: Graph, value: Value | None) -> str | None:
-    node = None if value is None else graph.producer(value)
-    return None if node is None else graph.key(node)
+NOTHING = NoMatch("no attempt was made", score=-1)
 
 
 class _Attempt:
     """One attempt: goals are solved left to right; every choice point tries its alternatives on copies."""
 
+    __slots__ = ("graph", "best")
+
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.best = NoMatch("no attempt was made", score=-1)
+        self.best = NOTHING
 
     def run(self, roots: tuple[OpPattern, ...], node: Node) -> Bindings | NoMatch:
         bindings = Bindings()

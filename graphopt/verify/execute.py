@@ -15,7 +15,7 @@ import numpy as np
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.model import Model
 from graphopt.ir.scratch import ScratchGraph, float64_leaf
-from graphopt.ir.weights import Array
+from graphopt.ir.weights import FLOATS, Array
 from graphopt.verify.fragment import Fragment, Side
 
 Runner = Callable[[Sequence[Array]], list[Array]]
@@ -97,24 +97,54 @@ _LOW = frozenset({"float16", "bfloat16", "float32"})
 
 
 def onnx_runner(part: Graph, *, wide: bool = False) -> Runner:
-    """An onnxruntime session without optimisations, one thread.
+    """An onnxruntime session without optimisations, one thread. `part` is the runner's from now on.
 
     Where the runtime has no kernel for a low precision, or its Python interface cannot take it (bfloat16), the
     fragment runs in float32 and its results are rounded back; the runner's `note` says so.
     """
+    fed = _feed_large_constants(part)
     model = to_proto(part)
     _forget_sizes(model)
-    names = [part.name(v) for v in part.inputs()]
+    names = [i.name for i in model.graph.input]
     if wide:
-        return _session_runner(_session(_widened(model)[0]), names)
+        return _with_constants(_session_runner(_session(_widened(model)[0]), names), _to_float32(fed))
     try:
         if _has_type(model, ("BFLOAT16",)):
             raise CannotRun("onnxruntime takes no bfloat16 from numpy")
-        return _session_runner(_session(model.SerializeToString()), names)
+        return _with_constants(_session_runner(_session(model.SerializeToString()), names), fed)
     except CannotRun as error:
         if not _has_type(model, ("BFLOAT16", "FLOAT16")):
             raise
-        return _rounding_runner(model, names, error)
+        return _with_constants(_rounding_runner(model, names, error), _to_float32(fed))
+
+
+LARGE = 1 << 20
+"""Bytes from which a constant is an input of the session: stored in the model it would be copied four times."""
+
+
+def _feed_large_constants(part: Graph) -> list[Array]:
+    """Let the large constants of `part` be its last inputs; returns what they are."""
+    graph = part.shared.model.graph  # type: ignore[attr-defined]
+    fed = []
+    for name, value in list(graph.initializers.items()):
+        data = part.constant(value)
+        if data is not None and data.nbytes >= LARGE and data.dtype in FLOATS:
+            fed.append(np.asarray(data.numpy(), order="C"))
+            graph.initializers.pop(name)
+            value.const_value = None
+            graph.inputs.append(value)
+    return fed
+
+
+def _with_constants(run: Runner, constants: Sequence[Array]) -> Runner:
+    if not constants:
+        return run
+
+    def run_with(feeds: Sequence[Array]) -> list[Array]:
+        return run([*feeds, *constants])
+
+    run_with.note = getattr(run, "note", None)  # type: ignore[attr-defined]
+    return run_with
 
 
 def _session_runner(session: Any, names: Sequence[str]) -> Runner:

@@ -211,6 +211,9 @@ def _check_reader(fragment: Fragment, run: _Run) -> None:
     assert run.reference is not None
     if (reason := mismatch(_shapes_only(run.reference, run.native), run.native)) is not None:
         raise Rejected(f"the original is not what it was read as: {reason}", Evidence("executed", 1, float("inf")))
+    pairs = zip(run.reference, run.native, strict=True)
+    if all(np.array_equal(ref, native, equal_nan=native.dtype.name in FLOATS) for ref, native in pairs):
+        return
     eps = [EPS.get(n.dtype.name, 0.0) for n in run.native]
     rng = np.random.default_rng(len(run.feeds))
     unit = max(eps, default=0.0)
@@ -277,7 +280,7 @@ def _structure(change: Change, fragment: Fragment) -> str:
     """Everything of a fragment but names and weight data: equal structures need checks A and B only once."""
     graph = fragment.graph
     labels: dict[Any, str] = {v: f"in{i}:{graph.type(v)}" for i, v in enumerate(fragment.inputs)}
-    lines = [change.rule.name if change.rule else change.id]
+    lines = [change.rule.name if change.rule else change.id.rpartition("#")[0]]
     for node in fragment.before.nodes:
         call = graph.call(node) or graph.raw_call(node)
         assert isinstance(call, Call)

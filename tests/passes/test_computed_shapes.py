@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from clean_up_graphs import Sketch, applications, assert_same_results, clean, onnx_model, op_types
+from onnx import numpy_helper
 
 from graphopt.ir.weights import ArrayRef
 from graphopt.passes.shape_values import ShapeValues, Size
@@ -88,11 +89,7 @@ RESHAPE = """
 def test_a_target_that_copies_sizes_becomes_constant_or_stays_right(target: str) -> None:
     shapes = [(2, 5, 12), (1, 7, 12), (4, 1, 12)]
     settled = "n1, three, m1" not in target
-    kept = (
-        ["Reshape"]
-        if settled
-        else ["Shape", "Gather", "Gather", "Unsqueeze", "Unsqueeze", "Concat", "Reshape"]
-    )
+    kept = ["Reshape"] if settled else ["Shape", "Gather", "Gather", "Unsqueeze", "Unsqueeze", "Concat", "Reshape"]
     model = onnx_model(RESHAPE % target)
     result = clean(model)
     if settled:
@@ -118,3 +115,59 @@ def test_contents_are_followed_through_arithmetic() -> None:
     assert values.content(same).tolist() == Size("N")
     assert values.computed(other) is None
     assert values.content(is_open).tolist() == [False, False, False]
+
+
+def test_an_inferred_size_becomes_the_number_that_the_sizes_leave() -> None:
+    body = """
+        agraph (float[N, 6, 4] x) => (float[A, 3, 4] y)
+        <int64 i = {0}, int64 two = {2}, int64[1] zero = {0}, int64[1] three = {3}, int64[1] rest = {-1}> {
+            s = Shape(x)
+            n = Gather(s, i)
+            m = Mul(n, two)
+            m1 = Unsqueeze(m, zero)
+            t = Concat <axis = 0> (m1, three, rest)
+            y = Reshape(x, t)
+        }
+    """
+    check(body, ["Reshape"], (1, 6, 4), (5, 6, 4))
+    (target,) = clean(onnx_model(body)).model.graph.initializer
+    assert numpy_helper.to_array(target).tolist() == [-1, 3, 4]
+
+
+def test_a_wrong_declaration_of_an_output_is_not_believed() -> None:
+    model = onnx_model("""
+        agraph (float[N, 6, 4] x) => (float[1, L] y)
+        <int64 i = {0}, int64[1] zero = {0}, int64[1] three = {3}, int64[1] eight = {8}> {
+            s = Shape(x)
+            n = Gather(s, i)
+            n1 = Unsqueeze(n, zero)
+            t = Concat <axis = 0> (n1, three, eight)
+            y = Reshape(x, t)
+        }
+    """)
+    result = clean(model)
+    assert_same_results(model, result.model, {"x": np.ones((2, 6, 4), np.float32)})
+
+
+def test_a_target_that_the_caller_gives_is_not_known() -> None:
+    model = onnx_model("""
+        agraph (float[N, 4] x, int64[2] t) => (float[2, L] y) { y = Reshape(x, t) }
+    """)
+    result = clean(model)
+    assert op_types(result.model) == ["Reshape"]
+    assert result.model.graph.node[0].input[1] == "t"
+
+
+def test_an_expand_to_sizes_that_the_operand_has_disappears() -> None:
+    check(
+        """
+        agraph (float[N, 4] x) => (float[N, 4] y) {
+            s = Shape(x)
+            a = Expand(x, s)
+            y = Relu(a)
+        }
+        """,
+        ["Relu"],
+        (1, 4),
+        (3, 4),
+    )

@@ -42,7 +42,7 @@ DATA_TYPES: Mapping[str, ir.DataType] = {name: _D(number) for number, name in NA
 
 def dims(shape: ir.Shape) -> tuple[Dim, ...]:
     """Sizes and names of `shape`; a negative size, which some exporters write, says nothing."""
-    return tuple(_dim(d) for d in shape)
+    return tuple([_dim(d) for d in shape.dims])
 
 
 def _dim(d: int | ir.SymbolicDim) -> Dim:

@@ -73,10 +73,9 @@ def write_draft(
 def _bind_operands(
     region: OnnxGraph, draft: Draft, operands: Sequence[Value | None], journal: Journal, hint: str
 ) -> dict[Slot, ir.Value]:
-    used = {id(slot) for node in draft.nodes for slot in node.inputs}
     values: dict[Slot, ir.Value] = {}
     for slot, operand in zip(draft.operands, operands, strict=True):
-        if slot is None or id(slot) not in used:
+        if slot is None:
             continue
         if isinstance(operand, Literal):
             values[slot], undo = add_constant(
@@ -116,8 +115,9 @@ def _write_node(
     region.ir.insert_before(before, node)
     region.position_before(before, node)
     journal.on_undo(lambda: delete_node(region, node))
-    shared.fresh.update(outputs)
-    values.update(zip(draft.outputs, outputs, strict=True))
+    for slot, output in zip(draft.outputs, outputs, strict=True):
+        shared.fresh.add(output)
+        values[slot] = output
     return node
 
 
@@ -234,7 +234,7 @@ def _redirect_uses(shared: Shared, old: ir.Value, new: ir.Value, journal: Journa
     ]
     # One step for all uses, so that undoing puts them back in the order in which they were.
     journal.on_undo(lambda: _redirect_back(shared, old, new, moved))
-    for user, index, *_ in moved:
+    for user, index, _, _ in moved:
         user.replace_input_with(index, new)
 
 
@@ -250,10 +250,10 @@ def _redirect_back(shared: Shared, old: ir.Value, new: ir.Value, moved: Sequence
 
 def _within(node: ir.Node | None) -> set[ir.Node]:
     """`node` and the nodes in its bodies: they compute the new value, so they go on reading the old one."""
-    if node is None:
-        return set()
-    inner = {n for body in body_graphs(node) for graph in nested_graphs(body) for n in graph}
-    return {node} | inner
+    within = set() if node is None else {node}
+    for body in () if node is None else body_graphs(node):
+        within.update(n for graph in nested_graphs(body) for n in graph)
+    return within
 
 
 def _redirect_outputs(region: OnnxGraph, old: ir.Value, new: ir.Value, journal: Journal) -> None:
@@ -295,48 +295,49 @@ def _take_over(shared: Shared, old: ir.Value, new: ir.Value, journal: Journal) -
     name = old.name or ""
     spare, release = shared.names.fresh(name)
     journal.on_undo(release)
-    journal.on_undo(_restore(shared, new))
-    journal.on_undo(lambda: setattr(old, "name", name))
+    journal.on_undo(_restore(shared, old, new))
     old.name, new.name = spare, name
     if new in shared.fresh:
         shared.fresh.discard(new)
         journal.on_undo(lambda: shared.fresh.add(new))
         _inherit_provenance(old, new, journal)
     _inherit_type(shared, old, new)
-    if shared.type(new) is None and (known := shared.type(old)) is not None:
-        shared.give_type(new, known)
-        journal.on_undo(lambda: shared.give_type(new, None))
     if old.doc_string:
         new.doc_string = old.doc_string
-    new.metadata_props.update(old.metadata_props)
+    if old.metadata_props:
+        new.metadata_props.update(old.metadata_props)
     if QUANTIZATION in old.meta:
         new.meta[QUANTIZATION] = old.meta[QUANTIZATION]
 
 
-def _restore(shared: Shared, value: ir.Value) -> Undo:
-    name, type_, shape, doc = value.name, value.type, value.shape, value.doc_string
-    properties, annotation = dict(value.metadata_props), value.meta.get(QUANTIZATION)
+def _restore(shared: Shared, old: ir.Value, new: ir.Value) -> Undo:
+    """What gives `old` its name back and makes `new` what it is now."""
+    name, given = old.name, shared.given_type(new)
+    kept = new.name, new.type, new.shape, new.doc_string
+    properties, annotation = dict(new.metadata_props), new.meta.get(QUANTIZATION)
 
     def undo() -> None:
-        value.name, value.type, value.shape, value.doc_string = name, type_, shape, doc
-        value.metadata_props.clear()
-        value.metadata_props.update(properties)
-        value.meta.pop(QUANTIZATION, None)
+        old.name = name
+        new.name, new.type, new.shape, new.doc_string = kept
+        new.metadata_props.clear()
+        new.metadata_props.update(properties)
+        new.meta.pop(QUANTIZATION, None)
         if annotation is not None:
-            value.meta[QUANTIZATION] = annotation
-        shared.forget_type(value)
+            new.meta[QUANTIZATION] = annotation
+        shared.give_type(new, given)
 
     return undo
 
 
 def _inherit_type(shared: Shared, old: ir.Value, new: ir.Value) -> None:
-    declared, given = dtypes.declared_type(old), shared.given_type(new)
-    if declared is not None and given is not None and not dtypes.agrees(declared, given):
+    given = shared.given_type(new)
+    if given is not None and (declared := dtypes.declared_type(old)) and not dtypes.agrees(declared, given):
         dtypes.set_type(new, given)
     elif old.type is not None:
         new.type = old.type
         new.shape = None if old.shape is None else old.shape.copy()
-    shared.forget_type(new)
+    # What is only inferred of `old` holds for `new` as well, as far as the rewrite says nothing itself.
+    shared.give_type(new, given or shared.type(old))
 
 
 def _inherit_provenance(old: ir.Value, new: ir.Value, journal: Journal) -> None:

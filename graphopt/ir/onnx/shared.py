@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def body_graphs(node: ir.Node) -> Iterator[ir.Graph]:
     """The control-flow bodies that `node` holds, in attribute order."""
-    for attribute in node.attributes.values():
+    for attribute in node.attributes.data.values():
         if attribute.is_ref():
             continue
         if attribute.type == ir.AttributeType.GRAPH:
@@ -121,9 +121,9 @@ class Shared:
         try:
             return self._types[value]
         except KeyError:
-            known = dtypes.merged(self._given.get(value), dtypes.declared_type(value))
-            inferred = self._inferred.get(value)
-            result = known if known is None and inferred is None else dtypes.merged(known, inferred)
+            result = dtypes.merged(self._given.get(value), dtypes.declared_type(value))
+            if (inferred := self._inferred.get(value)) is not None:
+                result = dtypes.merged(result, inferred)
             if result is None and (tensor := self.tensor(value)) is not None:
                 ref = self.ref(tensor)
                 result = None if ref is None else TensorType(ref.dtype, ref.shape)

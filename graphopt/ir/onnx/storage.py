@@ -88,6 +88,10 @@ class OnnxGraph(Graph):
     def results(self, node: ir.Node) -> Sequence[ir.Value | None]:
         return [value if value.name else None for value in node.outputs]
 
+    def operand_keys(self, node: ir.Node) -> tuple[str, ...]:
+        producers = [value.producer() for value in node.inputs if value is not None]
+        return tuple([self.key(p) for p in producers if p is not None and p.graph is self.ir])
+
     def producer(self, value: Value) -> ir.Node | None:
         if isinstance(value, Literal):
             return None
