@@ -155,7 +155,9 @@ def _child(path: Path, output: Path, verify: str) -> None:
                 "optimised": optimised,
                 "saved": saved,
                 "kept": [a.id for a in report.kept],
-                "undone": [f"{a.id}: {a.reason}" for p in report.passes for a in p.applications if a.status == "undone"],
+                "undone": [
+                    f"{a.id}: {a.reason}" for p in report.passes for a in p.applications if a.status == "undone"
+                ],
                 "seconds": report.seconds,
             }
         )
@@ -188,7 +190,9 @@ def main(
     for name, value in rows.items():
         table.add_row(name, f"{value / MEGABYTE:,.0f}")
     console.print(table)
-    console.print(f"{len(measured['kept'])} applications kept in {measured['seconds']:.1f} s, undone: {measured['undone']}")
+    console.print(
+        f"{len(measured['kept'])} applications kept in {measured['seconds']:.1f} s, undone: {measured['undone']}"
+    )
     if peak - rewritten > limit * MEGABYTE:
         console.print(f"[red]missed[/] more than {limit} MB above the tensors that are rewritten", highlight=False)
         raise typer.Exit(1)

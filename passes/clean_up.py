@@ -82,6 +82,8 @@ class _Region:
         store_constant_nodes(editor, settled["store"])
         self.driver.run()
         settle_computed_shapes(editor, settled["shapes"])
+        # A branch that could not be run for lack of types is tried again: more are known in every round.
+        settled["branches"].clear()
         inline_constant_branches(editor, settled["branches"])
         flatten_concats(editor, settled["concats"])
         # Merged before they are folded, so that equal results are not stored twice.

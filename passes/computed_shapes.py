@@ -63,7 +63,7 @@ class Proposal:
     follows: bool
     """Whether it follows from the computation of the shape, and not only from the type of the node's result."""
     infers: bool = False
-    """Whether the shape leaves a size to be inferred, which beside an empty axis is undefined, and types tell it."""
+    """Whether the shape leaves a size to be inferred, which beside an empty axis is undefined."""
 
 
 def _known_value(graph: Graph, values: ShapeValues, node: Node) -> Proposal | None:
@@ -108,14 +108,13 @@ def _known_target(graph: Graph, values: ShapeValues, node: Node) -> Proposal | N
         journal.replace(out, new[0])
 
     return Proposal(
-        f"known-{call.op}-target", target, write, follows=contents is not None, infers=_infers(values, call, target)
+        f"known-{call.op}-target", target, write, follows=contents is not None, infers=_infers(values, target)
     )
 
 
-def _infers(values: ShapeValues, call: Call, target: Value) -> bool:
+def _infers(values: ShapeValues, target: Value) -> bool:
     content = values.computed(target)
-    settled = call.fields["shape"] is not None
-    return settled and content is not None and any(e == -1 for e in content.reshape(-1))
+    return content is not None and any(e == -1 for e in content.reshape(-1))
 
 
 def _from_contents(values: ShapeValues, call: Call, target: Value) -> list[int] | None:

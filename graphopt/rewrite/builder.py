@@ -73,7 +73,7 @@ class Builder:
             if default is REQUIRED or isinstance(default, Fill):
                 raise CannotEmit(f"build.{op} must be given {name}")
             fields[name] = default
-        if unknown := set(fields) - set(spec.fields):
+        if unknown := fields.keys() - spec.fields.keys():
             raise CannotEmit(f"build.{op} has no field {sorted(unknown)[0]!r}")
         return fields
 

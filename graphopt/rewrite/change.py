@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from graphopt.errors import RuleError
 from graphopt.ir.graph import CannotEmit, Graph, Node, TensorType, Value
@@ -20,8 +19,7 @@ from graphopt.rewrite.matcher import Name, NoMatch
 from graphopt.rewrite.rule import Match, Refused, Rule
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """An application that has been written but not decided: both sides are still in the graph."""
 
     id: str
@@ -145,6 +143,8 @@ def _check_types(journal: Journal) -> None:
 
 def compatible(a: TensorType, b: TensorType) -> bool:
     """Whether two types can describe one value."""
+    if a == b:
+        return True
     if a.dtype != b.dtype:
         return False
     if a.shape is None or b.shape is None:

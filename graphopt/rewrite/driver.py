@@ -53,31 +53,42 @@ class Driver:
         self._queue = deque(self.graph.nodes())
         self._queued = set(self._queue)
         most = self.ledger.kept + GROWTH * len(self._queue)
+        while self._queue and not self._must_stop(most):
+            self._run_until_kept()
+
+    def _must_stop(self, most: int) -> bool:
+        if self.ledger.kept >= most:
+            self.notes.append(f"stopped after {GROWTH} applications per node: the rules do not come to an end")
+            return True
+        return self.ledger.exhausted
+
+    def _run_until_kept(self) -> None:
+        """Visit queued nodes until an application is kept or none is left."""
         graph, candidates = self.graph, self.index.candidates
-        while self._queue and not self.ledger.exhausted:
-            if self.ledger.kept >= most:
-                self.notes.append(f"stopped after {GROWTH} applications per node: the rules do not come to an end")
-                break
+        while self._queue:
             node = self._queue.popleft()
             self._queued.discard(node)
             if node in self._dead:
                 continue
             self.visits += 1
-            if rules := candidates(graph, node):
-                self._visit(node, rules)
+            rules = candidates(graph, node)
+            if rules and self._visit(node, rules):
+                return
 
     def _push(self, node: Node) -> None:
         if node not in self._queued and node not in self._dead:
             self._queued.add(node)
             self._queue.append(node)
 
-    def _visit(self, node: Node, rules: Sequence[Rule]) -> None:
+    def _visit(self, node: Node, rules: Sequence[Rule]) -> bool:
+        """Whether one of `rules` was applied at `node`."""
         for rule in rules:
             started = time.perf_counter()
             done = (rule.name, node) not in self._quarantine and self._try(rule, node)
             self.ledger.rule(rule.name).seconds += time.perf_counter() - started
             if done:
-                return
+                return True
+        return False
 
     def _try(self, rule: Rule, node: Node) -> bool:
         stats = self.ledger.rule(rule.name)
@@ -177,8 +188,13 @@ class Driver:
             if step:
                 outputs = [o for n in nodes for o in results(n) if o is not None]
                 nodes = list(dict.fromkeys([u for o in outputs for u in users(o)]))
+            # Readers inside control-flow bodies are for the driver of their own region.
+            nodes = [n for n in nodes if self._is_here(n)]
             for node in nodes:
                 self._push(node)
+
+    def _is_here(self, node: Node) -> bool:
+        return any(o is not None and self.graph.producer(o) is node for o in self.graph.results(node))
 
 
 def write_match(rule: Rule, match: Match, nodes: Sequence[Node]) -> Callable[[Journal], None]:

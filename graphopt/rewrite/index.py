@@ -21,30 +21,27 @@ class RuleIndex:
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._rules = tuple(rules)
         self._raw_roots = any(r.key not in OPS for r in rules)
-        self._roots: dict[str, Rules] = {}
-        self._selective: dict[str, bool] = {}
-        self._answers: dict[tuple[str, tuple[str, ...]], Rules] = {}
+        self._roots: dict[tuple[str, str], _Rooted] = {}
 
     def candidates(self, graph: Graph, node: Node) -> Rules:
         """The rules to be tried at `node`, in the order in which they were given."""
-        key = graph.key(node)
-        if self._raw_roots and (raw := graph.raw_name(node)) != key:
-            rules = self._rooted_in(f"{key} {raw}", key, raw)
-            key = f"{key} {raw}"
-        else:
-            rules = self._rooted_in(key, key)
-        if not self._selective[key]:
-            return rules
-        question = key, graph.operand_keys(node)
-        answer = self._answers.get(question)
+        root = graph.key(node), graph.raw_name(node) if self._raw_roots else ""
+        rules = self._roots.get(root)
+        if rules is None:
+            rules = self._roots[root] = _Rooted([r for r in self._rules if r.key in root])
+        if not rules.selective:
+            return rules.all
+        keys = graph.operand_keys(node)
+        answer = rules.answers.get(keys)
         if answer is None:
-            present = frozenset(question[1])
-            answer = self._answers[question] = tuple(r for r in rules if r.matcher.may_match(present))
+            answer = rules.answers[keys] = tuple(r for r in rules.all if r.matcher.may_match(frozenset(keys)))
         return answer
 
-    def _rooted_in(self, name: str, *roots: str) -> Rules:
-        found = self._roots.get(name)
-        if found is None:
-            found = self._roots[name] = tuple(r for r in self._rules if r.key in roots)
-            self._selective[name] = any(r.matcher.needs for r in found)
-        return found
+
+class _Rooted:
+    """The rules for one root, and the answers given so far by the keys of its operands."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self.all = tuple(rules)
+        self.selective = any(r.matcher.needs for r in rules)
+        self.answers: dict[tuple[str, ...], Rules] = {}

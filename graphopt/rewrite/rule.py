@@ -50,6 +50,10 @@ class Match:
     def __init__(self, graph: Graph, bindings: Bindings) -> None:
         self.graph = graph
         self.bindings = bindings
+        self.calls: Mapping[Node, Call] = bindings.calls
+        """Every matched call by its node."""
+        self.outputs: list[Value] = bindings.roots
+        """The values that the rewrite replaces, one per root of the pattern."""
 
     def __getattr__(self, name: str) -> Any:
         bindings: Bindings = self.__dict__["bindings"]
@@ -57,16 +61,6 @@ class Match:
             if name in table:
                 return table[name]
         raise AttributeError(f"the pattern binds no {name!r}")
-
-    @property
-    def calls(self) -> Mapping[Node, Call]:
-        """Every matched call by its node."""
-        return self.bindings.calls
-
-    @property
-    def outputs(self) -> list[Value]:
-        """The values that the rewrite replaces, one per root of the pattern."""
-        return self.bindings.roots
 
     @property
     def out(self) -> Value:

@@ -69,14 +69,14 @@ def run_python(document: Path, folder: Path) -> Iterator[tuple[Block, str, str |
     module = types.ModuleType("example")
     sys.modules["example"] = module
     try:
-        for block, following in zip(found, [*found[1:], None], strict=True):
+        for position, block in enumerate(found):
             if block.language == "python":
                 code = compile("\n" * (block.line - 1) + block.text, str(file), "exec")
                 printed = io.StringIO()
                 with contextlib.redirect_stdout(printed):
                     exec(code, module.__dict__)
-                shown = following.text if following is not None and following.language == "text" else None
-                yield block, printed.getvalue(), shown
+                following = [b.text for b in found[position + 1 : position + 2] if b.language == "text"]
+                yield block, printed.getvalue(), following[0] if following else None
     finally:
         del sys.modules["example"]
 
@@ -108,7 +108,6 @@ def run_command(line: str) -> tuple[int, str]:
 
 def is_as_shown(shown: str, printed: str) -> bool:
     """Whether `printed` is what a document shows, blanks and measurements aside."""
-    # OutputChecker takes <BLANKLINE> for an empty line, which NORMALIZE_WHITESPACE makes a blank like others.
     return doctest.OutputChecker().check_output(_comparable(shown), _comparable(printed), _BLANKS)
 
 

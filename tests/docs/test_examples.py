@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import pytest
 from documents import DOCUMENTS, ROOT, blocks, commands, is_as_shown, run_command, run_python
 from onnx import TensorProto, helper, numpy_helper
 
+from graphopt.ir.ops import OPS
 from graphopt.pipeline import registry
 
 
@@ -63,11 +66,12 @@ def small_model():
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
-def ids(document):
-    return str(document.relative_to(ROOT))
+def documents_with(language):
+    found = [d for d in DOCUMENTS if any(b.language == language for b in blocks(d))]
+    return pytest.mark.parametrize("document", found, ids=[d.name for d in found])
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=ids)
+@documents_with("python")
 def test_python_runs_and_prints_what_is_shown(document, folder):
     for block, printed, shown in run_python(document, folder):
         where = f"{document.name}, line {block.line}"
@@ -75,13 +79,27 @@ def test_python_runs_and_prints_what_is_shown(document, folder):
             assert is_as_shown(shown, printed), f"{where} prints\n{printed}\nand is shown to print\n{shown}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=ids)
+@documents_with("console")
 def test_command_lines_succeed_and_print_what_is_shown(document, folder):
     for command in commands(document):
         code, printed = run_command(command.line)
         assert code == 0, f"{document.name}: `{command.line}` exits with {code}"
         if command.output.strip():
             assert is_as_shown(command.output, printed), f"{document.name}: `{command.line}` prints\n{printed}"
+
+
+def test_the_vocabulary_is_listed_whole():
+    text = (ROOT / "docs/ir.md").read_text(encoding="utf-8")
+    section = text.partition("## The vocabulary")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    listed = {name for row in rows for name in re.findall(r"`(\w+)`", row.partition(" | ")[2])}
+    assert listed == set(OPS)
+
+
+def test_links_between_the_documents_lead_somewhere():
+    for document in DOCUMENTS:
+        for link in re.findall(r"\]\(([^)#]+)", document.read_text(encoding="utf-8")):
+            assert "://" in link or (document.parent / link).exists(), f"{document.name}: {link}"
 
 
 def test_every_block_says_its_language():

@@ -173,10 +173,13 @@ def reads(op: str, *names: str) -> Callable[[Reader], Reader]:
 
 def key_of(node: Node) -> str:
     """The vocabulary name of `node` if there is a reader for it, else its raw name."""
-    found = KEYS.get(node.target)
-    if found is None:
-        return raw_name_of(node.target)
+    found = key_of_target(node.target)
     return found if isinstance(found, str) else found(node)
+
+
+def key_of_target(target: Any) -> str | Callable[[Node], str]:
+    """The key of every node that runs `target`, or the function that tells it of one."""
+    return KEYS.get(target) or raw_name_of(target)
 
 
 def read(graph: FxGraph, node: Node) -> Call | Unreadable:

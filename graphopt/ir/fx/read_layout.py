@@ -25,7 +25,7 @@ def _target_shape(found: TensorType) -> tuple[int, ...]:
 )  # fmt: skip
 def reshape(r: Reading) -> Said:
     r.type(r["self"])
-    return Said((r["self"], None), {"shape": _target_shape(r.result())})
+    return Said((r["self"], None), {"shape": _target_shape(r.result()), "allow_zero": False})
 
 
 @reads("squeeze", "squeeze.default", "squeeze.dim", "squeeze.dims")

@@ -169,12 +169,19 @@ def has_effects(node: Node) -> bool:
     """Whether `node` does more than compute: random numbers, assertions, unknown effects."""
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
-        if target._schema.is_mutable or not target._schema.returns:
-            return True
-        return torch.Tag.nondeterministic_seeded in target.tags or bool(node.is_impure())
+        return _operator_has_effects(target)
     if isinstance(target, torch._ops.HigherOrderOperator):
         return target.name() not in ("cond", "while_loop", "scan", "map_impl")
     return bool(node.is_impure())
+
+
+@cache
+def _operator_has_effects(target: torch._ops.OpOverload) -> bool:
+    if target._schema.is_mutable or not target._schema.returns:
+        return True
+    # torch judges a node; of one that runs an operator it looks at nothing but the operator.
+    alone = fx.Graph().call_function(target)
+    return torch.Tag.nondeterministic_seeded in target.tags or bool(alone.is_impure())
 
 
 _MAY_ALIAS = frozenset(

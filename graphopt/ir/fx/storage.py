@@ -12,16 +12,17 @@ import torch
 from torch import fx
 
 from graphopt.ir.fx.names import Names
-from graphopt.ir.fx.read import key_of, read
+from graphopt.ir.fx.read import key_of_target, read
 from graphopt.ir.fx.schema import (
     alias_root,
     bodies_of,
     has_effects,
+    is_operator,
     raw_name_of,
     short_name,
     split_arguments,
 )
-from graphopt.ir.fx.tensors import LiteralRef, TorchRef, tensor_identity, to_torch, type_of
+from graphopt.ir.fx.tensors import DTYPE_NAMES, LiteralRef, TorchRef, tensor_identity, to_torch, type_of
 from graphopt.ir.fx.vocabulary import READERS
 from graphopt.ir.fx.write import Plan, check_types, plan
 from graphopt.ir.graph import Call, CannotEmit, Graph, Literal, Node, TensorType, Undo, Unreadable, Value
@@ -76,6 +77,9 @@ class FxGraph(Graph):
         self._types: dict[fx.Node, TensorType | None] = {}
         self._constants: dict[fx.Node, TensorRef] = {}
         self._bodies: dict[str, FxGraph] = {}
+        self._keys: dict[int, tuple[Any, str | Callable[[Node], str]]] = {}
+        """Keys by the id of the target, which is held beside its key so that its id stays its own."""
+        self._first_input: fx.Node | None = None
 
     # ---- reading -------------------------------------------------------------------------------------------
 
@@ -93,7 +97,16 @@ class FxGraph(Graph):
         return [v for v in values[self.hidden_outputs :] if isinstance(v, fx.Node)]
 
     def key(self, node: Node) -> str:
-        return key_of(node)
+        target = node.target
+        known = self._keys.get(id(target))
+        if known is None:
+            known = self._keys[id(target)] = target, key_of_target(target)
+        key = known[1]
+        return key if isinstance(key, str) else key(node)
+
+    def operand_keys(self, node: Node) -> tuple[str, ...]:
+        producers = [self.producer(value) for value in node.all_input_nodes]
+        return tuple([self.key(producer) for producer in producers if producer is not None])
 
     def raw_name(self, node: Node) -> str:
         return raw_name_of(node.target)
@@ -136,11 +149,9 @@ class FxGraph(Graph):
     def type(self, value: Value) -> TensorType | None:
         if isinstance(value, Literal):
             return TensorType(value.dtype, ())
-        try:
-            return self._types[value]
-        except KeyError:
-            found = self._types[value] = type_of(value.meta.get("val"))
-            return found
+        if value not in self._types:
+            self._types[value] = type_of(value.meta.get("val"))
+        return self._types[value]
 
     def constant(self, value: Value) -> TensorRef | None:
         if isinstance(value, Literal):
@@ -197,7 +208,7 @@ class FxGraph(Graph):
 
     def is_pure(self, node: Node) -> bool:
         if not has_effects(node):
-            return all(g.is_pure(n) for g in self.subgraphs(node) for n in g.nodes())
+            return is_operator(node.target) or all(g.is_pure(n) for g in self.subgraphs(node) for n in g.nodes())
         # An operator that can draw random numbers (attention) draws none if the vocabulary can say it.
         return raw_name_of(node.target) in READERS and bool(self.call(node))
 
@@ -333,7 +344,12 @@ class FxGraph(Graph):
 
     def _after_weights(self) -> fx.Node:
         """The node in front of which a new weight goes: the first input, or the first node without one."""
+        if self._first_input is not None:
+            return self._first_input
         for node in self.graph.nodes:
+            if node.op == "placeholder" and node not in self.weights:
+                # Inputs never leave, and nothing but weights is ever put before them.
+                self._first_input = node
             if node.op != "placeholder" or node not in self.weights:
                 return node
         return self.output_node
@@ -361,6 +377,8 @@ class FxGraph(Graph):
 
     def _compute(self, planned: Plan) -> Any:
         """What `planned` computes, as fake tensors. Raises CannotEmit if torch rejects it."""
+        if planned.same_type and _is_plain(first := planned.args[0].meta["val"]):
+            return first
         args, kwargs = fx.map_arg((planned.args, planned.kwargs), lambda n: n.meta["val"])
         environment = self.fake_mode.shape_env
         try:
@@ -395,6 +413,11 @@ class FxGraph(Graph):
             if node.op == "get_attr" and self._is_body(node):
                 digest.update(self.body(node).fingerprint().encode())
         return digest.hexdigest()
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether every elementwise op of one operand takes a tensor like `value` and gives one like it."""
+    return DTYPE_NAMES.get(value.dtype) in FLOATS and value.layout is torch.strided and value.is_contiguous()
 
 
 def _is_given(node: fx.Node) -> bool:

@@ -100,11 +100,12 @@ def dim_of(size: Any) -> Dim:
 
 
 def dims_of(sizes: Sequence[Any]) -> tuple[Dim, ...]:
-    return tuple(dim_of(size) for size in sizes)
+    return tuple([size if type(size) is int else dim_of(size) for size in sizes])
 
 
 def type_of(value: Any) -> TensorType | None:
     """The type of what `meta["val"]` holds; None for what is no tensor or has a dtype unknown to numpy."""
-    if not isinstance(value, torch.Tensor) or value.dtype not in DTYPE_NAMES or value.is_sparse:
+    if not isinstance(value, torch.Tensor):
         return None
-    return TensorType(DTYPE_NAMES[value.dtype], dims_of(value.shape))
+    name = DTYPE_NAMES.get(value.dtype)
+    return None if name is None or value.is_sparse else TensorType(name, dims_of(value.shape))

@@ -23,6 +23,8 @@ class Plan(NamedTuple):
     target: torch._ops.OpOverload
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = {}
+    same_type: bool = False
+    """Whether the result has the type, and if that is contiguous the layout, of the first argument."""
 
 
 class Writing:

@@ -18,6 +18,7 @@ _UNARY = {
     )
 }  # fmt: skip
 _UNARY |= {"hard_swish": aten.hardswish.default, "is_nan": aten.isnan.default, "identity": aten.clone.default}
+_TO_BOOL = frozenset({"logical_not", "is_nan"})
 _REAL = frozenset(
     {"sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "reciprocal", "erf", "sin", "cos", "silu", "mish"}
 )
@@ -30,7 +31,7 @@ def unary(w: Writing) -> Plan:
         w.require(w.type("x").dtype in FLOATS, "torch would promote")
     if w.op == "logical_not":
         w.require(w.type("x").dtype == "bool", "x is no truth value")
-    return Plan(_UNARY[w.op], (w.tensor("x"),))
+    return Plan(_UNARY[w.op], (w.tensor("x"),), same_type=w.op not in _TO_BOOL)
 
 
 @writes("cast")

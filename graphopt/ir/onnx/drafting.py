@@ -4,8 +4,7 @@ writing."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -17,14 +16,23 @@ from graphopt.ir.weights import Array
 class Slot:
     """A value of a draft: an operand of the call, an output of a drafted node or a drafted constant."""
 
-    __slots__ = ("type",)
+    __slots__ = ("_type",)
 
-    def __init__(self, type_: TensorType | None = None) -> None:
-        self.type = type_
+    def __init__(self, type_: SlotType = None) -> None:
+        self._type = type_
+
+    @property
+    def type(self) -> TensorType | None:
+        if callable(self._type):
+            self._type = self._type()
+        return self._type
 
 
-@dataclass(frozen=True, slots=True)
-class DraftNode:
+SlotType: TypeAlias = TensorType | Callable[[], TensorType | None] | None
+"""A type, or what finds it: most writers do not ask."""
+
+
+class DraftNode(NamedTuple):
     domain: str
     op_type: str
     inputs: Sequence[Slot | None]
@@ -77,7 +85,7 @@ class Draft:
         """Draft a node. Attributes that are None are left out. `since` is the first opset that has the op."""
         if domain == "" and self.opset < since:
             raise CannotEmit(f"{op_type} needs opset {since}, the model has {self.opset}")
-        kept = {k: v for k, v in (attributes or {}).items() if v is not None}
+        kept = {k: v for k, v in attributes.items() if v is not None} if attributes else {}
         trimmed = list(inputs)
         while trimmed and trimmed[-1] is None:
             trimmed.pop()

@@ -70,6 +70,8 @@ def merged(a: TensorType | None, b: TensorType | None) -> TensorType | None:
     kept."""
     if a is None or b is None:
         return a or b
+    if a == b:
+        return a
     if a.dtype != b.dtype:
         return None
     if a.shape is None or b.shape is None:

@@ -16,7 +16,7 @@ from graphopt.ir.graph import Literal, TensorType, Undo, Value
 from graphopt.ir.onnx import dtypes
 from graphopt.ir.onnx.constants import ref_type, stored_tensor
 from graphopt.ir.onnx.drafting import Draft, DraftNode, Slot
-from graphopt.ir.onnx.shared import Shared, body_graphs, nested_graphs
+from graphopt.ir.onnx.shared import Names, Shared, body_graphs, nested_graphs
 from graphopt.ir.weights import ArrayRef, TensorRef, as_ref
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ QUANTIZATION = "quant_parameter_tensor_names"
 
 
 class Journal:
-    """The undo steps of one edit, run backwards."""
+    """The undo steps of one edit, run backwards; the names that it took are given back last."""
 
-    def __init__(self) -> None:
-        self._steps: list[Callable[[], Any]] = []
+    def __init__(self, names: Names) -> None:
+        self._steps: list[Callable[[], Any]] = [partial(names.release_since, names.mark())]
 
     def on_undo(self, step: Callable[[], Any]) -> None:
         self._steps.append(step)
@@ -54,7 +54,7 @@ def write_draft(
     types: Sequence[TensorType | None],
 ) -> tuple[list[ir.Value], list[ir.Node], Undo]:
     """Put a draft's constants and nodes into the region, in front of `before`."""
-    journal = Journal()
+    journal = Journal(region.shared.names)
     try:
         values = _bind_operands(region, draft, operands, journal, hint)
         for slot, name, array in draft.constants:
@@ -96,14 +96,10 @@ def _write_node(
     journal: Journal,
 ) -> ir.Node:
     shared = region.shared
-    import_domain(region, draft.domain, journal)
-    name, release = shared.names.fresh(hint)
-    journal.on_undo(release)
-    outputs = []
-    for _ in draft.outputs:
-        output_name, release = shared.names.fresh(f"{hint}_output")
-        journal.on_undo(release)
-        outputs.append(ir.Value(name=output_name))
+    if draft.domain:
+        import_domain(region, draft.domain, journal)
+    name = shared.names.fresh(hint)
+    outputs = [ir.Value(name=shared.names.fresh(f"{hint}_output")) for _ in draft.outputs]
     node = ir.Node(
         draft.domain,
         draft.op_type,
@@ -131,7 +127,7 @@ def _attribute(name: str, value: Any) -> ir.Attr:
 
 def import_domain(region: OnnxGraph, domain: str, journal: Journal) -> None:
     """Import a custom `domain` in version 1 if the model does not import it yet."""
-    if domain and domain not in region.opsets:
+    if domain not in region.opsets:
         region.opsets[domain] = 1
         journal.on_undo(lambda: region.opsets.pop(domain))
 
@@ -142,10 +138,13 @@ def delete_node(region: OnnxGraph, node: ir.Node) -> None:
         if value.uses() or value.is_graph_output():
             raise ValueError(f"node {node.name!r} cannot be removed: {value.name!r} is still read")
     for body in body_graphs(node):
-        for graph in nested_graphs(body):
-            for inner in graph:
-                _detach(inner)
-            region.shared.forget_nodes(graph)
+        for graph in list(nested_graphs(body)):
+            inner = list(graph)
+            for each in inner:
+                _detach(each)
+            region.shared.forget_nodes(inner)
+            # Whoever still holds the region of this body finds it empty.
+            graph.remove(inner)
     _detach(node)
     region.ir.remove(node)
     region.forget_position(node)
@@ -165,9 +164,8 @@ def _detach(node: ir.Node) -> None:
 def add_constant(region: OnnxGraph, data: TensorRef, hint: str) -> tuple[ir.Value, Undo]:
     """Add an initialiser, or a Constant node where the region is the body of a function."""
     shared, graph = region.shared, region.ir
-    journal = Journal()
-    name, release = shared.names.fresh(hint)
-    journal.on_undo(release)
+    journal = Journal(shared.names)
+    name = shared.names.fresh(hint)
     tensor = stored_tensor(data, name)
     shared.remember_ref(tensor, data)
     value = ir.Value(name=name)
@@ -188,8 +186,7 @@ def add_constant(region: OnnxGraph, data: TensorRef, hint: str) -> tuple[ir.Valu
 def _prepend_constant_node(
     region: OnnxGraph, value: ir.Value, tensor: ir.TensorProtocol, journal: Journal
 ) -> None:
-    name, release = region.shared.names.fresh(f"{value.name}_node")
-    journal.on_undo(release)
+    name = region.shared.names.fresh(f"{value.name}_node")
     node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[value], name=name)
     first = next(iter(region.ir), None)
     if first is None:
@@ -207,7 +204,7 @@ def _prepend_constant_node(
 def replace_value(region: OnnxGraph, old: ir.Value, new: Value) -> Undo:
     """Let users and outputs of `old` read `new`; names of outputs stay, and `new` inherits the name of `old`
     if an edit has just written it."""
-    journal = Journal()
+    journal = Journal(region.shared.names)
     if old is new:
         return journal.undo
     try:
@@ -215,6 +212,8 @@ def replace_value(region: OnnxGraph, old: ir.Value, new: Value) -> Undo:
             new, undo = add_constant(region, as_ref(new.value, new.dtype), "constant")
             journal.on_undo(undo)
         _redirect_uses(region.shared, old, new, journal)
+        if region.shared.tensor(new) is not None:
+            _give_scalars(region, new, journal)
         if old.is_graph_output():
             _redirect_outputs(region, old, new, journal)
         elif new in region.shared.fresh:
@@ -236,6 +235,20 @@ def _redirect_uses(shared: Shared, old: ir.Value, new: ir.Value, journal: Journa
     journal.on_undo(lambda: _redirect_back(shared, old, new, moved))
     for user, index, _, _ in moved:
         user.replace_input_with(index, new)
+
+
+def _give_scalars(region: OnnxGraph, constant: ir.Value, journal: Journal) -> None:
+    """Let Range read `constant` as a scalar: runtimes take a vector of one element, unless it is constant."""
+    readers = [(user, index) for user, index in constant.uses() if (user.domain, user.op_type) == ("", "Range")]
+    data = region.constant(constant) if readers else None
+    if data is None or data.ndim == 0 or data.size != 1:
+        return
+    scalar, undo = add_constant(region, ArrayRef(data.numpy().reshape(())), constant.name or "bound")
+    journal.on_undo(undo)
+    for user, index in readers:
+        journal.on_undo(partial(user.replace_input_with, index, constant))
+        user.replace_input_with(index, scalar)
+        region.shared.calls.pop(user, None)
 
 
 def _redirect_back(shared: Shared, old: ir.Value, new: ir.Value, moved: Sequence[tuple[Any, ...]]) -> None:
@@ -277,11 +290,8 @@ def _can_be_output(graph: ir.Graph, value: ir.Value) -> bool:
 
 
 def _append_identity(region: OnnxGraph, old: ir.Value, new: ir.Value, journal: Journal) -> ir.Value:
-    name, release = region.shared.names.fresh("identity")
-    journal.on_undo(release)
-    output_name, release = region.shared.names.fresh("identity_output")
-    journal.on_undo(release)
-    output = ir.Value(name=output_name)
+    name = region.shared.names.fresh("identity")
+    output = ir.Value(name=region.shared.names.fresh("identity_output"))
     node = ir.Node("", "Identity", [new], outputs=[output], name=name)
     region.ir.append(node)
     region.position_last(node)
@@ -291,15 +301,12 @@ def _append_identity(region: OnnxGraph, old: ir.Value, new: ir.Value, journal: J
 
 
 def _take_over(shared: Shared, old: ir.Value, new: ir.Value, journal: Journal) -> None:
-    """Give `new` the name, the declared type and the documentation of `old`; `old` gets a fresh name."""
-    name = old.name or ""
-    spare, release = shared.names.fresh(name)
-    journal.on_undo(release)
+    """Give `new` the name, the declared type and the documentation of `old`, whose name becomes that of `new`."""
     journal.on_undo(_restore(shared, old, new))
-    old.name, new.name = spare, name
+    old.name, new.name = new.name, old.name
     if new in shared.fresh:
         shared.fresh.discard(new)
-        journal.on_undo(lambda: shared.fresh.add(new))
+        journal.on_undo(partial(shared.fresh.add, new))
         _inherit_provenance(old, new, journal)
     _inherit_type(shared, old, new)
     if old.doc_string:
@@ -311,14 +318,14 @@ def _take_over(shared: Shared, old: ir.Value, new: ir.Value, journal: Journal) -
 
 
 def _restore(shared: Shared, old: ir.Value, new: ir.Value) -> Undo:
-    """What gives `old` its name back and makes `new` what it is now."""
-    name, given = old.name, shared.given_type(new)
-    kept = new.name, new.type, new.shape, new.doc_string
+    """What gives both their names back and makes `new` what it is now."""
+    names, given = (old.name, new.name), shared.given_type(new)
+    kept = new.type, new.shape, new.doc_string
     properties, annotation = dict(new.metadata_props), new.meta.get(QUANTIZATION)
 
     def undo() -> None:
-        old.name = name
-        new.name, new.type, new.shape, new.doc_string = kept
+        old.name, new.name = names
+        new.type, new.shape, new.doc_string = kept
         new.metadata_props.clear()
         new.metadata_props.update(properties)
         new.meta.pop(QUANTIZATION, None)

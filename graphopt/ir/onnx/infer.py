@@ -16,6 +16,8 @@ from graphopt.ir.graph import TensorType
 from graphopt.ir.onnx.dtypes import DATA_TYPES, NAMES
 from graphopt.ir.onnx.shared import all_graphs
 
+_INFERRED_DOMAINS = frozenset({"", "ai.onnx.ml"})
+"""Domains whose ops onnx infers. Only for results of others does inference start from what the file declares."""
 _SMALL_INTEGERS, _SMALL_OTHERS = 4096, 64
 """Bytes up to which a constant's data is given to inference: shapes, axes and the like, and scales of
 Resize."""
@@ -82,7 +84,7 @@ class _Skeleton:
         for node in graph:
             self._node(node, proto)
         for value in graph.outputs:
-            self._info(proto.output.add(), value)
+            self._output(proto.output.add(), value)
 
     def _constant(self, value: ir.Value, tensor: ir.TensorProtocol | None, proto: onnx.GraphProto) -> None:
         if tensor is None or not _is_small(tensor):
@@ -106,7 +108,7 @@ class _Skeleton:
         copy.output.extend(map(self._name, node.outputs))
         for attribute in node.attributes.values():
             self._attribute(attribute, copy)
-        for value in node.outputs:
+        for value in node.outputs if node.domain not in _INFERRED_DOMAINS else ():
             if value.name and not value.is_graph_output() and self._known(value) is not None:
                 self._info(proto.value_info.add(), value)
 
@@ -120,6 +122,13 @@ class _Skeleton:
                 self._graph(body, copy.graphs.add())
         elif attribute.type != ir.AttributeType.TENSOR or _is_small(attribute.as_tensor()):
             node.attribute.append(ir.to_proto(attribute))
+
+    def _output(self, info: onnx.ValueInfoProto, value: ir.Value) -> None:
+        """The shape of an output is inferred like any other: what the file declares need not be true."""
+        self._info(info, value)
+        producer = value.producer()
+        if producer is not None and producer.domain in _INFERRED_DOMAINS:
+            info.type.tensor_type.ClearField("shape")
 
     def _info(self, info: onnx.ValueInfoProto, value: ir.Value) -> None:
         info.name = self._name(value)

@@ -12,9 +12,9 @@ from graphopt.ir.onnx import (
     read_linear,
     read_normalization,
 )
-from graphopt.ir.onnx.reading import Reader
+from graphopt.ir.onnx.reading import AnyReader
 
-READERS: Mapping[tuple[str, str], Reader] = {
+READERS: Mapping[tuple[str, str], AnyReader] = {
     **read_elementwise.READERS,
     **read_linear.READERS,
     **read_convolution.READERS,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from graphopt.ir.onnx.dtypes import NAMES
-from graphopt.ir.onnx.reading import CannotRead, Reader, Reading, Said
+from graphopt.ir.onnx.reading import AnyReader, CannotRead, PlainReader, Reader, Reading, Said
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -203,9 +203,9 @@ _OTHER: Mapping[str, tuple[str, Callable[[Reading], Said]]] = {
     "Dropout": ("identity", dropout),
 }
 
-READERS: Mapping[tuple[str, str], Reader] = {
-    **{("", name): Reader(op, unary) for name, op in _UNARY.items()},
-    **{("", name): Reader(op, binary) for name, op in _BINARY.items()},
+READERS: Mapping[tuple[str, str], AnyReader] = {
+    **{("", name): PlainReader(op, 1, Reader(op, unary)) for name, op in _UNARY.items()},
+    **{("", name): PlainReader(op, 2, Reader(op, binary)) for name, op in _BINARY.items()},
     **{("", name): Reader(op, read) for name, (op, read) in _OTHER.items()},
     ("com.microsoft", "Gelu"): Reader("gelu", gelu_microsoft),
     ("com.microsoft", "FastGelu"): Reader("gelu", fast_gelu),

@@ -29,9 +29,7 @@ def reshape(n: Reading) -> Said:
     if inferred is not None:
         n.optional(1)
         return (x, None), {"shape": inferred}
-    if allow_zero:
-        raise CannotRead("a computed shape in which 0 is a size")
-    return (x, n.operand(1)), {"shape": None}
+    return (x, n.operand(1)), {"shape": None, "allow_zero": allow_zero}
 
 
 def _plain(shape: Sequence[int]) -> bool:
@@ -57,7 +55,7 @@ def _copied(n: Reading, x: Value, target: tuple[int, ...]) -> tuple[int, ...] | 
 
 def _inferred_shape(n: Reading) -> tuple[int, ...] | None:
     """The shape of the result, however its target is computed: all its sizes but one have to be known."""
-    known = n.type(n.node.outputs[0])
+    known = n.inferred_type(n.node.outputs[0])
     if known is None or known.shape is None or 0 in known.shape:
         return None
     shape = tuple(s if isinstance(s, int) else -1 for s in known.shape)

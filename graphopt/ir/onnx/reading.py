@@ -22,6 +22,8 @@ class Facts(Protocol):
 
     def type(self, value: Value) -> TensorType | None: ...
 
+    def inferred_type(self, value: ir.Value) -> TensorType | None: ...
+
     def constant(self, value: Value) -> TensorRef | None: ...
 
 
@@ -148,6 +150,10 @@ class Reading:
     def type(self, value: Value) -> TensorType | None:
         return self._facts.type(value)
 
+    def inferred_type(self, value: ir.Value) -> TensorType | None:
+        """Type of `value` as far as it follows from the inputs and the ops, not from a declaration."""
+        return self._facts.inferred_type(value)
+
     def dtype(self, value: Value) -> str:
         known = self.type(value)
         if known is None:
@@ -223,3 +229,27 @@ class Reader:
         named = [value if value.name else None for value in node.outputs[:outputs]]
         named += [None] * (outputs - len(named))
         return Call(node, self.op, tuple(operands), fields, tuple(named))
+
+
+BROADCASTS = 7
+"""The first opset in which every binary op broadcasts as numpy does and needs no attribute for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlainReader:
+    """How an op is read whose operands and one result are the vocabulary's and that has no attribute; a node
+    that is not of this plain form is left to `otherwise`."""
+
+    op: str
+    operands: int
+    otherwise: Reader
+
+    def __call__(self, node: ir.Node, opset: int, facts: Facts) -> Call | Unreadable:
+        operands, outputs = node.inputs, node.outputs
+        plain = len(operands) == self.operands and len(outputs) == 1 and not node.attributes.data
+        if not plain or None in operands or not outputs[0].name or opset < BROADCASTS:
+            return self.otherwise(node, opset, facts)
+        return Call(node, self.op, tuple(operands), {}, tuple(outputs))
+
+
+AnyReader: TypeAlias = Reader | PlainReader

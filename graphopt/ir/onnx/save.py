@@ -5,21 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import onnx
 import onnx_ir as ir
 
 from graphopt.ir.onnx.constants import reopened
 from graphopt.ir.onnx.shared import all_graphs
+from graphopt.ir.onnx.streaming import stream, write_proto
 
 PROTO_LIMIT = 1_900_000_000
 """Bytes of tensors beyond which they go to a file beside the model; a protobuf message cannot exceed 2
 GiB."""
 _INLINE = 1024
+_STREAMED = 1 << 16
+"""Bytes from which a tensor is written without being put into a message first."""
 _ALIGNMENT = 4096
 
 
@@ -33,9 +35,12 @@ class Carried:
 
 
 def to_proto(model: ir.Model, carried: Carried) -> onnx.ModelProto:
-    """`model` as a proto, without the declarations of initialiser types that onnx_ir adds."""
+    """`model` as a proto, without what onnx_ir adds: declarations of initialiser types, and the metadata of a
+    tensor a second time."""
     proto = ir.to_proto(model)
     _drop_added_declarations(proto.graph, carried.declared)
+    for function in proto.functions:
+        _drop_repeated_metadata((), function.node)
     proto.training_info.extend(carried.training)
     return proto
 
@@ -47,12 +52,23 @@ def _drop_added_declarations(graph: onnx.GraphProto, declared: frozenset[str]) -
         if len(kept) < len(graph.value_info):
             del graph.value_info[:]
             graph.value_info.extend(kept)
+    _drop_repeated_metadata(graph.initializer, graph.node)
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 _drop_added_declarations(attribute.g, declared)
             for body in attribute.graphs:
                 _drop_added_declarations(body, declared)
+
+
+def _drop_repeated_metadata(tensors: Iterable[onnx.TensorProto], nodes: Iterable[onnx.NodeProto]) -> None:
+    held = (a.t for node in nodes for a in node.attribute if a.type == onnx.AttributeProto.TENSOR)
+    for tensor in (*tensors, *held):
+        once = {entry.key: entry.value for entry in tensor.metadata_props}
+        if len(once) < len(tensor.metadata_props):
+            del tensor.metadata_props[:]
+            for key, value in once.items():
+                tensor.metadata_props.add(key=key, value=value)
 
 
 def save_model(model: ir.Model, path: Path, carried: Carried, limit: int = PROTO_LIMIT) -> None:
@@ -65,8 +81,10 @@ def save_model(model: ir.Model, path: Path, carried: Carried, limit: int = PROTO
     copy = model.clone()
     if sum(tensor.nbytes for tensor in _tensors(copy)) <= limit:
         _load_external(copy)
+        large = _take_out_large(copy)
         with _temporary(path) as temporary:
-            temporary.write_bytes(to_proto(copy, carried).SerializeToString())
+            with temporary.open("wb") as file:
+                write_proto(_without_references(to_proto(copy, carried), large), large, file)
             os.replace(temporary, path)
         return
     data = path.with_name(path.name + ".data")
@@ -105,7 +123,12 @@ def _load_external(model: ir.Model) -> None:
 
 def _inline(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     return ir.LazyTensor(
-        lambda: reopened(tensor), tensor.dtype, ir.Shape(tensor.shape.numpy()), name=tensor.name
+        lambda: reopened(tensor),
+        tensor.dtype,
+        ir.Shape(tensor.shape.numpy()),
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
     )
 
 
@@ -118,6 +141,39 @@ def _inline_attributes(model: ir.Model) -> None:
                 tensor = attribute.as_tensor()
                 if isinstance(tensor, ir.ExternalTensor):
                     node.attributes[name] = ir.AttrTensor(name, _inline(tensor), attribute.doc_string)
+
+
+def _take_out_large(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """The large initialisers of the main graph by name. In `model` they become references to nothing."""
+    large = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes >= _STREAMED:
+            large[name] = tensor
+            value.const_value = _reference(tensor, "", 0, "")
+    return large
+
+
+def _without_references(proto: onnx.ModelProto, names: Container[str]) -> onnx.ModelProto:
+    for tensor in proto.graph.initializer:
+        if tensor.name in names:
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+    return proto
+
+
+def _reference(tensor: ir.TensorProtocol, location: str, offset: int, folder: str) -> ir.ExternalTensor:
+    return ir.ExternalTensor(
+        location,
+        offset,
+        tensor.nbytes,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name or "",
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+        base_dir=folder,
+    )
 
 
 def _write_data(model: ir.Model, temporary: Path, final: Path) -> None:
@@ -133,24 +189,8 @@ def _write_data(model: ir.Model, temporary: Path, final: Path) -> None:
                 continue
             offset = -(-file.tell() // _ALIGNMENT) * _ALIGNMENT
             file.write(b"\0" * (offset - file.tell()))
-            _stream(tensor, file)
-            value.const_value = ir.ExternalTensor(
-                final.name,
-                offset,
-                tensor.nbytes,
-                tensor.dtype,
-                shape=ir.Shape(tensor.shape.numpy()),
-                name=value.name or "",
-                base_dir=str(final.parent),
-            )
-
-
-def _stream(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
-    tofile = getattr(tensor, "tofile", None)
-    if tofile is None:
-        file.write(tensor.tobytes())
-    else:
-        tofile(file)
+            stream(tensor, file)
+            value.const_value = _reference(tensor, final.name, offset, str(final.parent))
 
 
 def _reads_from(model: ir.Model, data: Path) -> bool:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from graphopt.ir.graph import Call, TensorType, Undo, Unreadable
+from graphopt.ir.graph import Call, TensorType, Unreadable
 from graphopt.ir.onnx import dtypes
 from graphopt.ir.onnx.constants import constant_node_tensor, tensor_ref
 from graphopt.ir.onnx.read import READERS
-from graphopt.ir.onnx.reading import Reader
+from graphopt.ir.onnx.reading import AnyReader
 from graphopt.ir.weights import TensorRef
 
 if TYPE_CHECKING:
@@ -62,32 +62,41 @@ class Names:
         self._model = model
         self._used: set[str] | None = None
         self._next: dict[str, int] = {}
+        self._given: list[tuple[str, str, int]] = []
+        """Each name given out, with its hint and the number at which the search for it began."""
 
     def _collect(self) -> set[str]:
         used: set[str] = set()
         for graph in all_graphs(self._model):
-            used.update(value.name or "" for value in graph_values(graph))
-            used.update(node.name or "" for node in graph)
+            used.update([value.name or "" for value in graph_values(graph)])
+            used.update([node.name or "" for node in graph])
         return used
 
-    def fresh(self, hint: str) -> tuple[str, Undo]:
-        """An unused name derived from `hint`, and what gives it back."""
+    def fresh(self, hint: str) -> str:
+        """An unused name derived from `hint`."""
         if self._used is None:
             self._used = self._collect()
-        used, first = self._used, self._next.get(hint, 0)
-        number = first
+        number = first = self._next.get(hint, 0)
         name = hint if number == 0 else f"{hint}_{number}"
-        while name in used:
+        while name in self._used:
             number += 1
             name = f"{hint}_{number}"
-        used.add(name)
+        self._used.add(name)
         self._next[hint] = number + 1
+        self._given.append((name, hint, first))
+        return name
 
-        def release() -> None:
-            used.discard(name)
+    def mark(self) -> int:
+        """The present, to be given to `release_since`."""
+        return len(self._given)
+
+    def release_since(self, mark: int) -> None:
+        """Take back the names given out since `mark`. Edits are undone in reverse, so nobody needs them."""
+        while len(self._given) > mark:
+            name, hint, first = self._given.pop()
             self._next[hint] = first
-
-        return name, release
+            if self._used is not None:
+                self._used.discard(name)
 
 
 class Shared:
@@ -98,7 +107,7 @@ class Shared:
         self.names = Names(model)
         self.regions: dict[ir.Graph, OnnxGraph] = {}
         functions = {(domain, name) for domain, name, _ in model.functions}
-        self.readers: Mapping[tuple[str, str], Reader] = {
+        self.readers: Mapping[tuple[str, str], AnyReader] = {
             k: r for k, r in READERS.items() if k not in functions
         }
         """Reader by domain and op type; a function of the model hides the op that it is named after."""
@@ -129,6 +138,10 @@ class Shared:
                 result = None if ref is None else TensorType(ref.dtype, ref.shape)
             self._types[value] = result
             return result
+
+    def inferred_type(self, value: ir.Value) -> TensorType | None:
+        """What follows from the inputs' types and the ops alone, whatever the file declares of `value`."""
+        return self._inferred.get(value)
 
     def give_type(self, value: ir.Value, type_: TensorType | None) -> None:
         """Note a type without declaring it in the model, so that saving does not write it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -107,6 +108,10 @@ class OnnxGraph(Graph):
     def type(self, value: Value) -> TensorType | None:
         return TensorType(value.dtype, ()) if isinstance(value, Literal) else self.shared.type(value)
 
+    def inferred_type(self, value: ir.Value) -> TensorType | None:
+        """What inference found, without trust in what the file declares."""
+        return self.shared.inferred_type(value)
+
     def constant(self, value: Value) -> TensorRef | None:
         if isinstance(value, Literal):
             return as_ref(value.value, value.dtype)
@@ -155,7 +160,7 @@ class OnnxGraph(Graph):
         before: ir.Node,
         types: Sequence[TensorType | None],
     ) -> tuple[list[Value], list[ir.Node], Undo]:
-        operand_types = [None if value is None else self.type(value) for value in operands]
+        operand_types = [None if value is None else partial(self.type, value) for value in operands]
         present = [value is not None for value in operands]
         written, results = draft(op, fields, operand_types, self.opset, present=present, outputs=len(types))
         hint = op.rpartition("::")[2].lower()

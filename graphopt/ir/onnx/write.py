@@ -16,7 +16,7 @@ from graphopt.ir.onnx import (
     write_linear,
     write_normalization,
 )
-from graphopt.ir.onnx.drafting import Draft, Fields, Slot, Writer
+from graphopt.ir.onnx.drafting import Draft, Fields, Slot, SlotType, Writer
 
 WRITERS: Mapping[str, Writer] = {
     **write_elementwise.WRITERS,
@@ -32,7 +32,7 @@ WRITERS: Mapping[str, Writer] = {
 def draft(
     op: str,
     fields: Mapping[str, Any],
-    types: Sequence[TensorType | None],
+    types: Sequence[SlotType],
     opset: int,
     *,
     present: Sequence[bool],
@@ -60,9 +60,9 @@ def draft(
 
 def _check_read(written: Draft, op: str) -> None:
     """Every operand that there is has to have been written into some node."""
-    used = {id(slot) for node in written.nodes for slot in node.inputs}
+    used = {slot for node in written.nodes for slot in node.inputs}
     for index, slot in enumerate(written.operands):
-        if slot is not None and id(slot) not in used:
+        if slot is not None and slot not in used:
             raise CannotEmit(f"ONNX cannot say operand {index} of {op}")
 
 

@@ -27,7 +27,7 @@ def _target(d: Draft, f: Fields, index: int) -> tuple[Slot, tuple[int, ...] | No
 def reshape(d: Draft, f: Fields) -> list[Slot]:
     x = d.operand(0, "x")
     target, sizes = _target(d, f, 1)
-    zero = sizes is not None and 0 in sizes
+    zero = f["allow_zero"] or (sizes is not None and 0 in sizes)
     if zero and d.opset < 14:
         raise CannotEmit("Reshape to a size of 0 needs opset 14")
     return d.node("Reshape", [x, target], {"allowzero": 1 if zero else None}, since=5)

@@ -12,12 +12,17 @@ from graphopt.ir.ops.spec import op
 
 @op()
 def reshape(
-    d: Domain, x: Tensor, target: Tensor | None = None, *, shape: tuple[int, ...] | None = None
+    d: Domain,
+    x: Tensor,
+    target: Tensor | None = None,
+    *,
+    shape: tuple[int, ...] | None = None,
+    allow_zero: bool = False,
 ) -> Tensor:
     """x, row by row, in another shape: `shape` (one -1 is inferred, 0 is a size), or the int64 tensor
-    `target`, where 0 means the size that x has there."""
+    `target`, where 0 means the size that x has there unless `allow_zero` makes it a size too."""
     sizes = _sizes(target, shape)
-    if target is not None:
+    if target is not None and not allow_zero:
         sizes = tuple(x.shape[i] if size == 0 else size for i, size in enumerate(sizes))
     return np.reshape(x, sizes)
 

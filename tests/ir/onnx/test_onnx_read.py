@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx import helper, numpy_helper
 from onnx_cases import CASES, IMAGE, NORM, Case, X, c, real, weight
 
 from graphopt.ir.graph import Call, Literal
@@ -116,15 +117,33 @@ def test_computed_shape_is_the_target_operand():
     case = Case("Reshape", [X, np.asarray([4, 6])], "")
     region, node, call = read(case)
     assert call.operands == tuple(node.inputs)
-    assert call.fields == {"shape": None}
+    assert call.fields == {"shape": None, "allow_zero": False}
 
 
-def test_computed_shape_whose_result_is_known_is_a_plain_shape():
+def test_computed_shape_whose_result_is_inferred_is_a_plain_shape():
+    batch = helper.make_tensor_value_info("x", 1, ["n", 2, 3])
+    result = helper.make_tensor_value_info("y", 1, None)
+    nodes = [
+        helper.make_node("Shape", ["x"], ["n"], start=0, end=1),
+        helper.make_node("Concat", ["n", "six"], ["target"], axis=0),
+        helper.make_node("Reshape", ["x", "target"], ["y"]),
+    ]
+    six = numpy_helper.from_array(np.asarray([6]), "six")
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [batch], [result], [six]), opset_imports=[helper.make_opsetid("", 18)]
+    )
+    region = load_onnx(model).main
+    call = region.call(list(region.nodes())[-1])
+    assert call.fields == {"shape": (-1, 6)}
+    assert call.operands[1] is None
+
+
+def test_computed_shape_is_not_taken_from_what_the_file_declares():
     model = case_with_declared_output("Reshape", [X, np.asarray([4, 6])], ("n", 6))
     region = load_onnx(model).main
     (node,) = region.nodes()
-    assert region.call(node).fields == {"shape": (-1, 6)}
-    assert region.call(node).operands[1] is None
+    assert region.call(node).fields == {"shape": None, "allow_zero": False}
+    assert region.call(node).operands[1] is not None
 
 
 def case_with_declared_output(op_type, inputs, shape):

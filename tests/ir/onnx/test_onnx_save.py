@@ -143,3 +143,11 @@ def test_weights_are_listed_once_each():
     { a = Add(x, w)  c = Constant <value = int64[1] {3}> ()  y = Reshape(a, c) }
     """
     assert load_onnx(parse(text)).weights() == [("w", 2, 8), ("c", 1, 8)]
+
+
+def test_metadata_of_tensors_is_written_once():
+    model = parse("g (float[2] x) => (float[2] y) <float[2] w = {1,2}> { y = Add(x, w) }")
+    model.graph.initializer[0].metadata_props.add(key="a", value="b")
+    for _ in range(2):
+        model = load_onnx(model).export()
+    assert [(p.key, p.value) for p in model.graph.initializer[0].metadata_props] == [("a", "b")]

@@ -25,8 +25,14 @@ def reshape(x: np.ndarray, shape: tuple[int, ...], *, zero_copies: bool = False)
     return Case("reshape", [x], {"shape": shape}, onnx=node, torch=lambda x: x.reshape(shape))
 
 
+def reshape_by_operand(x: np.ndarray, shape: tuple[int, ...]) -> Case:
+    operands = [x, int64(*shape)]
+    return Case("reshape", operands, {"allow_zero": True}, onnx=Node("Reshape", {"allowzero": 1}, inputs=operands))
+
+
 EMPTY = np.zeros((0, 6), np.float32)
 RESHAPES = [
+    reshape_by_operand(EMPTY, (2, 0, 5)),
     reshape(X, (6, 4)),
     reshape(INTEGERS, (2, -1)),
     reshape(X, (24,)),

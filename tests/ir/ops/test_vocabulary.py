@@ -110,6 +110,7 @@ def test_fields_have_the_defaults_that_graphs_leave_unsaid() -> None:
         ("cumsum", "reverse"): False,
         ("topk", "largest"): True,
         ("reshape", "shape"): None,
+        ("reshape", "allow_zero"): False,
         ("expand", "shape"): None,
         ("pad", "mode"): "constant",
         ("shape", "start"): 0,
