@@ -83,7 +83,7 @@ class Verdict:
     case: str
     status: str
     """"ok"; "wrong", "invalid", "unloadable", "exception", "larger" or "lost"; "crash" or "timeout" of the process;
-    "not run" if onnxruntime cannot run the original."""
+    "not run" if onnxruntime cannot run the original, and nothing else is wrong."""
     detail: str = ""
     before: int = 0
     """Nodes of the main graph, Constant nodes not counted."""
@@ -93,42 +93,49 @@ class Verdict:
 
 def judge(case: Case, tool: Tool) -> Verdict:
     """Run one case: outputs, validity and size of the result beside those of the original."""
-    try:
-        expected = run_case(case.model, case.feeds)
-        repeatable = not difference(run_case(case.model, case.feeds), expected)
-    except Exception as error:  # noqa: BLE001  onnxruntime's errors have no common base
-        return Verdict(case.name, "not run", _told(error))
+    expected, refusal = _expected(case)
     original = case.model.SerializeToString(deterministic=True)
     start = time.perf_counter()
     try:
         result = tool(case.model)
-    except Exception as error:  # noqa: BLE001  what a tool raises is what is to be found out
+    except Exception as error:  # what a tool raises is what is to be found out
         return Verdict(case.name, "exception", _told(error), seconds=time.perf_counter() - start)
     seconds = time.perf_counter() - start
     before = onnx.ModelProto.FromString(original)
-    counts = {"before": nodes_of(before), "after": nodes_of(result), "seconds": seconds}
-    status, detail = _status(before, case, result, expected if repeatable else None)
+    status, detail = _structure(before, result)
+    if status == "ok":
+        status, detail = ("not run", refusal) if refusal else _results(case, result, expected)
     if status == "ok" and case.model.SerializeToString(deterministic=True) != original:
         status, detail = "wrong", "the model that was given was modified"
-    return Verdict(case.name, status, detail, **counts)
+    return Verdict(case.name, status, detail, nodes_of(before), nodes_of(result), seconds)
 
 
-def _status(
-    before: onnx.ModelProto, case: Case, result: onnx.ModelProto, expected: Sequence[Any] | None
-) -> tuple[str, str]:
+def _expected(case: Case) -> tuple[list[Any] | None, str]:
+    """The outputs of the original, None if they differ from run to run; and why it cannot be run, if so."""
+    try:
+        first, second = (run_case(case.model, case.feeds) for _ in range(2))
+    except Exception as error:  # onnxruntime's errors have no common base
+        return None, _told(error)
+    return None if difference(second, first) else first, ""
+
+
+def _structure(before: onnx.ModelProto, result: onnx.ModelProto) -> tuple[str, str]:
     for full in (False, True):
         if invalid(before, full) is None and (reason := invalid(result, full)) is not None:
             return "invalid", reason
-    try:
-        got = run_case(result, case.feeds)
-    except Exception as error:  # noqa: BLE001  onnxruntime's errors have no common base
-        return "unloadable", _told(error)
-    if expected is not None and (reason := difference(got, expected)):
-        return "wrong", reason
     if lost := losses(before, result):
         return "lost", ", ".join(lost)
     size, limit = result.ByteSize(), before.ByteSize() * (1 + GROWTH) + ROOM
     return ("larger", f"{before.ByteSize()} -> {size} bytes") if size > limit else ("ok", "")
+
+
+def _results(case: Case, result: onnx.ModelProto, expected: Sequence[Any] | None) -> tuple[str, str]:
+    try:
+        got = run_case(result, case.feeds)
+    except Exception as error:  # onnxruntime's errors have no common base
+        return "unloadable", _told(error)
+    reason = "" if expected is None else difference(got, expected)
+    return ("wrong", reason) if reason else ("ok", "")
 
 
 def run_case(model: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any]:
@@ -207,7 +214,7 @@ def invalid(model: onnx.ModelProto, full: bool) -> str | None:
     """What the checker says against `model`, with or without shape inference."""
     try:
         onnx.checker.check_model(model, full_check=full)
-    except Exception as error:  # noqa: BLE001  the checker and inference raise errors of several modules
+    except Exception as error:  # the checker and inference raise errors of several modules
         return _told(error)
     return None
 

@@ -153,7 +153,7 @@ def _reshape_target(content: Content, sizes: Sequence[Element]) -> list[int] | N
 
 
 def _inferred(content: Content, sizes: Sequence[Element]) -> list[Element]:
-    """The target with its -1 as the number that the number of elements makes it, where sizes cancel out.
+    """The target with its -1 as what the number of elements makes it, where all sizes but one at most cancel out.
 
     That holds unless one of those sizes is 0; beside an empty axis the standard leaves -1 undefined.
     """
@@ -163,8 +163,11 @@ def _inferred(content: Content, sizes: Sequence[Element]) -> list[Element]:
         return elements
     whole, whole_names = _product(sizes)
     part, part_names = _product(others)
-    if whole_names == part_names and part > 0 and whole > 0 and whole % part == 0:
-        elements[elements.index(-1)] = whole // part
+    rest = whole_names - part_names
+    if part_names - whole_names or rest.total() > 1 or part <= 0 or whole <= 0 or whole % part:
+        return elements
+    factor = whole // part
+    elements[elements.index(-1)] = Size(*rest, factor) if rest else factor
     return elements
 
 
@@ -193,9 +196,9 @@ def _fragment(graph: Graph, change: Proposal, node: Node) -> list[Node] | None:
 
     Sizes that are equal in truth but have unrelated names would be drawn different, and an empty axis would leave
     undefined what the shape leaves to be inferred. Then the node stands alone, if the change follows from the
-    computation.
+    computation and the type of the result tells a shape to draw.
     """
-    if change.follows and change.infers:
+    if change.follows and change.infers and _is_determined(graph, node):
         return [node]
     nodes = _computation(graph, change.shape, node)
     if node is graph.producer(change.shape):
@@ -203,6 +206,11 @@ def _fragment(graph: Graph, change: Proposal, node: Node) -> list[Node] | None:
     if nodes is not None and _sizes_are_tied(graph, graph.raw_call(node).operands[0], nodes):
         return nodes
     return [node] if change.follows else None
+
+
+def _is_determined(graph: Graph, node: Node) -> bool:
+    result = graph.type(graph.raw_call(node).outputs[0])
+    return result is not None and result.shape is not None and sum(not isinstance(d, int) for d in result.shape) <= 1
 
 
 def _sizes_are_tied(graph: Graph, x: Value, nodes: Sequence[Node]) -> bool:

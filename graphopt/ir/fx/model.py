@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 from uuid import uuid4
 
 import torch
@@ -106,7 +106,10 @@ class FxModel(Model):
         temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
         try:
             with temporary.open("wb") as file:
-                torch.export.save(self.program(), file)
+                careful = _Careful(file)
+                torch.export.save(self.program(), careful)  # type: ignore[arg-type]
+                if careful.failure is not None:
+                    raise careful.failure
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -135,6 +138,27 @@ class FxModel(Model):
             replace(spec, arg=replace(spec.arg, name=value.name)) if isinstance(value, fx.Node) else spec
             for spec, value in zip(self._output_specs, returned, strict=True)
         ]
+
+
+class _Careful:
+    """A file that keeps its first error instead of raising it: torch's archive writer aborts the process when a
+    write raises, as on a full disk."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        if self.failure is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.failure = error
+        return size
+
+    def flush(self) -> None:
+        """Closing the file does that, and may raise."""
 
 
 def _in_state_dict(weight: Weight) -> bool:

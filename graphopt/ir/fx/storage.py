@@ -417,7 +417,11 @@ class FxGraph(Graph):
 
 def _is_plain(value: Any) -> bool:
     """Whether every elementwise op of one operand takes a tensor like `value` and gives one like it."""
-    return DTYPE_NAMES.get(value.dtype) in FLOATS and value.layout is torch.strided and value.is_contiguous()
+    if not isinstance(value, torch.Tensor) or DTYPE_NAMES.get(value.dtype) not in FLOATS:
+        return False
+    # Asking for the layout of a dynamic shape would add guards to it.
+    static = value.layout is torch.strided and all(type(size) is int for size in value.shape)
+    return static and value.is_contiguous()
 
 
 def _is_given(node: fx.Node) -> bool:
