@@ -71,18 +71,16 @@ def _share(tool: str, names: list[str], first: int, limit: float) -> list[Verdic
     verdicts: list[Verdict] = []
     position = first
     while position < len(names):
-        start, status = position, "crash"
+        status, detail = "crash", "the process ended"
         for verdict in _lines(tool, position, limit):
             if verdict is None:
-                status = "timeout"
+                status, detail = "timeout", f"over {limit:g} s"
                 break
             verdicts.append(verdict)
             position += WORKERS
         if position < len(names):
-            verdicts.append(Verdict(names[position], status, "the process ended" if status == "crash" else f"over {limit} s"))
+            verdicts.append(Verdict(names[position], status, detail))
             position += WORKERS
-        if position == start:
-            break
     return verdicts
 
 

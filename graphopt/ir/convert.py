@@ -27,10 +27,8 @@ def from_scratch(scratch: ScratchGraph, storage: str, *, opset: int = 21) -> Mod
         UnsupportedError: the storage cannot say some op; the message lists every reason.
     """
     types = [_known(scratch, v) for v in scratch.inputs()]
-    if storage == "onnx":
-        model = _onnx_skeleton(scratch, types, opset)
-    else:
-        model = _fx_skeleton(types, len(scratch.outputs()))
+    outputs = len(scratch.outputs())
+    model = _onnx_skeleton(scratch, types, opset) if storage == "onnx" else _fx_skeleton(types, outputs)
     graph = model.main
     anchors = list(graph.nodes())
     _write(scratch, graph, anchors[0])

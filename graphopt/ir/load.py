@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
 
-from graphopt.errors import ModelError
+from graphopt.errors import GraphoptError, MissingExtraError, ModelError
 from graphopt.ir.model import Model
 
 
@@ -14,7 +15,7 @@ def load_model(source: Any, *, example_inputs: Any = None, dynamic_shapes: Any =
     """`source` as a Model; neither the object nor the file is ever modified.
 
     Args:
-        source: path of an .onnx file (or of an exported program, .pt2), onnx.ModelProto, onnx_ir.Model,
+        source: path of an .onnx file, onnx.ModelProto, onnx_ir.Model,
             onnx_graphsurgeon.Graph, torch.nn.Module, torch.export.ExportedProgram or torch.fx.GraphModule.
         example_inputs: what a torch module is traced with: a tuple of positional inputs, a dict of keyword
             inputs, or a pair of both. ONNX models need none.
@@ -38,19 +39,32 @@ def load_model(source: Any, *, example_inputs: Any = None, dynamic_shapes: Any =
 
 
 def _load_path(path: Path) -> Model:
-    if path.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt"):
+    suffix = path.suffix.lower()
+    if suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt"):
         raise ModelError(
-            f"{path}: a pickled torch file is not opened, since opening it runs code from it; load the weights with "
-            "torch.load(..., weights_only=True) into your module and pass the module"
+            f"{path}: a pickled torch file is not opened, since opening it runs code from it; expected an .onnx file; "
+            "load the weights with torch.load(..., weights_only=True) into your module and pass the module"
         )
+    if suffix == ".pt2":
+        raise _exported_program(path)
     from graphopt.ir.onnx.load import load_onnx
 
     return load_onnx(path)
+
+
+def _exported_program(path: Path) -> GraphoptError:
+    """Why the file of an exported program is not opened: torch unpickles parts of it."""
+    if importlib.util.find_spec("torch") is None:
+        return MissingExtraError(f"{path}: an exported program needs torch: pip install graphopt[torch]")
+    return ModelError(
+        f"{path}: the file of an exported program is not opened, since torch may unpickle what it holds; expected an "
+        ".onnx file or an object; if you trust the file, pass torch.export.load(path)"
+    )
 
 
 def _is_torch(source: Any) -> bool:
     torch = sys.modules.get("torch")
     if torch is None:
         return False
-    exported = getattr(getattr(torch, "export", None), "ExportedProgram", ())
-    return isinstance(source, torch.nn.Module) or isinstance(source, exported)
+    exported = getattr(getattr(torch, "export", None), "ExportedProgram", torch.nn.Module)
+    return isinstance(source, torch.nn.Module | exported)

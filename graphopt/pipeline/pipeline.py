@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from graphopt.errors import PipelineError, RuleError
 from graphopt.ir.model import Model
@@ -25,7 +25,7 @@ def make_passes(passes: str | Sequence[str | Pass], registry: Registry | None = 
     """
     registry = registry or registered_passes()
     made: list[Pass] = []
-    for item in [passes] if isinstance(passes, str | Pass) else passes:
+    for item in passes if isinstance(passes, Iterable) and not isinstance(passes, str) else [passes]:
         if isinstance(item, Pass):
             made.append(item)
         elif isinstance(item, str):

@@ -43,7 +43,8 @@ class Driver:
         self.notes: list[str] = []
         self._queue: deque[Node] = deque()
         self._queued: set[Node] = set()
-        self._dead: set[Node] = set()
+        self._present: set[Node] = set()
+        """The nodes of this region; readers inside control-flow bodies are for the driver of their own."""
         self._quarantine: set[tuple[str, Node]] = set()
         self._generation: dict[Node, int] = {}
         self._waiting: dict[Value, list[Node]] = {}
@@ -52,6 +53,7 @@ class Driver:
         """Run to the fixed point. Deterministic: the order depends on the graph and the rules alone."""
         self._queue = deque(self.graph.nodes())
         self._queued = set(self._queue)
+        self._present = set(self._queue)
         most = self.ledger.kept + GROWTH * len(self._queue)
         while self._queue and not self._must_stop(most):
             self._run_until_kept()
@@ -68,7 +70,7 @@ class Driver:
         while self._queue:
             node = self._queue.popleft()
             self._queued.discard(node)
-            if node in self._dead:
+            if node not in self._present:
                 continue
             self.visits += 1
             rules = candidates(graph, node)
@@ -76,7 +78,7 @@ class Driver:
                 return
 
     def _push(self, node: Node) -> None:
-        if node not in self._queued and node not in self._dead:
+        if node in self._present and node not in self._queued:
             self._queued.add(node)
             self._queue.append(node)
 
@@ -166,7 +168,8 @@ class Driver:
     def _follow(self, match: Match, nodes: Sequence[Node], journal: Journal) -> None:
         """Queue whatever the application may have made possible."""
         generation = 1 + self._oldest(nodes)
-        self._dead.update(journal.removed)
+        self._present.difference_update(journal.removed)
+        self._present.update(journal.inserted)
         for node in nodes if self._waiting else ():
             if node not in journal.removed:
                 continue
@@ -188,13 +191,8 @@ class Driver:
             if step:
                 outputs = [o for n in nodes for o in results(n) if o is not None]
                 nodes = list(dict.fromkeys([u for o in outputs for u in users(o)]))
-            # Readers inside control-flow bodies are for the driver of their own region.
-            nodes = [n for n in nodes if self._is_here(n)]
             for node in nodes:
                 self._push(node)
-
-    def _is_here(self, node: Node) -> bool:
-        return any(o is not None and self.graph.producer(o) is node for o in self.graph.results(node))
 
 
 def write_match(rule: Rule, match: Match, nodes: Sequence[Node]) -> Callable[[Journal], None]:

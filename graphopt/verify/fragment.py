@@ -38,7 +38,9 @@ def cut(change: Change) -> Fragment:
     return Fragment(graph, tuple(inputs), before, after)
 
 
-def _with_context(graph: Graph, inserted: Sequence[Node], outputs: Sequence[Value], nodes: Iterable[Node]) -> tuple[Node, ...]:
+def _with_context(
+    graph: Graph, inserted: Sequence[Node], outputs: Sequence[Value], nodes: Iterable[Node]
+) -> tuple[Node, ...]:
     """The inserted nodes, and before them the producers of outputs that were in the graph already (merging two equal
     nodes replaces one's output by the other's: both must be computed to be compared)."""
     shared = _boundary(graph, Side(tuple(nodes), ()))

@@ -109,7 +109,9 @@ def whole_feeds(graph: Graph, examples: Any = None) -> list[Array]:
         if not missing:
             return [np.asarray(examples[graph.name(v)]) for v in inputs]
         if graph.storage == "onnx":
-            raise ModelError(f"example inputs lack {missing[0]!r}; the model's inputs are {[graph.name(v) for v in inputs]}")
+            raise ModelError(
+                f"example inputs lack {missing[0]!r}; the model's inputs are {[graph.name(v) for v in inputs]}"
+            )
     rng = np.random.default_rng(0)
     return [_draw(rng, graph.name(v), graph.type(v)) for v in inputs]
 

@@ -234,7 +234,7 @@ def test_a_rewrite_that_edits_behind_the_journal_is_named():
 
         def rewrite(self, m, build):
             m.graph.replace(m.out, m.x)
-            return None
+            return
 
     graph, _ = graph_of("exp", "neg")
     with pytest.raises(RuleError, match="behind the journal's back"):

@@ -90,7 +90,9 @@ def test_literals_are_constants():
 def test_a_field_that_is_not_mentioned_must_have_its_default():
     graph = ScratchGraph()
     x = graph.add_input(TensorType("float64", (2, 3)))
-    graph.append("batch_norm", x, weight(1, 1, 1), weight(0, 0, 0), weight(0, 0, 0), weight(1, 1, 1), eps=1e-5, training=True)
+    graph.append(
+        "batch_norm", x, weight(1, 1, 1), weight(0, 0, 0), weight(0, 0, 0), weight(1, 1, 1), eps=1e-5, training=True
+    )
     pattern = rule_of(
         lambda self, op, x, a, b, c, d: op.batch_norm(x, const(a), const(b), const(c), const(d), eps=any_)
     )

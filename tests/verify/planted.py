@@ -86,7 +86,14 @@ def dilated_conv_bn(dtype: str) -> ScratchGraph:
         stride=(1, 1), pads=(0, 0, 0, 0), dilation=(2, 2), groups=1,
     )  # fmt: skip
     y = m.add(
-        "batch_norm", y, m.weight(3, low=0.5), m.weight(3), m.weight(3), m.weight(3, low=0.02), shape=(1, 3, 5, 5), eps=1e-2
+        "batch_norm",
+        y,
+        m.weight(3, low=0.5),
+        m.weight(3),
+        m.weight(3),
+        m.weight(3, low=0.02),
+        shape=(1, 3, 5, 5),
+        eps=1e-2,
     )
     return m.done(m.add("sigmoid", y, shape=(1, 3, 5, 5)))
 
@@ -94,7 +101,9 @@ def dilated_conv_bn(dtype: str) -> ScratchGraph:
 class _ConvBn:
     def pattern(self, op, x, w, b, scale, shift, mean, var):
         conv = op.conv(x, const(w), opt(const(b)), stride=any_, pads=any_, dilation=any_, groups=any_).named("conv")
-        return op.batch_norm(conv, const(scale), const(shift), const(mean), const(var), eps=any_, training=any_).named("bn")
+        return op.batch_norm(conv, const(scale), const(shift), const(mean), const(var), eps=any_, training=any_).named(
+            "bn"
+        )
 
     def scale_of(self, m):
         return m.scale / (m.var + m.bn.fields["eps"]).sqrt()
@@ -139,11 +148,17 @@ _conv_bn_mutant("epsilon-dropped", scale_of=lambda self, m: m.scale / m.var.sqrt
 _conv_bn_mutant("epsilon-tenfold", scale_of=lambda self, m: m.scale / (m.var + 10 * m.bn.fields["eps"]).sqrt())
 _conv_bn_mutant("epsilon-outside-the-root", scale_of=lambda self, m: m.scale / (m.var.sqrt() + m.bn.fields["eps"]))
 _conv_bn_mutant("root-forgotten", scale_of=lambda self, m: m.scale / (m.var + m.bn.fields["eps"]))
-_conv_bn_mutant("mean-and-variance-swapped", scale_of=lambda self, m: m.scale / (m.mean * m.mean + m.bn.fields["eps"]).sqrt())
+_conv_bn_mutant(
+    "mean-and-variance-swapped", scale_of=lambda self, m: m.scale / (m.mean * m.mean + m.bn.fields["eps"]).sqrt()
+)
 _conv_bn_mutant("scale-off-by-1e-3", weight_of=lambda self, m, s: m.w * s.reshape(-1, 1, 1, 1) * 1.001)
 _conv_bn_mutant("scale-off-by-1e-6", weight_of=lambda self, m, s: m.w * s.reshape(-1, 1, 1, 1) * (1 + 1e-6))
 _conv_bn_mutant("scale-on-the-wrong-axis", dilated_conv_bn, weight_of=lambda self, m, s: m.w * s.reshape(1, -1, 1, 1))
-_conv_bn_mutant("weight-transposed", dilated_conv_bn, weight_of=lambda self, m, s: (m.w * s.reshape(-1, 1, 1, 1)).transpose(1, 0, 2, 3))
+_conv_bn_mutant(
+    "weight-transposed",
+    dilated_conv_bn,
+    weight_of=lambda self, m, s: (m.w * s.reshape(-1, 1, 1, 1)).transpose(1, 0, 2, 3),
+)
 _conv_bn_mutant("kernel-transposed", weight_of=lambda self, m, s: (m.w * s.reshape(-1, 1, 1, 1)).transpose(0, 1, 3, 2))
 _conv_bn_mutant("mean-added", bias_of=lambda self, m, s: (m.b + m.mean) * s + m.shift)
 _conv_bn_mutant("bias-not-scaled", bias_of=lambda self, m, s: m.b - m.mean * s + m.shift)
@@ -158,7 +173,9 @@ _conv_bn_mutant("groups-ignored", fields_of=_with_field(groups=1))
 plant("training-mode-folded", conv_bn_training, storages=("onnx",))(type("Mutant", (_ConvBn,), {}))
 _conv_bn_mutant(
     "weight-rounded-through-float16",
-    weight_of=lambda self, m, s: ArrayRef((m.w * s.reshape(-1, 1, 1, 1)).numpy().astype(np.float16).astype(numpy_dtype(m.w.dtype))),
+    weight_of=lambda self, m, s: ArrayRef(
+        (m.w * s.reshape(-1, 1, 1, 1)).numpy().astype(np.float16).astype(numpy_dtype(m.w.dtype))
+    ),
 )
 
 
@@ -375,5 +392,3 @@ class _NanSwallowed:
         d = build.sub(m.x, m.y)
         zero = build.sub(m.x, m.x)
         return build.where(build.equal(zero, zero), d, build.const(np.zeros((3, 4)), dtype=m.type(m.x).dtype))
-
-

@@ -33,7 +33,9 @@ class Companion:
         return op.sigmoid(x)
 
     def rewrite(self, m, build):
-        return build.neg(build.neg(build.sigmoid(build.neg(build.neg(m.x, like=m.x), like=m.x), like=m.x), like=m.x), like=m.x)
+        return build.neg(
+            build.neg(build.sigmoid(build.neg(build.neg(m.x, like=m.x), like=m.x), like=m.x), like=m.x), like=m.x
+        )
 
 
 @functools.cache
@@ -210,7 +212,10 @@ def test_a_fault_planted_in_a_writer_is_caught(fault: str, storage: str, dtype: 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("storage", STORAGES)
 def test_the_correct_rules_are_kept(storage: str, dtype: str):
-    for make, correct in ((conv_bn, _conv_bn_rule()), (normalised, _rewrite_rule("layer_norm", 3, axis=any_, eps=any_))):
+    for make, correct in (
+        (conv_bn, _conv_bn_rule()),
+        (normalised, _rewrite_rule("layer_norm", 3, axis=any_, eps=any_)),
+    ):
         graph = from_scratch(make(dtype), storage).main
         ledger = apply(graph, correct, limit=1)
         assert [a.status for a in ledger.applications] == ["kept"], ledger.applications

@@ -54,7 +54,9 @@ class CarelessFold:
 
     def pattern(self, op, x, w, b, scale, shift, mean, var):
         conv = op.conv(x, const(w), opt(const(b)), stride=any_, pads=any_, dilation=any_, groups=any_).named("conv")
-        return op.batch_norm(conv, const(scale), const(shift), const(mean), const(var), eps=any_, training=any_).named("bn")
+        return op.batch_norm(conv, const(scale), const(shift), const(mean), const(var), eps=any_, training=any_).named(
+            "bn"
+        )
 
     def rewrite(self, m, build):
         s = m.scale / (m.var + m.bn.fields["eps"]).sqrt()

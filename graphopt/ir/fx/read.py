@@ -33,13 +33,20 @@ class Said(NamedTuple):
 class Reading:
     """The arguments of one node by the names of its schema, and what readers ask about them."""
 
-    __slots__ = ("args", "graph", "node", "op")
+    __slots__ = ("_args", "graph", "node", "op")
 
     def __init__(self, graph: FxGraph, node: Node, op: str) -> None:
         self.graph = graph
         self.node = node
         self.op = op
-        self.args = arguments(node)
+        self._args: dict[str, Any] | None = None
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """Every argument by name, defaults filled in."""
+        if self._args is None:
+            self._args = arguments(self.node)
+        return self._args
 
     def __getitem__(self, name: str) -> Any:
         return self.args[name]
@@ -171,14 +178,9 @@ def reads(op: str, *names: str) -> Callable[[Reader], Reader]:
     return register
 
 
-def key_of(node: Node) -> str:
-    """The vocabulary name of `node` if there is a reader for it, else its raw name."""
-    found = key_of_target(node.target)
-    return found if isinstance(found, str) else found(node)
-
-
 def key_of_target(target: Any) -> str | Callable[[Node], str]:
-    """The key of every node that runs `target`, or the function that tells it of one."""
+    """The vocabulary name of nodes that run `target` if there is a reader for them, else their raw name; or the
+    function that tells it of one node."""
     return KEYS.get(target) or raw_name_of(target)
 
 
@@ -187,7 +189,7 @@ def read(graph: FxGraph, node: Node) -> Call | Unreadable:
     entry = READERS.get(raw_name_of(node.target))
     if entry is None:
         return Unreadable(f"the vocabulary has no {raw_name_of(node.target)}")
-    op = key_of(node)
+    op = graph.key(node)
     try:
         said = entry.reader(Reading(graph, node, op))
         outputs = _outputs(graph, node, said.outputs)

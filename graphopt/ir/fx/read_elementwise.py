@@ -12,8 +12,9 @@ _UNARY = (
 
 
 def unary(r: Reading) -> Said:
-    r.keeps_dtype(r["self"])
-    return Said((r["self"],))
+    x = r.node.args[0] if r.node.args else r["self"]
+    r.require(r.type(x).dtype == r.result().dtype, "type promotion")
+    return Said((x,))
 
 
 for _name in _UNARY:

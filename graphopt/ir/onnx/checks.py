@@ -51,6 +51,11 @@ def _check_order(graph: ir.Graph, around: set[ir.Value], where: str) -> bool:
     later = {value for node in graph for value in node.outputs}
     ordered = True
     for node in graph:
+        if not (isinstance(node.op_type, str) and isinstance(node.domain, str)):
+            raise ModelError(
+                f"{where}: damaged: a node in graph {graph.name!r} has the op {node.op_type!r}; expected a name in "
+                "UTF-8; download or export it again"
+            )
         for value in node.inputs:
             if value is not None and value not in known:
                 if value not in later:

@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from graphopt.errors import ModelError
 from graphopt.ir.onnx.constants import reopened
 from graphopt.ir.onnx.shared import all_graphs
 from graphopt.ir.onnx.streaming import stream, write_proto
@@ -37,12 +38,24 @@ class Carried:
 def to_proto(model: ir.Model, carried: Carried) -> onnx.ModelProto:
     """`model` as a proto, without what onnx_ir adds: declarations of initialiser types, and the metadata of a
     tensor a second time."""
-    proto = ir.to_proto(model)
+    proto = _serialised(model)
     _drop_added_declarations(proto.graph, carried.declared)
     for function in proto.functions:
         _drop_repeated_metadata((), function.node)
     proto.training_info.extend(carried.training)
     return proto
+
+
+def _serialised(model: ir.Model) -> onnx.ModelProto:
+    try:
+        return ir.to_proto(model)
+    except Exception as error:
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        if isinstance(root, UnicodeError):
+            raise ModelError(f"the model holds text that is not UTF-8: {root}; export it again") from error
+        raise
 
 
 def _drop_added_declarations(graph: onnx.GraphProto, declared: frozenset[str]) -> None:
