@@ -19,7 +19,37 @@ from graphopt.verify.fragment import Fragment
 
 KINDS = ("normal", "mixed", "special")
 LOCAL = frozenset(
-    ["conv", "conv_transpose", "batch_norm", "relu", "leaky_relu", "prelu", "sigmoid", "tanh", "silu", "gelu", "hard_sigmoid", "hard_swish", "clamp", "elu", "softplus", "mish", "add", "sub", "mul", "div", "maximum", "minimum", "neg", "exp", "sqrt", "abs", "identity", "cast", "fused_conv"]
+    [
+        "conv",
+        "conv_transpose",
+        "batch_norm",
+        "relu",
+        "leaky_relu",
+        "prelu",
+        "sigmoid",
+        "tanh",
+        "silu",
+        "gelu",
+        "hard_sigmoid",
+        "hard_swish",
+        "clamp",
+        "elu",
+        "softplus",
+        "mish",
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "maximum",
+        "minimum",
+        "neg",
+        "exp",
+        "sqrt",
+        "abs",
+        "identity",
+        "cast",
+        "fused_conv",
+    ]
 )
 """Ops that treat every position of the spatial dimensions alike: fragments of them may be run on smaller images."""
 BLOCK = 16381

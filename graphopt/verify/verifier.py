@@ -262,7 +262,9 @@ def _check_results(
             worst = max(worst, ratio)
             if not ratio <= 1.0:
                 evidence = Evidence("executed", len(runs), ratio, twin, notes)
-                raise Rejected(f"on {run.kind} inputs the error is {ratio:.3g} times what {change.contract} allows", evidence)
+                raise Rejected(
+                    f"on {run.kind} inputs the error is {ratio:.3g} times what {change.contract} allows", evidence
+                )
     return Evidence("bit-equal" if equal else "executed", len(runs), worst, twin, notes)
 
 

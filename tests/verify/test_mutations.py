@@ -138,17 +138,27 @@ READER_FAULTS = {
     "scale-and-shift-swapped": (conv_bn, _conv_bn_rule(), _misread("batch_norm", _swap(1, 2))),
     "pads-misread": (conv_bn, _conv_bn_rule(), _misread("conv", _field("pads", (2, 2, 0, 0)))),
     "groups-misread": (conv_bn, _conv_bn_rule(), _misread("conv", _field("groups", 1))),
-    "softmax-axis-misread": (normalised, _rewrite_rule("softmax", 1, axis=any_), _misread("softmax", _field("axis", 0))),
+    "softmax-axis-misread": (
+        normalised,
+        _rewrite_rule("softmax", 1, axis=any_),
+        _misread("softmax", _field("axis", 0)),
+    ),
     "norm-eps-misread": (
-        normalised, _rewrite_rule("layer_norm", 3, axis=any_, eps=any_), _misread("layer_norm", _field("eps", 1e-5)),
+        normalised,
+        _rewrite_rule("layer_norm", 3, axis=any_, eps=any_),
+        _misread("layer_norm", _field("eps", 1e-5)),
     ),
     "perm-misread": (
-        transposes, _rewrite_rule("transpose", 1, perm=any_), _misread("transpose", _field("perm", (2, 0, 1))),
+        transposes,
+        _rewrite_rule("transpose", 1, perm=any_),
+        _misread("transpose", _field("perm", (2, 0, 1))),
     ),
     "keepdims-misread": (
-        joined, _rewrite_rule("reduce_sum", 1, axes=any_, keepdims=any_), _misread("reduce_sum", _field("keepdims", False)),
+        joined,
+        _rewrite_rule("reduce_sum", 1, axes=any_, keepdims=any_),
+        _misread("reduce_sum", _field("keepdims", False)),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -178,15 +188,24 @@ WRITER_FAULTS = {
     "bias-dropped": (conv_bn, _conv_bn_rule(), "conv", lambda o, f: ([o[0], o[1], None], f)),
     "axis-wrong": (normalised, _rewrite_rule("softmax", 1, axis=any_), "softmax", lambda o, f: (o, f | {"axis": 0})),
     "eps-wrong": (
-        normalised, _rewrite_rule("layer_norm", 3, axis=any_, eps=any_), "layer_norm", lambda o, f: (o, f | {"eps": 0.1}),
+        normalised,
+        _rewrite_rule("layer_norm", 3, axis=any_, eps=any_),
+        "layer_norm",
+        lambda o, f: (o, f | {"eps": 0.1}),
     ),
     "operands-swapped": (
-        normalised, _rewrite_rule("layer_norm", 3, axis=any_, eps=any_), "layer_norm", lambda o, f: ([o[0], o[2], o[1]], f),
+        normalised,
+        _rewrite_rule("layer_norm", 3, axis=any_, eps=any_),
+        "layer_norm",
+        lambda o, f: ([o[0], o[2], o[1]], f),
     ),
     "perm-wrong": (
-        transposes, _rewrite_rule("transpose", 1, perm=any_), "transpose", lambda o, f: (o, f | {"perm": (2, 1, 0)}),
+        transposes,
+        _rewrite_rule("transpose", 1, perm=any_),
+        "transpose",
+        lambda o, f: (o, f | {"perm": (2, 1, 0)}),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
