@@ -167,7 +167,7 @@ def _inferred(content: Content, sizes: Sequence[Element]) -> list[Element]:
     if part_names - whole_names or rest.total() > 1 or part <= 0 or whole <= 0 or whole % part:
         return elements
     factor = whole // part
-    elements[elements.index(-1)] = Size(*rest, factor) if rest else factor
+    elements[elements.index(-1)] = Size(next(iter(rest)), factor) if rest else factor
     return elements
 
 

@@ -262,20 +262,6 @@ class RoundTwice(_Idempotent):
     op_name = "round"
 
 
-@rule(contract=Exact())
-class ClampWithoutBounds:
-    """clamp(x) without bounds = x."""
-
-    def pattern(self, op: PatternOps, x: Var) -> OpPattern:
-        return op.clamp(x)
-
-    def check(self, m: Match) -> None:
-        require_removable(m, m.x)
-
-    def rewrite(self, m: Match, build: Builder) -> Any:
-        return m.x
-
-
 # ---- casts ---
 
 
@@ -354,6 +340,6 @@ def _same_conversion(source: str, middle: str, target: str) -> bool:
 # mypy takes a decorated class for the class, not for the Rule that the decorator returns.
 RULES: tuple[Any, ...] = (
     RemoveIdentity, AddZero, AddFloatZero, SubtractZero, MultiplyByOne, DivideByOne, PowerOfOne,
-    NegateTwice, NotTwice, ReluTwice, AbsTwice, FloorTwice, CeilTwice, RoundTwice, ClampWithoutBounds,
+    NegateTwice, NotTwice, ReluTwice, AbsTwice, FloorTwice, CeilTwice, RoundTwice,
     CastToSameType, CastThroughWider,
 )  # fmt: skip

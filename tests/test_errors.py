@@ -185,6 +185,34 @@ def test_model_with_a_flipped_byte_is_refused_or_whole(tmp_path: Path):
     assert 0 < accepted < 400
 
 
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda t: t.dims.append(2), "has 432 bytes of data; expected 864"),
+        (lambda t: t.ClearField("raw_data"), "has 0 elements of data; expected 108"),
+        (lambda t: setattr(t, "data_type", onnx.TensorProto.FLOAT16), "has 432 bytes of data; expected 216"),
+        (lambda t: setattr(t, "data_type", 99), "unknown element type 99"),
+        (lambda t: t.dims.__setitem__(0, -4), "negative size"),
+        (lambda t: t.dims.extend([1] * 61), "has 65 axes"),
+        (lambda t: setattr(t, "data_type", onnx.TensorProto.STRING), "raw bytes"),
+    ],
+)
+@pytest.mark.parametrize("place", ["initializer", "attribute", "body"])
+def test_tensor_whose_data_is_not_what_it_says(change: Callable[[Any], Any], part: str, place: str):
+    made = model()
+    tensor = made.graph.initializer[0]
+    if place != "initializer":
+        node = onnx.helper.make_node("Constant", [], ["k"], value=tensor)
+        made.graph.node.insert(0, node)
+        tensor = made.graph.node[0].attribute[0].t
+    if place == "body":
+        body = onnx.helper.make_graph([made.graph.node[0]], "body", [], [])
+        made.graph.node.insert(0, onnx.helper.make_node("If", ["x"], ["l"], then_branch=body, else_branch=body))
+        tensor = made.graph.node[0].attribute[0].g.node[0].attribute[0].t
+    change(tensor)
+    refused(ModelError, lambda: graphopt.optimize(made), "the ModelProto", "'w'", part, "expected", "export it again")
+
+
 # ---- external data -------------------------------------------------------------------------------
 
 

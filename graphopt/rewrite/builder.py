@@ -32,7 +32,7 @@ class Builder:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         op = name.rstrip("_")
         if op not in OPS:
-            raise RuleError(f"build.{name}: the vocabulary has no such op; build.raw(name, ...) writes one of a storage")
+            raise RuleError(f"build.{name}: not in the vocabulary; build.raw(name, ...) writes an op of one storage")
 
         def write(*operands: Any, like: Value | None = None, **fields: Any) -> Any:
             return self._write(op, operands, self._complete(op, fields), like)

@@ -143,7 +143,8 @@ class Driver:
         for value in match.outputs:
             for user in self.graph.users(value):
                 if user not in match.calls and not self.graph.precedes(last, user):
-                    return NoMatch("{} is read before all roots are computed", (Name(self.graph.name(value)),), user, 900)
+                    name = Name(self.graph.name(value))
+                    return NoMatch("{} is read before all roots are computed", (name,), user, 900)
         return None
 
     def _wait_for(self, refusal: NoMatch, node: Node) -> None:

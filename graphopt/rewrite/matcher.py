@@ -200,12 +200,15 @@ class _Attempt:
         graph = self.graph
         call = graph.call(node) if pattern.spec is not None else graph.raw_call(node)
         if not isinstance(call, Call):
-            return self._fail(bindings, node, "{} cannot be read: {}", pattern.op, call.reason)
+            self._fail(bindings, node, "{} cannot be read: {}", pattern.op, call.reason)
+            return None
         if call.op != pattern.op:
-            return self._fail(bindings, node, "expected {} but found {}", pattern.op, call.op)
+            self._fail(bindings, node, "expected {} but found {}", pattern.op, call.op)
+            return None
         output = call.outputs[pattern.output] if pattern.output < len(call.outputs) else None
         if value is not None and output is not value:
-            return self._fail(bindings, node, "another output of {} is used here", pattern.op)
+            self._fail(bindings, node, "another output of {} is used here", pattern.op)
+            return None
         if not self._fields(pattern, call, bindings):
             return None
         bindings.calls[node] = call
@@ -242,9 +245,10 @@ class _Attempt:
         if len(wanted) < len(given):
             extra = [o for o in given[len(wanted) :] if o is not None]
             if extra:
-                return self._fail(
+                self._fail(
                     bindings, call.node, "{} has {} operands, the pattern {}", call.op, len(given), len(wanted)
                 )
+                return None
         padded = given + (None,) * (len(wanted) - len(given))
         straight: list[Goal] = list(zip(wanted, padded[: len(wanted)], strict=True))
         if pattern.spec is not None and pattern.spec.commutative and len(wanted) == 2:
@@ -276,9 +280,8 @@ class _Attempt:
     def _constant(self, pattern: Const, value: Value, bindings: Bindings) -> bool:
         data = self.graph.constant(value)
         if data is None:
-            self._fail(
-                bindings, self.graph.producer(value), "{} is not a constant", pattern.name or Name(self.graph.name(value))
-            )
+            name = pattern.name or Name(self.graph.name(value))
+            self._fail(bindings, self.graph.producer(value), "{} is not a constant", name)
             return False
         if pattern.value is not None and not is_uniform(data, pattern.value):
             self._fail(bindings, None, "the constant {} is not {}", Name(self.graph.name(value)), pattern.value)

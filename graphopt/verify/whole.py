@@ -102,7 +102,8 @@ def distance(expected: Sequence[Array], got: Sequence[Array]) -> float:
 
 
 def whole_feeds(graph: Graph, examples: Any = None) -> list[Array]:
-    """Arrays for the inputs of `graph`: the examples given, by name or in order, else seeded data of their types."""
+    """Arrays for the inputs of `graph`: the examples if they are a mapping of names that has them
+    all, else seeded data of their types."""
     inputs = graph.inputs()
     if isinstance(examples, Mapping):
         missing = [graph.name(v) for v in inputs if graph.name(v) not in examples]

@@ -56,8 +56,7 @@ def cut(source: FxGraph, nodes: Iterable[Node], inputs: Sequence[Value], outputs
             if user.target is operator.getitem and user not in copies:
                 copies[user] = graph.node_copy(user, copied_operand)
     graph.output(tuple(copied_operand(v) for v in outputs))
-    module = fx.GraphModule(_bodies(source, inside), graph)
-    return FxGraph(module, weights, source.fake_mode)
+    return FxGraph(_bodies(source, inside), weights, source.fake_mode, graph=graph)
 
 
 def _copied(

@@ -107,7 +107,7 @@ class FxModel(Model):
         try:
             with temporary.open("wb") as file:
                 careful = _Careful(file)
-                torch.export.save(self.program(), careful)  # type: ignore[arg-type]
+                torch.export.save(self.program(), careful)
                 if careful.failure is not None:
                     raise careful.failure
             os.replace(temporary, path)

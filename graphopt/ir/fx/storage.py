@@ -57,16 +57,18 @@ class FxGraph(Graph):
 
     def __init__(
         self,
-        module: fx.GraphModule,
+        module: torch.nn.Module,
         weights: Mapping[fx.Node, Weight],
         fake_mode: Any,
         *,
+        graph: fx.Graph | None = None,
         hidden_outputs: int = 0,
         prefix: str = "",
     ) -> None:
-        """`module` owns graph and control-flow bodies; the first `hidden_outputs` outputs write buffers."""
-        self.module = module
-        self.graph: fx.Graph = module.graph
+        """`module` owns control-flow bodies and the graph, or no more than the bodies if `graph` is given: a graph
+        that is only run node by node needs no code. The first `hidden_outputs` outputs write buffers."""
+        self.module: Any = module
+        self.graph: fx.Graph = self.module.graph if graph is None else graph
         self.weights: dict[fx.Node, Weight] = dict(weights)
         self.fake_mode = fake_mode
         self.hidden_outputs = hidden_outputs

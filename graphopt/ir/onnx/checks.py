@@ -51,11 +51,7 @@ def _check_order(graph: ir.Graph, around: set[ir.Value], where: str) -> bool:
     later = {value for node in graph for value in node.outputs}
     ordered = True
     for node in graph:
-        if not (isinstance(node.op_type, str) and isinstance(node.domain, str)):
-            raise ModelError(
-                f"{where}: damaged: a node in graph {graph.name!r} has the op {node.op_type!r}; expected a name in "
-                "UTF-8; download or export it again"
-            )
+        _check_node(node, where)
         for value in node.inputs:
             if value is not None and value not in known:
                 if value not in later:
@@ -68,6 +64,21 @@ def _check_order(graph: ir.Graph, around: set[ir.Value], where: str) -> bool:
         if value not in known:
             raise _undefined(where, f"graph {graph.name!r}, as an output,", value)
     return ordered
+
+
+def _check_node(node: ir.Node, where: str) -> None:
+    """Refuse what protobuf lets through: names that are no text, attributes of no type."""
+    untyped = [a.name for a in node.attributes.values() if a.type == ir.AttributeType.UNDEFINED]
+    if untyped:
+        raise ModelError(
+            f"{where}: damaged: attribute {untyped[0]!r} of node {node.name or node.op_type!r} has no type; "
+            "expected one; export it again"
+        )
+    if not (isinstance(node.op_type, str) and isinstance(node.domain, str)):
+        raise ModelError(
+            f"{where}: damaged: a node has the op {node.op_type!r}; expected a name in UTF-8; "
+            "download or export it again"
+        )
 
 
 def _undefined(where: str, reader: str, value: ir.Value) -> ModelError:

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from graphopt.errors import ModelError
 from graphopt.ir.onnx import graphsurgeon
+from graphopt.ir.onnx.check_tensors import check_tensors
 from graphopt.ir.onnx.checks import check_external, check_proto, check_structure
 from graphopt.ir.onnx.model import OnnxModel
 from graphopt.ir.onnx.save import Carried, to_proto
@@ -74,6 +75,7 @@ def _undecodable(path: Path, data: bytes) -> ModelError:
 
 def _from_proto(proto: onnx.ModelProto, where: str, folder: Path | None, export: Any) -> OnnxModel:
     check_proto(proto, where)
+    check_tensors(proto, where)
     proto = densified(proto, where)
     carried = Carried(_declared(proto.graph), tuple(proto.training_info))
     try:

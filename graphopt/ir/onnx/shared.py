@@ -35,7 +35,7 @@ def nested_graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
     while pending:
         current = pending.pop()
         yield current
-        bodies = [body for node in current for body in body_graphs(node)]
+        bodies = [body for node in current if node.attributes.data for body in body_graphs(node)]
         pending.extend(reversed(bodies))
 
 
@@ -60,16 +60,16 @@ class Names:
 
     def __init__(self, model: ir.Model) -> None:
         self._model = model
-        self._used: set[str] | None = None
+        self._used: set[str | None] | None = None
         self._next: dict[str, int] = {}
         self._given: list[tuple[str, str, int]] = []
         """Each name given out, with its hint and the number at which the search for it began."""
 
-    def _collect(self) -> set[str]:
-        used: set[str] = set()
+    def _collect(self) -> set[str | None]:
+        used: set[str | None] = set()
         for graph in all_graphs(self._model):
-            used.update([value.name or "" for value in graph_values(graph)])
-            used.update([node.name or "" for node in graph])
+            used.update([value.name for value in graph_values(graph)])
+            used.update([node.name for node in graph])
         return used
 
     def fresh(self, hint: str) -> str:

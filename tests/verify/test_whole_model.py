@@ -1,0 +1,194 @@
+"""The end-to-end check, and the bisection that names what broke a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime
+import pytest
+import torch
+
+import graphopt
+from graphopt.pipeline.registry import passes as registered_passes
+from graphopt.rewrite.contract import Evidence
+from graphopt.tools.main import main
+from graphopt.verify.bisect import first_bad
+from graphopt.verify.verifier import MatchVerifier
+
+FACTORS = (2.0, 4.0, 0.5, 3.0, 8.0, 0.25, 5.0)
+WRONG = "planted/mul-as-div#4"
+"""The product with 3.0."""
+
+
+@graphopt.rule(contract=graphopt.Rounding(), name="mul-as-div")
+class MulAsDiv:
+    """x * c is x / (1 / c). Planted: one constant is divided by as it is."""
+
+    def pattern(self, op, x, c):
+        return op.mul(x, graphopt.const(c))
+
+    def rewrite(self, m, build):
+        wrong = m.c.item() == 3.0
+        return build.div(m.x, m.c if wrong else m.c.call("reciprocal"), like=m.out)
+
+
+@dataclass(frozen=True)
+class Planted(graphopt.RulePass):
+    """Products become quotients, one of them a wrong one."""
+
+    name: ClassVar[str] = "planted"
+
+    def rules(self) -> Any:
+        return [MulAsDiv]
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    graphopt.register(Planted)
+    yield
+    registered_passes()._registered.pop("planted")
+
+
+@pytest.fixture
+def blind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verifier of single applications that sees nothing."""
+    monkeypatch.setattr(MatchVerifier, "verify", lambda self, change: Evidence("construction"))
+
+
+def onnx_model() -> onnx.ModelProto:
+    """sigmoid(x * c) once for each factor, one after the other."""
+    lines, end = [], "x"
+    for i, factor in enumerate(FACTORS):
+        lines += [f"c{i} = Constant<value = float {{{factor}}}>()", f"p{i} = Mul({end}, c{i})", f"s{i} = Sigmoid(p{i})"]
+        end = f"s{i}"
+    text = "\n".join([*lines, f"y = Identity({end})"])
+    return onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 18]> g (float[n,3] x) => (float[n,3] y) {{ {text} }}'
+    )
+
+
+class Chain(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for factor in FACTORS:
+            x = torch.sigmoid(x * factor)
+        return x
+
+
+SOURCES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "onnx": (onnx_model(), {}),
+    "fx": (Chain(), {"example_inputs": torch.linspace(-1, 1, 6).reshape(2, 3)}),
+}
+
+
+@pytest.fixture(params=SOURCES)
+def source(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
+    return SOURCES[request.param]
+
+
+def statuses(result: Any) -> dict[str, str]:
+    return {a.id: a.status for p in result.report.passes for a in p.applications}
+
+
+@pytest.mark.parametrize("level", ["match", "model"])
+def test_one_wrong_application_is_undone_and_all_others_are_kept(source, level: str):
+    model, options = source
+    found = statuses(graphopt.optimize(model, "planted", verify=level, **options))
+    assert found == {f"planted/mul-as-div#{i + 1}": "kept" for i in range(len(FACTORS))} | {WRONG: "undone"}
+
+
+def test_what_single_checks_do_not_see_is_found_by_the_whole_one_and_named(source, blind: None):
+    model, options = source
+    graphopt.optimize(model, "planted", verify="match", **options)
+    with pytest.raises(graphopt.VerificationError) as caught:
+        graphopt.optimize(model, "planted,clean-up", verify="model", **options)
+    message = str(caught.value)
+    for part in ("does not agree", "largest error", "allowed", WRONG, f"skip=[{WRONG!r}]", "repro=DIR"):
+        assert part in message
+
+
+def test_skipping_the_culprit_passes(source, blind: None):
+    model, options = source
+    result = graphopt.optimize(model, "planted", verify="model", skip=[WRONG], **options)
+    assert statuses(result)[WRONG] == "skipped"
+    assert list(statuses(result).values()).count("kept") == len(FACTORS) - 1
+    assert any(note.startswith("end to end: largest error") for note in result.report.notes)
+
+
+def test_a_limit_below_the_culprit_passes(source, blind: None):
+    model, options = source
+    result = graphopt.optimize(model, "planted", verify="model", limit=3, **options)
+    assert list(statuses(result).values()) == ["kept"] * 3
+    with pytest.raises(graphopt.VerificationError, match=WRONG):
+        graphopt.optimize(model, "planted", verify="model", limit=4, **options)
+
+
+@pytest.mark.parametrize("level", ["structure", "off"])
+def test_other_levels_do_not_look_at_numbers(source, level: str):
+    model, options = source
+    assert set(statuses(graphopt.optimize(model, "planted", verify=level, **options)).values()) == {"kept"}
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 100])
+def test_bisection_finds_every_place_in_logarithmic_time(total: int):
+    for bad in range(1, total + 1):
+        asked: list[int] = []
+        assert first_bad(total, lambda k, bad=bad, asked=asked: asked.append(k) or k < bad) == bad
+        assert len(asked) <= 1 + int(np.ceil(np.log2(total)))
+    assert first_bad(total, lambda k: True) is None
+    assert first_bad(0, lambda k: False) is None
+
+
+# ---- what is left behind to reproduce ------------------------------------------------------------
+
+
+def run(path: Path, *feeds: np.ndarray) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    return session.run(None, {i.name: f for i, f in zip(session.get_inputs(), feeds, strict=True)})
+
+
+def test_a_repro_folder_shows_the_fault_by_itself(tmp_path: Path):
+    result = graphopt.optimize(onnx_model(), "planted", repro=tmp_path)
+    (undone,) = [a for p in result.report.passes for a in p.applications if a.status == "undone"]
+    (folder,) = tmp_path.iterdir()
+    assert undone.repro == str(folder)
+    assert {p.name for p in folder.iterdir()} == {"before.onnx", "before.txt", "after.onnx", "after.txt", "repro.json"}
+    about = json.loads((folder / "repro.json").read_text())
+    assert (about["application"], about["pipeline"], about["storage"]) == (WRONG, "planted", "onnx")
+    assert about["reason"] == undone.reason and about["contract"] == "rounding(factor=8)"
+    x = np.ones((2, 3), np.float32)
+    (before,), (after,) = (run(folder / f"{side}.onnx", x) for side in ("before", "after"))
+    np.testing.assert_allclose(before, 3 * x)
+    np.testing.assert_allclose(after, x / 3)
+    assert "mul" in (folder / "before.txt").read_text() and "div" in (folder / "after.txt").read_text()
+
+
+def test_a_repro_folder_replays_with_the_same_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    graphopt.optimize(onnx_model(), "planted", repro=tmp_path)
+    (folder,) = tmp_path.iterdir()
+    about = json.loads((folder / "repro.json").read_text())
+    with pytest.raises(SystemExit) as done:
+        main(["run", str(folder / "before.onnx"), "-p", about["pipeline"], "--json"])
+    assert done.value.code == 0
+    (record,) = json.loads(capsys.readouterr().out)["passes"]
+    (application,) = record["applications"]
+    assert (application["status"], application["reason"]) == ("undone", about["reason"])
+
+
+def test_a_repro_folder_of_a_torch_model_says_both_sides(tmp_path: Path):
+    model, options = SOURCES["fx"]
+    graphopt.optimize(model, "planted", repro=tmp_path, **options)
+    (folder,) = tmp_path.iterdir()
+    assert {p.name for p in folder.iterdir()} == {"before.txt", "after.txt", "repro.json"}
+    assert json.loads((folder / "repro.json").read_text())["storage"] == "fx"
+
+
+def test_nothing_is_left_behind_when_nothing_is_undone(tmp_path: Path):
+    graphopt.optimize(onnx_model(), "clean-up", repro=tmp_path / "repros")
+    assert list(tmp_path.iterdir()) == []
