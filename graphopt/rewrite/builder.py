@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from graphopt.errors import RuleError
 from graphopt.ir.graph import CannotEmit, Graph, Node, TensorType, Value
 from graphopt.ir.ops import OPS
@@ -56,6 +58,11 @@ class Builder:
         return self._known[id(ref)][1]
 
     def _write(self, op: str, operands: tuple[Any, ...], fields: dict[str, Any], like: Value | None) -> Any:
+        if wrong := [o for o in operands if isinstance(o, bool | int | float | complex | np.ndarray | np.generic)]:
+            raise RuleError(
+                f"build.{op} is given a {type(wrong[0]).__name__}; expected values of the graph and TensorRefs; "
+                "make a weight of it with build.const"
+            )
         values = [self.const(o) if isinstance(o, TensorRef) else o for o in operands]
         spec = OPS.get(op)
         if spec is not None and not spec.variadic:

@@ -1,7 +1,8 @@
 """Inputs to run a fragment on: sizes for its dimensions, and seeded data of several kinds.
 
-Three kinds are drawn. "normal" is N(0, 1). "mixed" spreads magnitudes over the range of the dtype, with zeros of
-both signs and subnormals. "special" sprinkles NaN and infinities over normal data.
+Three kinds are drawn. "normal" is N(0, 1), and integers from -4 to 4. "mixed" spreads magnitudes over the range of
+the dtype, with zeros of both signs and subnormals, a stretch of one sign at either end. "special" sprinkles NaN and
+infinities over normal data, and draws integers from the edges of what the narrower types hold.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.ir.graph import Call, Dim, Graph, Literal, TensorType, Value
+from graphopt.ir.ops import OPS
 from graphopt.ir.weights import FLOATS, Array, numpy_dtype
 from graphopt.verify.fragment import Fragment
 
@@ -52,6 +54,11 @@ LOCAL = frozenset(
     ]
 )
 """Ops that treat every position of the spatial dimensions alike: fragments of them may be run on smaller images."""
+NUMERIC = frozenset(name for name, op in OPS.items() if op.meaning.__module__.endswith(".elementwise")) | {
+    "transpose",
+    "concat",
+}
+"""Ops that take integers for numbers, however large."""
 BLOCK = 16381
 """Most numbers that are drawn for one tensor. A prime, so that no axis of a tensor is in step with the block."""
 PRIMES = (7, 11, 13, 17, 19, 23, 29, 31)
@@ -158,7 +165,9 @@ def draw(fragment: Fragment, sizes: Sizes, calls: Sequence[Call], kind: str, see
         elif type_.dtype == "bool":
             arrays.append(rng.integers(0, 2, shape).astype(bool))
         else:
-            arrays.append(_draw_integer(rng, fragment, value, type_, sizes, calls))
+            free = kind != KINDS[0] and has_free_integers(fragment, calls)
+            draw_one = _draw_number if free else _draw_integer
+            arrays.append(draw_one(rng, fragment, value, type_, sizes, calls, kind))
     return arrays
 
 
@@ -174,9 +183,20 @@ def draw_float(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, kin
         pick = rng.random(shape)
         data = np.where(pick < 0.05, np.copysign(0.0, data), data)
         data = np.where((pick >= 0.05) & (pick < 0.1), np.copysign(float(limits.smallest_subnormal) * 3, data), data)
+        data = _one_signed_ends(data)
     elif kind == "special":
         data = _sprinkle(rng, data)
     return np.asarray(data).astype(numpy_dtype(dtype))
+
+
+def _one_signed_ends(data: Array) -> Array:
+    """No negative in the first quarter and no positive in the last, so that a window of either kind is met."""
+    flat = data.reshape(-1).copy()
+    quarter = flat.size // 4
+    if quarter:
+        flat[:quarter] = np.abs(flat[:quarter])
+        flat[-quarter:] = -np.abs(flat[-quarter:])
+    return flat.reshape(data.shape)
 
 
 def _sprinkle(rng: np.random.Generator, data: Array) -> Array:
@@ -189,8 +209,51 @@ def _sprinkle(rng: np.random.Generator, data: Array) -> Array:
     return flat.reshape(data.shape)
 
 
+def has_free_integers(fragment: Fragment, calls: Sequence[Call]) -> bool:
+    """Whether integers are fed and are but numbers: no node can take them for a place or a size."""
+    types = [fragment.graph.type(v) for v in fragment.inputs]
+    fed = [t.dtype for t in types if t is not None and t.dtype not in FLOATS and t.dtype != "bool"]
+    plain = bool(fed) and all(re.fullmatch(r"u?int(8|16|32|64)", dtype) for dtype in fed)
+    return plain and len(calls) == len(fragment.before.nodes) and all(c.op in NUMERIC for c in calls)
+
+
+def _draw_number(
+    rng: np.random.Generator,
+    fragment: Fragment,
+    value: Value,
+    type_: TensorType,
+    sizes: Sizes,
+    calls: Sequence[Call],
+    kind: str,
+) -> Array:
+    """Integers of all magnitudes, or from the edges of types and of exact floats; divisors are not zero.
+
+    The least integer is left out: dividing it by -1 ends the process.
+    """
+    most = int(np.iinfo(type_.dtype).max)
+    shape = sizes[value]
+    if kind == "mixed":
+        magnitudes = np.floor(2.0 ** rng.uniform(0, most.bit_length() - 1, shape)).astype(np.uint64)
+    else:
+        edges = sorted({min(1 << b, most) + d for b in (0, 7, 8, 15, 16, 24, 31, 32, 53, 63) for d in (-1, 0)} | {1})
+        edges = [e for e in edges if e <= most]
+        magnitudes = np.asarray(edges, np.uint64)[rng.integers(0, len(edges), shape)]
+    if any(c.op in ("div", "mod") and value in c.operands[1:] for c in calls):
+        magnitudes = np.maximum(magnitudes, 1)
+    numbers = magnitudes.astype(numpy_dtype(type_.dtype))
+    if type_.dtype.startswith("u"):
+        return numbers
+    return np.where(rng.random(shape) < 0.5, -numbers, numbers).astype(numbers.dtype)
+
+
 def _draw_integer(
-    rng: np.random.Generator, fragment: Fragment, value: Value, type_: TensorType, sizes: Sizes, calls: Sequence[Call]
+    rng: np.random.Generator,
+    fragment: Fragment,
+    value: Value,
+    type_: TensorType,
+    sizes: Sizes,
+    calls: Sequence[Call],
+    kind: str,
 ) -> Array:
     low, high = (0, 9) if type_.dtype.startswith("u") else (-4, 5)
     for call in calls:
@@ -204,6 +267,8 @@ def _draw_integer(
         if position == 1 and call.op in ("gather", "gather_elements", "scatter_elements"):
             extent = _size_of(fragment.graph, call.operands[0], sizes)[call.fields["axis"]]
             low, high = -extent, extent
+        if position == 1 and call.op in ("div", "mod"):
+            low = 1
     return rng.integers(low, high, sizes[value]).astype(numpy_dtype(type_.dtype))
 
 

@@ -24,7 +24,7 @@ from graphopt.rewrite.contract import Evidence, Exact, Rounding
 from graphopt.verify.compare import EPS, bit_equal, mismatch, rounding_ratio
 from graphopt.verify.execute import CannotRun, Runner, note_of, side_runner
 from graphopt.verify.fragment import Fragment, cut
-from graphopt.verify.inputs import KINDS, NoInputs, Sizes, draw, multiple_of, size_choices
+from graphopt.verify.inputs import KINDS, NoInputs, Sizes, draw, has_free_integers, multiple_of, size_choices
 from graphopt.verify.twin import NoTwin, TwinFailed, check_twin, reference
 
 Level = OneOf["off", "structure", "match", "model"]
@@ -136,7 +136,8 @@ def _more_runs(
     """The other kinds of data; then empty and other sizes where a dimension is symbolic. What the original itself
     does not accept is not required of the rewrite."""
     runs = []
-    plans = [(kind, sizes) for kind in KINDS[1:]] if _any_float(fragment) else []
+    varied = _any_float(fragment) or has_free_integers(fragment, calls)
+    plans = [(kind, sizes) for kind in KINDS[1:]] if varied else []
     if symbolic := _symbolic(fragment, sizes):
         for size in (1, 0):
             shapes = {v: _resized(fragment, v, s, symbolic, size) for v, s in sizes.items()}

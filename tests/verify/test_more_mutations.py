@@ -21,7 +21,7 @@ from graphopt.rewrite.change import Editor
 from graphopt.rewrite.contract import Contract, Exact, Rounding
 from graphopt.rewrite.driver import Driver
 from graphopt.rewrite.ledger import Ledger
-from graphopt.rewrite.pattern import any_, const, many
+from graphopt.rewrite.pattern import any_, const, many, opt
 from graphopt.rewrite.rule import Rule, rule
 from graphopt.verify.verifier import MatchVerifier
 
@@ -37,6 +37,7 @@ class Pair:
     right: Callable[..., Any]
     contract: Contract
     dtypes: tuple[str, ...]
+    storages: tuple[str, ...]
 
     def rule(self, rewrite: Callable[..., Any]) -> Rule:
         methods = {"pattern": self.pattern, "rewrite": rewrite}
@@ -48,13 +49,17 @@ FLOATS = ("float32", "bfloat16")
 
 
 def pair(
-    name: str, *, contract: Contract | None = None, dtypes: tuple[str, ...] = FLOATS
+    name: str,
+    *,
+    contract: Contract | None = None,
+    dtypes: tuple[str, ...] = FLOATS,
+    storages: tuple[str, ...] = ("onnx", "fx"),
 ) -> Callable[[type], type]:
     """Plant a class of static functions `graph`, `pattern`, `wrong` and `right`."""
 
     def decorate(definition: Any) -> type:
         parts = (definition.graph, definition.pattern, definition.wrong, definition.right)
-        PAIRS.append(Pair(name, *parts, contract or Exact(), dtypes))
+        PAIRS.append(Pair(name, *parts, contract or Exact(), dtypes, storages))
         return definition
 
     return decorate
@@ -73,11 +78,16 @@ def attention_graph(dtype: str) -> ScratchGraph:
 
 def attention_pattern(self, op, q, k, v, c):
     keys = op.transpose(k, perm=any_).named("keys")
-    return op.matmul(op.softmax(op.mul(op.matmul(q, keys), const(c)), axis=3), v)
+    return op.matmul(op.softmax(op.mul(op.matmul(q, keys).named("scores"), const(c)), axis=3), v)
 
 
-def right_attention(self, m, build):
-    return build.attention(m.q, m.k, m.v, None, scale=m.c.item())
+def scaled_first(self, m, build):
+    """The scale moved to the queries."""
+    queries = build.mul(m.q, m.c, like=m.q)
+    keys = build.transpose(m.k, perm=m.keys.fields["perm"], like=m.keys.outputs[0])
+    scores = build.matmul(queries, keys, like=m.scores.outputs[0])
+    weights = build.softmax(scores, axis=3, like=m.scores.outputs[0])
+    return build.matmul(weights, m.v)
 
 
 @pair("attention-scale-ignored", contract=Rounding())
@@ -86,7 +96,7 @@ class _AttentionScale:
 
     graph = attention_graph
     pattern = attention_pattern
-    right = right_attention
+    right = scaled_first
 
     def wrong(self, m, build):
         return build.attention(m.q, m.k, m.v, None, scale=0.5)
@@ -96,7 +106,7 @@ class _AttentionScale:
 class _AttentionCausal:
     graph = attention_graph
     pattern = attention_pattern
-    right = right_attention
+    right = scaled_first
 
     def wrong(self, m, build):
         return build.attention(m.q, m.k, m.v, None, scale=m.c.item(), causal=True)
@@ -117,11 +127,10 @@ def permuted_attention(dtype: str) -> ScratchGraph:
 class _AnyPermutation:
     graph = permuted_attention
     pattern = attention_pattern
-    wrong = right_attention
+    right = scaled_first
 
-    def right(self, m, build):
-        keys = build.transpose(m.k, perm=(1, 0, 2, 3), like=m.k)
-        return build.attention(m.q, keys, m.v, None, scale=m.c.item())
+    def wrong(self, m, build):
+        return build.attention(m.q, m.k, m.v, None, scale=m.c.item())
 
 
 def scaled_product(dtype: str) -> ScratchGraph:
@@ -175,7 +184,7 @@ def again(op: str, *names: str, **change: Any) -> Callable[..., Any]:
     return rewrite
 
 
-@pair("copied-size-taken-from-another-tensor")
+@pair("copied-size-taken-from-another-tensor", storages=("onnx",))
 class _ReshapeZero:
     """reshape(reshape(x, (6, 4)), (0, 2, 2)): the 0 copies a size of the inner result, not of x."""
 
@@ -240,11 +249,11 @@ class _Keepdims:
 
     def right(self, m, build):
         total = build.reduce_sum(m.x, axes=(1,), keepdims=True, like=m.mean.outputs[0])
-        size = ArrayRef(np.full((), 4.0).astype(np.float32)).call("cast", dtype=m.type(m.x).dtype)
-        return build.sub(m.x, build.div(total, size.numpy(), like=m.mean.outputs[0]))
+        size = build.const(4.0, dtype=m.type(m.x).dtype)
+        return build.sub(m.x, build.div(total, size, like=m.mean.outputs[0]))
 
 
-@pair("value-of-padding-ignored")
+@pair("value-of-padding-ignored", storages=("onnx",))
 class _PadValue:
     graph = one("pad", 3, 4, out=(5, 4), operands=lambda m: (m.full(1.5),), pads=(1, 0, 1, 0), mode="constant")
     right = again("pad", "x", "v")
@@ -365,10 +374,10 @@ class _Groups:
 class _NormAxis:
     graph = one("layer_norm", 2, 4, 4, axis=-1, eps=1e-3)
     wrong = again("layer_norm", "x", axis=-2)
-    right = again("layer_norm", "x")
+    right = again("layer_norm", "x", "s", "b")
 
-    def pattern(self, op, x):
-        return op.layer_norm(x, axis=any_, eps=any_).named("call")
+    def pattern(self, op, x, s, b):
+        return op.layer_norm(x, opt(const(s)), opt(const(b)), axis=any_, eps=any_).named("call")
 
 
 @pair("softmax-over-all-that-follows", contract=Rounding())
@@ -393,8 +402,10 @@ def choice(dtype: str) -> ScratchGraph:
     return m.done(m.add("where", bigger, x, m.full(0.0), shape=(4, 4)))
 
 
-@pair("choices-swapped")
+@pair("choices-swapped", contract=Rounding())
 class _Choices:
+    """Rounding, since onnxruntime's kernel takes the sign of a zero from the operand that it looks at first."""
+
     graph = choice
 
     def pattern(self, op, x, y, z):
@@ -408,7 +419,7 @@ class _Choices:
         return build.where(build.logical_not(condition, like=m.condition.outputs[0]), m.z, m.x)
 
 
-@pair("comparison-negated-without-nan")
+@pair("comparison-negated-without-nan", contract=Rounding())
 class _Negated:
     """not (x > y) is y >= x only for numbers."""
 
@@ -440,10 +451,10 @@ class _NegativePlace:
     pattern = _GatherAxis.pattern
 
     def wrong(self, m, build):
-        return build.gather(m.x, np.maximum(m.i.numpy(), 0), **m.call.fields)
+        return build.gather(m.x, ArrayRef(np.maximum(m.i.numpy(), 0)), **m.call.fields)
 
     def right(self, m, build):
-        return build.gather(m.x, m.i.numpy() % 4, **m.call.fields)
+        return build.gather(m.x, ArrayRef(m.i.numpy() % 4), **m.call.fields)
 
 
 @pair("step-dropped")
@@ -562,7 +573,7 @@ class _Overflow:
         return build.div(build.add(m.x, m.x, like=m.x), m.b, rounding="trunc")
 
 
-@pair("accumulation-includes-itself", contract=Rounding(), dtypes=("float32",))
+@pair("accumulation-includes-itself", contract=Rounding(), dtypes=("float32",), storages=("onnx",))
 class _Exclusive:
     graph = one("cumsum", 4, 4, axis=0, exclusive=True, reverse=False)
     wrong = again("cumsum", "x", exclusive=False)
@@ -589,7 +600,7 @@ class _Equation:
 
 
 def applied(planted: Pair, rewrite: Callable[..., Any], storage: str, dtype: str) -> tuple[Any, Any, str]:
-    graph = from_scratch(planted.graph(dtype), storage).main
+    graph = from_scratch(planted.graph(dtype), storage, opset=23).main
     before = graph.fingerprint()
     ledger = Ledger(1)
     ledger.open_pass("test")
@@ -597,13 +608,15 @@ def applied(planted: Pair, rewrite: Callable[..., Any], storage: str, dtype: str
     return ledger.applications, graph, before
 
 
-CASES = [pytest.param(p, s, d, id=f"{p.name}-{s}-{d}") for p in PAIRS for s in ("onnx", "fx") for d in p.dtypes]
+CASES = [pytest.param(p, s, d, id=f"{p.name}-{s}-{d}") for p in PAIRS for s in p.storages for d in p.dtypes]
 
 
 @pytest.mark.parametrize(("planted", "storage", "dtype"), CASES)
 def test_the_wrong_rewrite_is_undone(planted: Pair, storage: str, dtype: str):
     applications, graph, before = applied(planted, planted.wrong, storage, dtype)
-    assert applications and all(a.status == "undone" for a in applications), applications
+    assert [a.status for a in applications] == ["undone"], applications
+    # It was written and judged, and did not fail on the way.
+    assert not applications[0].reason.startswith(("cannot be written", "the rewrite raised")), applications
     assert graph.fingerprint() == before
 
 

@@ -83,6 +83,9 @@ def _bind_operands(
             )
             journal.on_undo(undo)
         elif operand is not None:
+            if not isinstance(operand, ir.Value):
+                # Found now: a node that fails half-way through its operands would go on counting as their reader.
+                raise TypeError(f"a {type(operand).__name__} cannot be an operand")
             values[slot] = operand
     return values
 
