@@ -123,7 +123,7 @@ def _table(found: dict[str, list[Verdict]]) -> Table:
     for tool, verdicts in found.items():
         count = Counter(v.status for v in verdicts)
         bad = sum(count[s] for s in SERIOUS)
-        good = [v for v in verdicts if v.status == "ok"]
+        good = [v for v in verdicts if v.status in ("ok", "larger", "lost")]
         table.add_row(
             tool,
             str(count["ok"]),

@@ -39,31 +39,36 @@ def graphopt_tool(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
+def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Some tools work in place, and say so."""
+    return onnx.ModelProto.FromString(model.SerializeToString())
+
+
 def onnxsim_tool(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnxsim
 
-    result: onnx.ModelProto = onnxsim.simplify(model)[0]
+    result: onnx.ModelProto = onnxsim.simplify(_copied(model))[0]
     return result
 
 
 def onnxslim_tool(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnxslim
 
-    result: onnx.ModelProto = onnxslim.slim(model)
+    result: onnx.ModelProto = onnxslim.slim(_copied(model))
     return result
 
 
 def onnxoptimizer_tool(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnxoptimizer
 
-    result: onnx.ModelProto = onnxoptimizer.optimize(model)
+    result: onnx.ModelProto = onnxoptimizer.optimize(_copied(model))
     return result
 
 
 def onnxscript_tool(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnxscript import optimizer
 
-    result: onnx.ModelProto = optimizer.optimize(model)
+    result: onnx.ModelProto = optimizer.optimize(_copied(model))
     return result
 
 
@@ -102,12 +107,32 @@ def judge(case: Case, tool: Tool) -> Verdict:
         return Verdict(case.name, "exception", _told(error), seconds=time.perf_counter() - start)
     seconds = time.perf_counter() - start
     before = onnx.ModelProto.FromString(original)
-    status, detail = _structure(before, result)
-    if status == "ok":
-        status, detail = ("not run", refusal) if refusal else _results(case, result, expected)
+    status, detail = _verdict(before, case, result, expected, run=not refusal)
     if status == "ok" and case.model.SerializeToString(deterministic=True) != original:
-        status, detail = "wrong", "the model that was given was modified"
+        status, detail = "lost", "the model that was given was modified"
+    if status == "ok" and refusal:
+        status, detail = "not run", refusal
     return Verdict(case.name, status, detail, nodes_of(before), nodes_of(result), seconds)
+
+
+def _verdict(
+    before: onnx.ModelProto, case: Case, result: onnx.ModelProto, expected: Sequence[Any] | None, *, run: bool
+) -> tuple[str, str]:
+    """The worst that can be said of a result."""
+    for full in (False, True):
+        if invalid(before, full) is None and (reason := invalid(result, full)) is not None:
+            return "invalid", reason
+    try:
+        got = run_case(result, case.feeds) if run else None
+    except Exception as error:  # onnxruntime's errors have no common base
+        return "unloadable", _told(error)
+    if got is not None and expected is not None and (reason := difference(got, expected)):
+        return "wrong", reason
+    size, limit = result.ByteSize(), before.ByteSize() * (1 + GROWTH) + ROOM
+    if size > limit:
+        return "larger", f"{before.ByteSize()} -> {size} bytes"
+    lost = losses(before, result)
+    return ("lost", ", ".join(lost)) if lost else ("ok", "")
 
 
 def _expected(case: Case) -> tuple[list[Any] | None, str]:
@@ -117,25 +142,6 @@ def _expected(case: Case) -> tuple[list[Any] | None, str]:
     except Exception as error:  # onnxruntime's errors have no common base
         return None, _told(error)
     return None if difference(second, first) else first, ""
-
-
-def _structure(before: onnx.ModelProto, result: onnx.ModelProto) -> tuple[str, str]:
-    for full in (False, True):
-        if invalid(before, full) is None and (reason := invalid(result, full)) is not None:
-            return "invalid", reason
-    if lost := losses(before, result):
-        return "lost", ", ".join(lost)
-    size, limit = result.ByteSize(), before.ByteSize() * (1 + GROWTH) + ROOM
-    return ("larger", f"{before.ByteSize()} -> {size} bytes") if size > limit else ("ok", "")
-
-
-def _results(case: Case, result: onnx.ModelProto, expected: Sequence[Any] | None) -> tuple[str, str]:
-    try:
-        got = run_case(result, case.feeds)
-    except Exception as error:  # onnxruntime's errors have no common base
-        return "unloadable", _told(error)
-    reason = "" if expected is None else difference(got, expected)
-    return ("wrong", reason) if reason else ("ok", "")
 
 
 def run_case(model: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any]:
@@ -181,7 +187,8 @@ def losses(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
         for name in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string")
         if getattr(before, name) != getattr(after, name)
     ]
-    if _props(before) != _props(after) or _props(before.graph) != _props(after.graph):
+    kept = _props(before) <= _props(after) and _props(before.graph) <= _props(after.graph)
+    if not kept:
         found.append("metadata")
     if before.graph.name != after.graph.name or before.graph.doc_string != after.graph.doc_string:
         found.append("graph name or doc string")
@@ -194,20 +201,18 @@ def losses(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
     return found
 
 
-def _props(message: Any) -> dict[str, str]:
-    return {p.key: p.value for p in message.metadata_props}
+def _props(message: Any) -> set[tuple[str, str]]:
+    return {(p.key, p.value) for p in message.metadata_props}
 
 
 def _opsets(model: onnx.ModelProto) -> dict[str, int]:
     return {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
 
 
-def _interface(graph: onnx.GraphProto, weights: set[str]) -> tuple[list[bytes], list[bytes]]:
+def _interface(graph: onnx.GraphProto, weights: set[str]) -> list[tuple[str, str | None, int]]:
+    """Names and kinds of inputs and outputs. Sizes may become known."""
     inputs = [i for i in graph.input if i.name not in weights]
-    return (
-        [i.SerializeToString(deterministic=True) for i in inputs],
-        [o.SerializeToString(deterministic=True) for o in graph.output],
-    )
+    return [(v.name, v.type.WhichOneof("value"), v.type.tensor_type.elem_type) for v in (*inputs, *graph.output)]
 
 
 def invalid(model: onnx.ModelProto, full: bool) -> str | None:

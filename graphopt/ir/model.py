@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graphopt.ir.graph import Graph
+from graphopt.ir.weights import Array
 
 
 class Model(ABC):
@@ -24,6 +25,10 @@ class Model(ABC):
     @abstractmethod
     def regions(self) -> Sequence[Graph]:
         """Every region, in a deterministic order: main, then control-flow bodies depth first, then functions."""
+
+    def examples(self) -> Sequence[Array] | None:
+        """The inputs that the model was traced with, one array per input of `main`; None if it came with none."""
+        return None
 
     @abstractmethod
     def refresh(self) -> None:

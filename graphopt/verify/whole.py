@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.errors import ModelError, VerificationError
-from graphopt.ir.graph import Graph, TensorType
+from graphopt.ir.graph import TensorType
 from graphopt.ir.model import Model
 from graphopt.ir.weights import FLOATS, Array, numpy_dtype
 from graphopt.verify.compare import EPS
@@ -49,7 +49,7 @@ class WholeCheck:
     """Runs the original once; `compare` then judges any number of candidates."""
 
     def __init__(self, original: Model, examples: Any = None) -> None:
-        self.feeds = whole_feeds(original.main, examples)
+        self.feeds = whole_feeds(original, examples)
         try:
             run = model_runner(original)
             self.expected = run(self.feeds)
@@ -101,20 +101,30 @@ def distance(expected: Sequence[Array], got: Sequence[Array]) -> float:
     return worst
 
 
-def whole_feeds(graph: Graph, examples: Any = None) -> list[Array]:
-    """Arrays for the inputs of `graph`: the examples if they are a mapping of names that has them
-    all, else seeded data of their types."""
+def whole_feeds(model: Model, examples: Any = None) -> list[Array]:
+    """Arrays for the inputs of `model`: those that it was traced with, or for an ONNX model the examples, by name
+    or in order; without either, seeded data of the inputs' types.
+
+    Raises:
+        ModelError: the examples do not fit the inputs.
+    """
+    graph = model.main
     inputs = graph.inputs()
-    if isinstance(examples, Mapping):
-        missing = [graph.name(v) for v in inputs if graph.name(v) not in examples]
-        if not missing:
-            return [np.asarray(examples[graph.name(v)]) for v in inputs]
-        if graph.storage == "onnx":
-            raise ModelError(
-                f"example inputs lack {missing[0]!r}; the model's inputs are {[graph.name(v) for v in inputs]}"
-            )
+    if (traced := model.examples()) is not None:
+        return list(traced)
+    if examples is not None and graph.storage == "onnx":
+        return _given(examples, [graph.name(v) for v in inputs])
     rng = np.random.default_rng(0)
     return [_draw(rng, graph.name(v), graph.type(v)) for v in inputs]
+
+
+def _given(examples: Any, names: list[str]) -> list[Array]:
+    if not isinstance(examples, Mapping | Sequence):
+        examples = [examples]
+    given = examples if isinstance(examples, Mapping) else dict(zip(names, examples, strict=False))
+    if missing := [n for n in names if n not in given]:
+        raise ModelError(f"example inputs lack {missing[0]!r}; the model's inputs are {names}")
+    return [np.asarray(given[n]) for n in names]
 
 
 def _draw(rng: np.random.Generator, name: str, type_: TensorType | None) -> Array:

@@ -163,7 +163,13 @@ class _AlphaOnBias(_Gemm):
         return build.linear(m.x, m.w * m.c, m.b * m.c, trans_w=False)
 
 
-def one(op: str, *shape: int, out: tuple[int, ...] | None = None, operands: Callable[[Maker], Any] = lambda m: (), **fields: Any):
+def one(
+    op: str,
+    *shape: int,
+    out: tuple[int, ...] | None = None,
+    operands: Callable[[Maker], Any] = lambda m: (),
+    **fields: Any,
+):
     """A graph of one op on one input, and whatever further operands are made for it."""
 
     def graph(dtype: str) -> ScratchGraph:
@@ -272,7 +278,9 @@ class _PadIntoPool:
     def graph(dtype: str) -> ScratchGraph:
         m = Maker(dtype)
         x = m.add("pad", m.input(1, 2, 4, 4), None, shape=(1, 2, 6, 6), pads=(0, 0, 1, 1, 0, 0, 1, 1), mode="constant")
-        return m.done(m.add("max_pool", x, shape=(1, 2, 4, 4), kernel=(3, 3), stride=(1, 1), pads=(0, 0, 0, 0), dilation=(1, 1)))
+        return m.done(
+            m.add("max_pool", x, shape=(1, 2, 4, 4), kernel=(3, 3), stride=(1, 1), pads=(0, 0, 0, 0), dilation=(1, 1))
+        )
 
     def pattern(self, op, x):
         padded = op.pad(x, pads=any_, mode=any_).named("pad")

@@ -21,11 +21,13 @@ from torch.export.graph_signature import (
     OutputSpec,
     TensorArgument,
 )
+from torch.utils import _pytree as pytree
 
 from graphopt.ir.fx.storage import FxGraph, Weight
-from graphopt.ir.fx.tensors import storage_pointer, tensor_identity
+from graphopt.ir.fx.tensors import storage_pointer, tensor_identity, to_numpy
 from graphopt.ir.graph import Graph
 from graphopt.ir.model import Model
+from graphopt.ir.weights import Array
 
 _WEIGHT_KINDS = {
     InputKind.PARAMETER: "parameter",
@@ -68,6 +70,14 @@ class FxModel(Model):
                 bodies = [b for n in region.nodes() for b in region.subgraphs(n)]
                 pending.extend(reversed(bodies))
         return found
+
+    def examples(self) -> Sequence[Array] | None:
+        if self._program.example_inputs is None:
+            return None
+        leaves = pytree.tree_leaves(self._program.example_inputs)
+        by_name = dict(zip(self._program.graph_signature.user_inputs, leaves, strict=False))
+        given = [by_name.get(value.name) for value in self._main.inputs()]
+        return [to_numpy(g) for g in given] if all(isinstance(g, torch.Tensor) for g in given) else None
 
     def refresh(self) -> None:
         self._main.drop_unused_weights()
