@@ -72,8 +72,8 @@ def optimize(
         target: name of the backend that the result is for. Without it only standard ops are emitted.
         verify: "match" (every application in isolation), "model" (that and one run of the whole model, with
             bisection if it fails), "structure" (types only) or "off".
-        budget: what approximate passes may spend.
-        calibration: real inputs, used by approximate passes and by end-to-end checks.
+        budget: what approximate passes may spend; no built-in pass is approximate yet.
+        calibration: real inputs for the end-to-end check of verify="model", and for passes that measure.
         limit: keep at most this many applications.
         skip: ids of applications to leave out ("fuse-conv-bn/conv-batch-norm#3").
         instruments: observers of the pipeline.

@@ -20,39 +20,11 @@ from graphopt.ir.weights import FLOATS, Array, numpy_dtype
 from graphopt.verify.fragment import Fragment
 
 KINDS = ("normal", "mixed", "special")
-LOCAL = frozenset(
-    [
-        "conv",
-        "conv_transpose",
-        "batch_norm",
-        "relu",
-        "leaky_relu",
-        "prelu",
-        "sigmoid",
-        "tanh",
-        "silu",
-        "gelu",
-        "hard_sigmoid",
-        "hard_swish",
-        "clamp",
-        "elu",
-        "softplus",
-        "mish",
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "maximum",
-        "minimum",
-        "neg",
-        "exp",
-        "sqrt",
-        "abs",
-        "identity",
-        "cast",
-        "fused_conv",
-    ]
-)
+LOCAL = frozenset({
+    "conv", "conv_transpose", "batch_norm", "relu", "leaky_relu", "prelu", "sigmoid", "tanh", "silu", "gelu",
+    "hard_sigmoid", "hard_swish", "clamp", "elu", "softplus", "mish", "add", "sub", "mul", "div", "maximum",
+    "minimum", "neg", "exp", "sqrt", "abs", "identity", "cast", "fused_conv",
+})  # fmt: skip
 """Ops that treat every position of the spatial dimensions alike: fragments of them may be run on smaller images."""
 NUMERIC = frozenset(name for name, op in OPS.items() if op.meaning.__module__.endswith(".elementwise")) | {
     "transpose",
