@@ -3,13 +3,14 @@
 #   make demo    optimise two real pretrained models, check them, and time them beside onnxruntime
 #   make test    the test-suite
 #   make lint    ruff, and mypy --strict on the package as it is installed
-#   make zoo     all 43 real models beside onnxsim, onnxslim and onnxoptimizer
-#   make bench   growth and speed of the rewriting engine beside other engines
+#   make zoo     all 43 real models (or MODELS="id id") beside onnxsim, onnxslim and onnxoptimizer
+#   make bench   growth and speed of the rewriting engine beside other engines; memory at 3 GB of weights
 #   make clean   remove .venv and what was built (fetched models in .zoo stay)
 
 PYTHON ?= python3
 PYTEST_ARGS ?= -n 2
 PIP_ARGS ?=
+MODELS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,10 +37,11 @@ types: $(VENV)/all.stamp
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --strict -p graphopt
 
 zoo: $(VENV)/bench.stamp
-	$(BIN)/python -m benchmarks.zoo
+	$(BIN)/python -m benchmarks.zoo $(MODELS)
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.memory
 
 clean:
 	rm -rf $(VENV) build *.egg-info

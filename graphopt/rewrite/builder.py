@@ -22,9 +22,7 @@ class Builder:
     value whose type the output has; the type of the value that is finally replaced need not be given.
     """
 
-    def __init__(
-        self, graph: Graph, journal: Journal, before: Node, captured: list[tuple[TensorRef, Value]]
-    ) -> None:
+    def __init__(self, graph: Graph, journal: Journal, before: Node, captured: list[tuple[TensorRef, Value]]) -> None:
         self._graph = graph
         self._journal = journal
         self._before = before

@@ -129,7 +129,9 @@ class _Generator:
 
     def _expand(self, shape: tuple[int, ...]) -> tuple[dict[str, Any], tuple[int, ...]]:
         result = self.pick(shape, tuple(3 if s == 1 else s for s in shape))
-        return {"shape": self.pick(result, tuple(1 if a == b else a for a, b in zip(result, shape, strict=True)))}, result
+        return {
+            "shape": self.pick(result, tuple(1 if a == b else a for a, b in zip(result, shape, strict=True)))
+        }, result
 
     def _leaky_relu(self, shape: tuple[int, ...]) -> tuple[dict[str, Any], tuple[int, ...]]:
         return {"slope": self.pick(0.01, 0.5)}, shape

@@ -25,6 +25,7 @@ from graphopt.verify.execute import model_runner
 from graphopt.verify.inputs import draw_float
 from graphopt.verify.verifier import MatchVerifier
 
+
 def feeds_of(graph: Graph) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     types = [graph.type(v) for v in graph.inputs()]
