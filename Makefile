@@ -4,7 +4,7 @@
 #   make test    the test-suite
 #   make lint    ruff, and mypy --strict on the package as it is installed
 #   make zoo     all 43 real models (or MODELS="id id") beside onnxsim, onnxslim and onnxoptimizer
-#   make bench   growth and speed of the rewriting engine beside other engines; memory at 3 GB of weights
+#   make bench   growth and speed of the rewriting engine beside other engines; cost of verification; memory at 3 GB
 #   make clean   remove .venv and what was built (fetched models in .zoo stay)
 
 PYTHON ?= python3
@@ -41,6 +41,7 @@ zoo: $(VENV)/bench.stamp
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.verification
 	$(BIN)/python -m benchmarks.memory
 
 clean:
