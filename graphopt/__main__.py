@@ -1,8 +1,6 @@
-"""`python -m graphopt`: the same as the command `graphopt`."""
+"""`python -m graphopt`: whatever is installed as the command `graphopt`. The core itself knows no tool."""
 
-from __future__ import annotations
-
-from graphopt.tools.main import main
+from importlib.metadata import entry_points
 
 if __name__ == "__main__":
-    main()
+    next(iter(entry_points(group="console_scripts", name="graphopt"))).load()()

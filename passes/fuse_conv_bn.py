@@ -7,6 +7,7 @@ s * (w * x + b) + t = (s * w) * x + (s * b + t).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -42,12 +43,12 @@ if TYPE_CHECKING:
 # ---- behind a convolution ----------------------------------------------------------------------------------
 
 
-class ConvThenMap:
+class ConvThenMap(ABC):
     """conv(x, w, b) followed by an affine map of its channels is conv(x, s * w, s * b + t)."""
 
+    @abstractmethod
     def affine(self, m: Match) -> Affine:
         """The map that follows; refuses the match if it is none."""
-        raise NotImplementedError
 
     def check(self, m: Match) -> None:
         if self.affine(m).scale is not None:
