@@ -6,7 +6,6 @@ Every comparison is written so that a NaN fails it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -89,7 +88,3 @@ def _rms(x: Array) -> float:
 
 def _largest(x: Array) -> float:
     return float(np.max(np.abs(x)))
-
-
-def as_float64(values: Sequence[Any]) -> list[Array]:
-    return [np.asarray(v, dtype=np.float64) if np.asarray(v).dtype.name in FLOATS else np.asarray(v) for v in values]

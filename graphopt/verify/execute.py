@@ -14,7 +14,7 @@ import numpy as np
 
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.model import Model
-from graphopt.ir.scratch import ScratchGraph, float64_leaf
+from graphopt.ir.scratch import ScratchGraph, ScratchValue, float64_leaf
 from graphopt.ir.weights import FLOATS, Array
 from graphopt.verify.fragment import Fragment, Side
 
@@ -83,17 +83,17 @@ def _to_float32(feeds: Sequence[Array]) -> list[Array]:
     return [f.astype(np.float32) if f.dtype.name in ("float16", "bfloat16") else f for f in feeds]
 
 
-def evaluate(part: Graph, feeds: Sequence[Any]) -> list[Array]:
-    """A scratch graph in float64 by the meanings of its ops; nothing is rounded at casts between floats."""
+def evaluate(
+    part: Graph, feeds: Sequence[Array], observe: Callable[[ScratchValue, Any], None] | None = None
+) -> list[Array]:
+    """A scratch graph in float64 by the meanings of its ops; nothing is rounded at casts between floats. `observe` is
+    told every value that is computed."""
     from graphopt.ir.ops.domain import Float64
 
     assert isinstance(part, ScratchGraph)
-    wide = [f.astype(np.float64) if np.asarray(f).dtype.name in _LOW else f for f in feeds]
+    wide = [f.astype(np.float64) if f.dtype.name in FLOATS else f for f in feeds]
     with np.errstate(all="ignore"):
-        return [np.asarray(r) for r in part.evaluate(wide, Float64(), float64_leaf)]
-
-
-_LOW = frozenset({"float16", "bfloat16", "float32"})
+        return [np.asarray(r) for r in part.evaluate(wide, Float64(), float64_leaf, observe)]
 
 
 def onnx_runner(part: Graph, *, wide: bool = False) -> Runner:

@@ -171,6 +171,13 @@ def _one_signed_ends(data: Array) -> Array:
     return flat.reshape(data.shape)
 
 
+def shake(feed: Array, unit: float, rng: np.random.Generator) -> Array:
+    """`feed` in float64 with every number moved by `unit` of itself, up or down; integers as they are."""
+    if feed.dtype.name not in FLOATS:
+        return feed
+    return np.asarray(feed.astype(np.float64) * (1.0 + unit * rng.choice([-1.0, 1.0], feed.shape)))
+
+
 def _sprinkle(rng: np.random.Generator, data: Array) -> Array:
     """NaN and infinities at about one place in a hundred each, and at one place at least if there are three."""
     flat = data.reshape(-1).copy()

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.ir.graph import CannotEmit, TensorType
-from graphopt.ir.ops.domain import Float64
-from graphopt.ir.scratch import ScratchGraph, float64_leaf
+from graphopt.ir.scratch import ScratchValue
 from graphopt.ir.transcribe import transcribe
 from graphopt.ir.weights import FLOATS, Array
 from graphopt.rewrite.change import Change
@@ -22,6 +21,7 @@ from graphopt.rewrite.journal import Journal
 from graphopt.rewrite.matcher import NoMatch
 from graphopt.rewrite.rule import Refused
 from graphopt.verify.compare import relative_error
+from graphopt.verify.execute import evaluate
 from graphopt.verify.fragment import Fragment, Side
 
 TOLERANCE = 1e-9
@@ -45,7 +45,7 @@ def reference(fragment: Fragment, side: Side, feeds: Sequence[Array]) -> list[Ar
         scratch, _ = transcribe(fragment.graph, side.nodes, fragment.inputs, side.outputs, wide=True)
     except CannotEmit as error:
         raise NoTwin(str(error)) from error
-    return _run(scratch, feeds)
+    return evaluate(scratch, feeds)
 
 
 def check_twin(change: Change, fragment: Fragment, feeds: Sequence[Array]) -> float:
@@ -62,7 +62,7 @@ def check_twin(change: Change, fragment: Fragment, feeds: Sequence[Array]) -> fl
         )
     except CannotEmit as error:
         raise NoTwin(str(error)) from error
-    before = _run(scratch, feeds, retype=True)
+    before = evaluate(scratch, feeds, _retype)
     root = nodes[next(iter(change.match.calls))]
     found = change.rule.match(scratch, root)
     if isinstance(found, NoMatch):
@@ -73,7 +73,7 @@ def check_twin(change: Change, fragment: Fragment, feeds: Sequence[Array]) -> fl
         raise NoTwin(str(error)) from error
     except Refused as refused:
         raise TwinFailed(f"the rule refuses its own float64 twin: {refused.no_match.reason}") from refused
-    after = _run(scratch, feeds)
+    after = evaluate(scratch, feeds)
     change_of = max((_difference(b, a) for b, a in zip(before, after, strict=True)), default=0.0)
     if not change_of <= TOLERANCE:
         raise TwinFailed(f"in float64 the result changes by {change_of:.1e} (allowed {TOLERANCE:.0e})", change_of)
@@ -86,14 +86,7 @@ def _difference(before: Array, after: Array) -> float:
     return 0.0 if np.array_equal(before, after) else float("inf")
 
 
-def _run(scratch: ScratchGraph, feeds: Sequence[Array], *, retype: bool = False) -> list[Array]:
-    """Evaluate in float64; with `retype`, every value then has the type that it really had."""
-    wide = [f.astype(np.float64) if f.dtype.name in FLOATS else f for f in feeds]
-
-    def observe(value: Any, result: Any) -> None:
-        array = np.asarray(result)
-        value.type = TensorType(array.dtype.name, array.shape)
-
-    with np.errstate(all="ignore"):
-        results = scratch.evaluate(wide, Float64(), float64_leaf, observe if retype else None)
-    return [np.asarray(r) for r in results]
+def _retype(value: ScratchValue, result: Any) -> None:
+    """Let a value have the type that it really had."""
+    array = np.asarray(result)
+    value.type = TensorType(array.dtype.name, array.shape)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 from typing import Literal as OneOf
 
 import numpy as np
@@ -24,7 +24,7 @@ from graphopt.rewrite.contract import Evidence, Exact, Rounding
 from graphopt.verify.compare import EPS, bit_equal, mismatch, rounding_ratio
 from graphopt.verify.execute import CannotRun, Runner, note_of, side_runner
 from graphopt.verify.fragment import Fragment, cut
-from graphopt.verify.inputs import KINDS, NoInputs, Sizes, draw, has_free_integers, multiple_of, size_choices
+from graphopt.verify.inputs import KINDS, NoInputs, Sizes, draw, has_free_integers, multiple_of, shake, size_choices
 from graphopt.verify.twin import NoTwin, TwinFailed, check_twin, reference
 
 Level = OneOf["off", "structure", "match", "model"]
@@ -222,7 +222,7 @@ def _check_reader(fragment: Fragment, run: _Run) -> None:
     eps = [EPS.get(n.dtype.name, 0.0) for n in run.native]
     rng = np.random.default_rng(len(run.feeds))
     unit = max(eps, default=0.0)
-    shaken = [_shake(f, unit, rng) for f in run.feeds]
+    shaken = [shake(f, unit, rng) for f in run.feeds]
     moved = reference(fragment, fragment.before, shaken)
     for ref, native, other, e in zip(run.reference, run.native, moved, eps, strict=True):
         if native.dtype.name not in FLOATS:
@@ -240,12 +240,6 @@ def _check_reader(fragment: Fragment, run: _Run) -> None:
 
 def _shapes_only(reference: Sequence[Array], native: Sequence[Array]) -> list[Array]:
     return [np.broadcast_to(np.zeros((), n.dtype), r.shape) for r, n in zip(reference, native, strict=True)]
-
-
-def _shake(feed: Array, unit: float, rng: np.random.Generator) -> Array:
-    if feed.dtype.name not in FLOATS:
-        return feed
-    return cast(Array, feed.astype(np.float64) * (1.0 + unit * rng.choice([-1.0, 1.0], feed.shape)))
 
 
 def _check_results(

@@ -19,7 +19,7 @@ from graphopt.ir.model import Model
 from graphopt.ir.weights import FLOATS, Array, numpy_dtype
 from graphopt.verify.compare import EPS
 from graphopt.verify.execute import CannotRun, model_runner
-from graphopt.verify.inputs import draw_float
+from graphopt.verify.inputs import draw_float, shake
 
 FACTOR = 8.0
 """How far beyond the model's own sensitivity a result may be."""
@@ -65,7 +65,7 @@ class WholeCheck:
 
     def _movements(self, original: Model, run: Any) -> list[float]:
         rng = np.random.default_rng(0)
-        others = [run([_shake(f, rng) for f in self.feeds])]
+        others = [run([shake(f, EPS.get(f.dtype.name, 0.0), rng).astype(f.dtype) for f in self.feeds])]
         if original.storage == "onnx":
             others.append(model_runner(original, optimised=True)(self.feeds))
         return [distance(self.expected, o) for o in others]
@@ -134,10 +134,3 @@ def _draw(rng: np.random.Generator, name: str, type_: TensorType | None) -> Arra
     if type_.dtype in FLOATS:
         return draw_float(rng, shape, type_.dtype, "normal")
     return rng.integers(0, 2, shape).astype(numpy_dtype(type_.dtype))
-
-
-def _shake(feed: Array, rng: np.random.Generator) -> Array:
-    if feed.dtype.name not in FLOATS:
-        return feed
-    factor = 1.0 + EPS[feed.dtype.name] * rng.choice([-1.0, 1.0], feed.shape)
-    return np.asarray(feed.astype(np.float64) * factor).astype(feed.dtype)

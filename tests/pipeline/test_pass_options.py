@@ -45,7 +45,7 @@ class LowRank(GraphPass):
             raise ValueError(f"energy must be in (0, 1], got {self.energy}")
 
     def run(self, context: Any) -> None:
-        raise NotImplementedError
+        raise AssertionError("options are read without running the pass")
 
 
 @dataclass(frozen=True)
