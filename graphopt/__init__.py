@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graphopt.compiler import Optimized, load, lower, optimize, save
+    from graphopt.compiler import Optimized, OptimizedProgram, load, lower, optimize, save
     from graphopt.errors import (
         GraphoptError,
         MissingExtraError,
@@ -32,12 +32,16 @@ if TYPE_CHECKING:
     from graphopt.pipeline.pass_ import GraphPass, Pass, ProgramPass, RulePass
     from graphopt.pipeline.registration import register
     from graphopt.pipeline.report import Report
+    from graphopt.program.guidance import Guidance
+    from graphopt.program.program import Program
+    from graphopt.program.sampler import Sampler
+    from graphopt.program.schedule import Schedule
     from graphopt.rewrite.contract import Approximate, Exact, Rounding
     from graphopt.rewrite.pattern import any_, any_of, const, many, opt
     from graphopt.rewrite.rule import Rule, rule
 
 _HOME = {
-    "graphopt.compiler": ("Optimized", "load", "lower", "optimize", "save"),
+    "graphopt.compiler": ("Optimized", "OptimizedProgram", "load", "lower", "optimize", "save"),
     "graphopt.errors": (
         "GraphoptError",
         "MissingExtraError",
@@ -54,6 +58,10 @@ _HOME = {
     "graphopt.pipeline.pass_": ("GraphPass", "Pass", "ProgramPass", "RulePass"),
     "graphopt.pipeline.registration": ("register",),
     "graphopt.pipeline.report": ("Report",),
+    "graphopt.program.guidance": ("Guidance",),
+    "graphopt.program.program": ("Program",),
+    "graphopt.program.sampler": ("Sampler",),
+    "graphopt.program.schedule": ("Schedule",),
     "graphopt.rewrite.contract": ("Approximate", "Exact", "Rounding"),
     "graphopt.rewrite.pattern": ("any_", "any_of", "const", "many", "opt"),
     "graphopt.rewrite.rule": ("Rule", "rule"),
@@ -67,12 +75,15 @@ __all__ = [
     "Graph",
     "GraphPass",
     "GraphoptError",
+    "Guidance",
     "MissingExtraError",
     "Model",
     "ModelError",
     "Optimized",
+    "OptimizedProgram",
     "Pass",
     "PipelineError",
+    "Program",
     "ProgramPass",
     "RegistryError",
     "Report",
@@ -80,6 +91,8 @@ __all__ = [
     "Rule",
     "RuleError",
     "RulePass",
+    "Sampler",
+    "Schedule",
     "UnsupportedError",
     "VerificationError",
     "any_",

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from graphopt.errors import PipelineError, VerificationError
 from graphopt.ir.load import load_model
 from graphopt.ir.model import Model
 from graphopt.pipeline.backend import Backend
-from graphopt.pipeline.context import Context
+from graphopt.pipeline.context import Context, RunContext
 from graphopt.pipeline.instrument import Instrument
 from graphopt.pipeline.pass_ import Pass
 from graphopt.pipeline.pipeline import Pipeline, make_passes
 from graphopt.pipeline.registry import backends
 from graphopt.pipeline.report import Report
+from graphopt.program.optimize import Contexts, ProgramCheck, run_passes
+from graphopt.program.program import Program
 from graphopt.rewrite.change import Verifier
 from graphopt.rewrite.ledger import Ledger
 from graphopt.verify.bisect import first_bad
 from graphopt.verify.verifier import LEVELS, MatchVerifier, Structural
+from graphopt.verify.whole import WholeCheck
 
 
 class Optimized:
@@ -45,6 +48,63 @@ class Optimized:
         return make_backend(backend).lower(self._model, **options)
 
 
+class OptimizedProgram:
+    """The result of `optimize` on a sampling program. Called as the program is."""
+
+    def __init__(self, program: Program, report: Report) -> None:
+        self.program = program
+        """The optimised program."""
+        self.report = report
+        """What happened: per pass, graph and rule what was applied, undone and refused, with the evidence."""
+
+    @property
+    def model(self) -> Program:
+        """The optimised program: what goes in comes out."""
+        return self.program
+
+    def lower(self, backend: str = "onnxruntime", **options: Any) -> Callable[..., Any]:
+        """The optimised program compiled; see `Program.lower`."""
+        return self.program.lower(backend, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Sample; see `Program.__call__`."""
+        return self.program(*args, **kwargs)
+
+
+@overload
+def optimize(
+    model: Program,
+    passes: str | Sequence[str | Pass] = ...,
+    *,
+    target: str | None = None,
+    verify: str = "match",
+    budget: Any = None,
+    calibration: Any = None,
+    limit: int | None = None,
+    skip: Iterable[str] = (),
+    instruments: Sequence[Instrument] = (),
+    repro: str | Path | None = None,
+) -> OptimizedProgram: ...
+
+
+@overload
+def optimize(
+    model: Any,
+    passes: str | Sequence[str | Pass] = ...,
+    *,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    target: str | None = None,
+    verify: str = "match",
+    budget: Any = None,
+    calibration: Any = None,
+    limit: int | None = None,
+    skip: Iterable[str] = (),
+    instruments: Sequence[Instrument] = (),
+    repro: str | Path | None = None,
+) -> Optimized: ...
+
+
 def optimize(
     model: Any,
     passes: str | Sequence[str | Pass] = ("fuse-conv-bn", "clean-up"),
@@ -59,17 +119,19 @@ def optimize(
     skip: Iterable[str] = (),
     instruments: Sequence[Instrument] = (),
     repro: str | Path | None = None,
-) -> Optimized:
+) -> Optimized | OptimizedProgram:
     """Rewrite `model` with `passes`, every application verified on its own and undone alone if it fails.
 
     Args:
         model: path of an .onnx file, onnx.ModelProto, onnx_ir.Model, onnx_graphsurgeon.Graph, torch.nn.Module,
-            torch.export.ExportedProgram or torch.fx.GraphModule. Never modified.
+            torch.export.ExportedProgram, torch.fx.GraphModule, or a sampling program (`graphopt.Sampler`), of which
+            graph passes rewrite every graph. Never modified.
         passes: pipeline text ("fuse-conv-bn,clean-up"), or a sequence of texts and pass objects.
         example_inputs: inputs to trace a torch module with: a tuple of positional ones, a dict of keyword ones, or
             a pair of both. For an ONNX model, a dict of arrays to run end-to-end checks on.
         dynamic_shapes: as torch.export takes them.
-        target: name of the backend that the result is for. Without it only standard ops are emitted.
+        target: name of the backend that the result is for. Without it only standard ops are emitted. A program is
+            first converted to the storage that the target runs.
         verify: "match" (every application in isolation), "model" (that and one run of the whole model, with
             bisection if it fails), "structure" (types only) or "off".
         budget: what approximate passes may spend; no built-in pass is approximate yet.
@@ -88,36 +150,50 @@ def optimize(
         raise PipelineError(f"verify={verify!r}: expected one of {', '.join(LEVELS)}")
     pipeline = Pipeline(make_passes(passes), instruments)
     features = make_backend(target).features if target is not None else frozenset()
+    shared: dict[str, Any] = {
+        "verify": verify, "target": target, "features": features, "budget": budget, "calibration": calibration,
+    }  # fmt: skip
 
-    def attempt(most: int | None, observers: Sequence[Instrument]) -> tuple[Model, Report]:
+    def verifier() -> Verifier:
+        return make_verifier(verify, str(pipeline), repro)
+
+    def attempt_model(most: int | None, observers: Sequence[Instrument]) -> tuple[Model, Report]:
         fresh = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
-        context = Context(
-            fresh, make_verifier(verify, str(pipeline), repro), Ledger(most, skip),
-            target=target, features=features, budget=budget, calibration=calibration,
-        )  # fmt: skip
-        report = Pipeline(pipeline.passes, observers).run(context, describe_source(model), verify)
-        return fresh, report
+        context = Context(fresh, verifier(), Ledger(most, skip), **shared)
+        return fresh, Pipeline(pipeline.passes, observers).run(context, describe_source(model), verify)
 
-    result, report = attempt(limit, instruments)
+    def attempt_program(most: int | None, observers: Sequence[Instrument]) -> tuple[Program, Report]:
+        ledger, judge = Ledger(most, skip), verifier()
+        contexts = Contexts(
+            lambda: RunContext(judge, ledger, **shared), lambda unit: Context(unit, judge, ledger, **shared)
+        )
+        converted = model if target is None else model.convert(target)
+        return run_passes(Pipeline(pipeline.passes, observers), converted, contexts, verify)
+
+    if isinstance(model, Program):
+        program, report = attempt_program(limit, instruments)
+        if verify == "model":
+            _check_whole(ProgramCheck(model), program, report, attempt_program)
+        return OptimizedProgram(program, report)
+    result, report = attempt_model(limit, instruments)
     if verify == "model":
-        _check_whole(model, result, report, attempt, example_inputs, calibration, dynamic_shapes)
+        original = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+        _check_whole(WholeCheck(original, calibration or example_inputs), result, report, attempt_model)
     return Optimized(result, report)
 
 
 def _check_whole(
-    source: Any,
-    result: Model,
+    check: Any,
+    result: Any,
     report: Report,
-    attempt: Callable[[int | None, Sequence[Instrument]], tuple[Model, Report]],
-    example_inputs: Any,
-    calibration: Any,
-    dynamic_shapes: Any,
+    attempt: Callable[[int | None, Sequence[Instrument]], tuple[Any, Report]],
 ) -> None:
-    from graphopt.verify.whole import WholeCheck
+    """Compare the result end to end; if it fails, find the application at fault.
 
-    check = WholeCheck(
-        load_model(source, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes), calibration or example_inputs
-    )
+    Args:
+        check: has `compare(result) -> Verdict`.
+        attempt: runs the pipeline again with a limit on applications.
+    """
     verdict = check.compare(result)
     report.notes.append(f"end to end: {verdict}")
     if verdict.ok:
@@ -171,7 +247,7 @@ def lower(
     Raises:
         UnsupportedError: the backend has no kernel for an op; the message names it.
     """
-    if isinstance(model, Optimized):
+    if isinstance(model, Optimized | OptimizedProgram | Program):
         return model.lower(backend, **options)
     taken = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
     return make_backend(backend).lower(taken, **options)

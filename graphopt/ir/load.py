@@ -29,7 +29,7 @@ def load_model(source: Any, *, example_inputs: Any = None, dynamic_shapes: Any =
         return source
     if isinstance(source, str | Path):
         return _load_path(Path(source))
-    if _is_torch(source):
+    if is_torch(source):
         from graphopt.ir.fx.load import load_torch
 
         return load_torch(source, example_inputs, dynamic_shapes)
@@ -62,7 +62,8 @@ def _exported_program(path: Path) -> GraphoptError:
     )
 
 
-def _is_torch(source: Any) -> bool:
+def is_torch(source: Any) -> bool:
+    """Whether `source` is a module or an exported program of torch; imports nothing."""
     torch = sys.modules.get("torch")
     if torch is None:
         return False

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from graphopt.ir.graph import Graph
+from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.weights import Array
 
 
@@ -46,3 +46,13 @@ class Model(ABC):
     @abstractmethod
     def weights(self) -> Sequence[tuple[str, int, int]]:
         """(name, number of elements, bytes) of every stored weight, each shared weight once."""
+
+    @abstractmethod
+    def extract(self, nodes: Iterable[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> Model:
+        """A model of its own that computes `outputs` from `inputs` with copies of `nodes`, all of them of `main`.
+
+        What else is read must be constant; weights are shared with this model, not copied. Names are kept.
+
+        Raises:
+            UnsupportedError: a value is read that is neither an input, nor a constant, nor computed by `nodes`.
+        """

@@ -13,15 +13,15 @@ from graphopt.rewrite.ledger import Ledger
 from graphopt.rewrite.rule import Rule
 
 
-class Context:
-    """One run of a pipeline on one model."""
+class RunContext:
+    """What every pass of one run shares, whatever it works on."""
 
     def __init__(
         self,
-        model: Model,
         verifier: Verifier,
         ledger: Ledger,
         *,
+        verify: str = "match",
         target: str | None = None,
         features: frozenset[str] = frozenset(),
         budget: Any = None,
@@ -29,23 +29,32 @@ class Context:
     ) -> None:
         """
         Args:
-            model: what the passes edit.
-            verifier: judges every change.
+            verifier: judges every change of a graph.
             ledger: gives ids and keeps what became of every application.
+            verify: the level: "off", "structure", "match" or "model".
             target: name of the backend that the result is for, if any.
             features: raw ops that the target has beyond the storage's standard ("com.microsoft::FusedConv").
             budget: what approximate passes may spend.
             calibration: real inputs, for passes that measure.
         """
-        self.model = model
         self.verifier = verifier
         self.ledger = ledger
+        self.verify = verify
         self.target = target
         self.features = features
         self.budget = budget
         self.calibration = calibration
         self.notes: list[str] = []
         """Remarks for the report; a pass appends."""
+
+
+class Context(RunContext):
+    """One run of a pipeline on one model, which the passes edit."""
+
+    def __init__(self, model: Model, verifier: Verifier, ledger: Ledger, **options: Any) -> None:
+        """`options` are those of RunContext."""
+        super().__init__(verifier, ledger, **options)
+        self.model = model
 
     def editor(self, graph: Graph) -> Editor:
         """Applies changes to one region; every one gets an id, a verdict and a line in the report."""

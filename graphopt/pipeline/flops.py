@@ -32,6 +32,14 @@ def count_flops(graph: Graph) -> int | None:
         return None
 
 
+def node_flops(graph: Graph, node: Node) -> int | None:
+    """Floating-point operations of one node, bodies included; None if they cannot be told."""
+    try:
+        return _node_flops(graph, node)
+    except _Unknown:
+        return None
+
+
 def _node_flops(graph: Graph, node: Node) -> int:
     bodies = graph.subgraphs(node)
     if bodies:
@@ -122,7 +130,8 @@ def _linear(graph: Graph, call: Call) -> int:
 
 
 def _attention(graph: Graph, call: Call) -> int:
-    """q @ k^T and weights @ v for q [B, H, L, E], k [B, H', S, E], v [B, H', S, V]."""
+    """q @ k^T and weights @ v for q [B, H, L, E], k [B, H', S, E], v [B, H', S, V]; without heads, all of them stand in
+    the last axis."""
     *batch, queries, width = _shape(graph, call, 0)
     *_, keys, value_width = _shape(graph, call, 2)
     return math.prod(batch) * queries * keys * (width + value_width)
@@ -162,6 +171,7 @@ _COUNTED: Mapping[str, Callable[[Graph, Call], int]] = {
     "matmul": _matmul,
     "linear": _linear,
     "attention": _attention,
+    "multi_head_attention": _attention,
     "einsum": _einsum,
 }
 _RAW_PRODUCTS: Mapping[str, Callable[[Graph, Call], int]] = {

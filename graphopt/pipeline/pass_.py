@@ -37,7 +37,8 @@ from graphopt.pipeline.options import (
 from graphopt.pipeline.spec import PassSpec, value_text
 
 if TYPE_CHECKING:
-    from graphopt.pipeline.context import Context
+    from graphopt.pipeline.context import Context, RunContext
+    from graphopt.program.program import Program
     from graphopt.rewrite.rule import Rule
 
 
@@ -82,8 +83,12 @@ class ProgramPass(Pass):
     """A pass over a sampling program: the denoising loop, its schedule and its stages."""
 
     @abstractmethod
-    def run(self, program: Any, context: Context) -> None:
-        """Edit `program`; what was done and its evidence go into the report of `context`."""
+    def run(self, program: Program, context: RunContext) -> Program:
+        """The program rewritten; programs are immutable, so `program` itself stays as it is.
+
+        Every application takes an id from `context.ledger` and is recorded there with its evidence, kept or
+        undone. A pass that changes nothing returns `program`.
+        """
 
 
 class _Passes(Protocol):

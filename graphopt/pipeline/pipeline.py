@@ -57,14 +57,14 @@ class Pipeline:
         """
         report = Report(model=name, pipeline=str(self), verify=verify)
         started = time.perf_counter()
-        self._check_order(context.model)
+        self.check_order(context.model.storage)
         watched = _Watched(context.model, self.passes)
         for instrument in self.instruments:
             instrument.enter_pipeline(watched)
         try:
             for pass_ in self.passes:
                 if all([i.should_run(pass_, context.model) for i in self.instruments]):
-                    report.passes.append(self._run_pass(pass_, context))
+                    report.passes.append(self.run_pass(pass_, context))
                 else:
                     report.notes.append(f"{pass_} was held back by an instrument")
         finally:
@@ -73,7 +73,12 @@ class Pipeline:
         report.seconds = time.perf_counter() - started
         return report
 
-    def _run_pass(self, pass_: Pass, context: Context) -> PassRecord:
+    def run_pass(self, pass_: Pass, context: Context) -> PassRecord:
+        """Run one pass on `context.model`, watched by the instruments.
+
+        Raises:
+            RuleError: the pass changed the model without an application to show for it.
+        """
         model = context.model
         for instrument in self.instruments:
             instrument.before_pass(pass_, model)
@@ -87,7 +92,9 @@ class Pipeline:
         elif isinstance(pass_, GraphPass):
             pass_.run(context)
         else:
-            raise PipelineError(f"{pass_.name} works on sampling programs, and this is a graph")
+            raise PipelineError(
+                f"{pass_.name} works on sampling programs, and this is a graph; build one with graphopt.Sampler"
+            )
         if context.ledger.kept == kept and model_fingerprint(model) != fingerprint:
             raise RuleError(
                 f"pass {pass_.name} changed the model and reported no change; it must edit through the journal"
@@ -106,8 +113,9 @@ class Pipeline:
             instrument.after_pass(pass_, model, record)
         return record
 
-    def _check_order(self, model: Model) -> None:
-        properties = {model.storage}
+    def check_order(self, storage: str) -> None:
+        """Raise PipelineError if a pass requires a property that nothing before it ensures."""
+        properties = {storage}
         for pass_ in self.passes:
             missing = [r for r in pass_.requires if r not in properties]
             if missing:

@@ -48,10 +48,17 @@ class PassRecord:
     applications: list[Application] = field(default_factory=list)
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    where: str = ""
+    """Which graph of a sampling program the pass ran on ("denoiser/step"); empty if there is but one."""
 
     @property
     def name(self) -> str:
         return self.text.split("{", 1)[0]
+
+    @property
+    def title(self) -> str:
+        """Name and place, for people."""
+        return f"{self.name} on {self.where}" if self.where else self.name
 
     def of_rule(self, rule: str) -> list[Application]:
         """The applications of one rule, in order."""
@@ -174,6 +181,7 @@ def _pass_dict(record: PassRecord) -> dict[str, Any]:
         "applications": [_application_dict(a) for a in record.applications],
         "seconds": record.seconds,
         "notes": list(record.notes),
+        "where": record.where,
     }
 
 
@@ -186,6 +194,7 @@ def _pass_from(data: dict[str, Any]) -> PassRecord:
         applications=[_application_from(a) for a in data["applications"]],
         seconds=data.get("seconds", 0.0),
         notes=list(data["notes"]),
+        where=data["where"],
     )
 
 

@@ -51,11 +51,11 @@ def _rules(report: Report) -> Table:
     for record in report.passes:
         shown = list(rows(record)) or None
         if shown is None:
-            table.add_row(Text(record.name), *[""] * 7, f"{record.seconds:.2f}")
+            table.add_row(Text(record.title), *[""] * 7, f"{record.seconds:.2f}")
         for i, (rule, stats, worst) in enumerate(shown or ()):
             counts = (stats.tried, stats.matched, stats.applied, stats.undone, stats.refused.total())
             worst_text = "-" if worst is None else f"{worst:.2g}"
-            shown_name = Text(record.name if i == 0 else "")
+            shown_name = Text(record.title if i == 0 else "")
             table.add_row(shown_name, Text(rule), *map(str, counts), worst_text, f"{stats.seconds:.2f}")
     return table
 
@@ -68,16 +68,16 @@ def _sizes(report: Report) -> Table:
     if report.passes:
         table.add_row("before", *_size_cells(report.passes[0].before))
     for record in report.passes:
-        table.add_row(Text(f"after {record.name}"), *_size_cells(record.after))
+        table.add_row(Text(f"after {record.title}"), *_size_cells(record.after))
     return table
 
 
 def _size_cells(size: Size) -> tuple[str, str, str, str]:
-    flops = "unknown" if size.flops is None else _scaled(size.flops)
-    return f"{size.nodes:,}", f"{size.parameters:,}", _scaled(size.bytes) + "B", flops
+    flops = "unknown" if size.flops is None else scaled(size.flops)
+    return f"{size.nodes:,}", f"{size.parameters:,}", scaled(size.bytes) + "B", flops
 
 
-def _scaled(number: int) -> str:
+def scaled(number: int) -> str:
     """Four digits and a decimal prefix: 12345678 is "12.35 M"."""
     value, prefixes = float(number), ["", "k", "M", "G", "T", "P"]
     while value >= 1000 and len(prefixes) > 1:
@@ -98,7 +98,7 @@ def _pass_notes(record: PassRecord) -> Iterator[str]:
     if len(undone) > UNDONE_SHOWN:
         yield f"undone: {len(undone) - UNDONE_SHOWN} more of {record.name}"
     yield from record.why_not(REASONS_SHOWN)
-    yield from (f"{record.name}: {note}" for note in record.notes)
+    yield from (f"{record.title}: {note}" for note in record.notes)
 
 
 def _undone_line(application: Application) -> str:

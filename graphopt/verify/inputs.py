@@ -125,15 +125,19 @@ def constrained(fragment: Fragment, value: Value, type_: TensorType, calls: Sequ
     return tuple(f"?{position}.{next(anonymous)}" if d is None else d for d in shape)
 
 
-def draw(fragment: Fragment, sizes: Sizes, calls: Sequence[Call], kind: str, seed: int) -> list[Array]:
-    """One array per input, in order; deterministic in `seed`."""
+def draw(
+    fragment: Fragment, sizes: Sizes, calls: Sequence[Call], kind: str, seed: int, *, finite: bool = False
+) -> list[Array]:
+    """One array per input, in order; deterministic in `seed`. `finite` keeps NaN and infinities out of special
+    inputs, whose integers stay what they are."""
     rng = np.random.default_rng(seed)
+    float_kind = KINDS[0] if finite and kind == "special" else kind
     arrays = []
     for value in fragment.inputs:
         type_ = _known(fragment.graph, value)
         shape = sizes[value]
         if type_.dtype in FLOATS:
-            arrays.append(draw_float(rng, shape, type_.dtype, kind))
+            arrays.append(draw_float(rng, shape, type_.dtype, float_kind))
         elif type_.dtype == "bool":
             arrays.append(rng.integers(0, 2, shape).astype(bool))
         else:
@@ -141,6 +145,16 @@ def draw(fragment: Fragment, sizes: Sizes, calls: Sequence[Call], kind: str, see
             draw_one = _draw_number if free else _draw_integer
             arrays.append(draw_one(rng, fragment, value, type_, sizes, calls, kind))
     return arrays
+
+
+def draw_input(rng: np.random.Generator, type_: TensorType) -> Array:
+    """An input of a static type for a run of a whole model: normal floats; 0 and 1 for integers, which are valid
+    labels, timesteps and masks alike."""
+    assert type_.shape is not None
+    shape = tuple(d for d in type_.shape if isinstance(d, int))
+    if type_.dtype in FLOATS:
+        return draw_float(rng, shape, type_.dtype, "normal")
+    return rng.integers(0, 2, shape).astype(numpy_dtype(type_.dtype))
 
 
 def draw_float(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, kind: str) -> Array:

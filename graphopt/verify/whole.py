@@ -16,10 +16,10 @@ import numpy as np
 from graphopt.errors import ModelError, VerificationError
 from graphopt.ir.graph import TensorType
 from graphopt.ir.model import Model
-from graphopt.ir.weights import FLOATS, Array, numpy_dtype
+from graphopt.ir.weights import FLOATS, Array
 from graphopt.verify.compare import EPS
 from graphopt.verify.execute import CannotRun, model_runner
-from graphopt.verify.inputs import draw_float, shake
+from graphopt.verify.inputs import draw_input, shake
 
 FACTOR = 8.0
 """How far beyond the model's own sensitivity a result may be."""
@@ -48,8 +48,9 @@ class Verdict:
 class WholeCheck:
     """Runs the original once; `compare` then judges any number of candidates."""
 
-    def __init__(self, original: Model, examples: Any = None) -> None:
-        self.feeds = whole_feeds(original, examples)
+    def __init__(self, original: Model, examples: Any = None, feeds: Sequence[Array] | None = None) -> None:
+        """`feeds`, one array per input, replace what the model was traced with and the examples."""
+        self.feeds = whole_feeds(original, examples) if feeds is None else list(feeds)
         try:
             run = model_runner(original)
             self.expected = run(self.feeds)
@@ -131,6 +132,4 @@ def _draw(rng: np.random.Generator, name: str, type_: TensorType | None) -> Arra
     if type_ is None or type_.shape is None:
         raise ModelError(f"the shape of input {name!r} is unknown: pass example_inputs={{{name!r}: array, ...}}")
     shape = tuple(d if isinstance(d, int) else FREE_SIZE for d in type_.shape)
-    if type_.dtype in FLOATS:
-        return draw_float(rng, shape, type_.dtype, "normal")
-    return rng.integers(0, 2, shape).astype(numpy_dtype(type_.dtype))
+    return draw_input(rng, TensorType(type_.dtype, shape))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from graphopt.ir.graph import Graph, TensorType
+from graphopt.ir.graph import Graph, Node, TensorType, Value
 from graphopt.ir.model import Model
 from graphopt.ir.scratch import ScratchGraph
 
@@ -37,6 +37,9 @@ class SketchModel(Model):
 
     def weights(self) -> Sequence[tuple[str, int, int]]:
         return []
+
+    def extract(self, nodes: Iterable[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> SketchModel:
+        return SketchModel(self._graph.cut(nodes, inputs, outputs))
 
 
 @pytest.fixture

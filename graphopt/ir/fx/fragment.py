@@ -38,7 +38,7 @@ def cut(source: FxGraph, nodes: Iterable[Node], inputs: Sequence[Value], outputs
         return copied
 
     inside = set(chosen)
-    for value in _weights_of(source, chosen, outputs, frozenset(inputs)):
+    for value in weights_of(source, chosen, outputs, frozenset(inputs)):
         weights[placeholder(value)] = source.weights[value]
     for value in inputs:
         placeholder(value)
@@ -51,15 +51,15 @@ def cut(source: FxGraph, nodes: Iterable[Node], inputs: Sequence[Value], outputs
         return copies[value]
 
     for node in chosen:
-        copies[node] = _copied(source, graph, node, copied_operand)
+        copies[node] = copy_node(source, graph, node, copied_operand)
         for user in sorted(node.users):
             if user.target is operator.getitem and user not in copies:
                 copies[user] = graph.node_copy(user, copied_operand)
     graph.output(tuple(copied_operand(v) for v in outputs))
-    return FxGraph(_bodies(source, inside), weights, source.fake_mode, graph=graph)
+    return FxGraph(copy_bodies(source, inside), weights, source.fake_mode, graph=graph)
 
 
-def _copied(
+def copy_node(
     source: FxGraph, graph: fx.Graph, node: fx.Node, operand: Callable[[fx.Node], fx.Node]
 ) -> fx.Node:
     """A copy of `node`. Sizes that other nodes compute are replaced by what the vocabulary says of them."""
@@ -76,7 +76,7 @@ def _copied(
     return copied
 
 
-def _weights_of(
+def weights_of(
     source: FxGraph, nodes: Sequence[fx.Node], outputs: Sequence[Value], inputs: frozenset[Value]
 ) -> list[fx.Node]:
     """The constants that `nodes` read or that are returned, in the order of the region."""
@@ -84,7 +84,7 @@ def _weights_of(
     return sorted(v for v in read - inputs if source.constant(v) is not None)
 
 
-def _bodies(source: FxGraph, nodes: Iterable[fx.Node]) -> torch.nn.Module:
+def copy_bodies(source: FxGraph, nodes: Iterable[fx.Node]) -> torch.nn.Module:
     """A module that holds copies of the control-flow bodies that `nodes` run."""
     root = torch.nn.Module()
     for body in sorted({b for n in nodes for b in bodies_of(n)}):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -15,27 +15,21 @@ from torch import fx
 from torch.export.exported_program import ExportedProgram
 from torch.export.graph_signature import (
     ExportGraphSignature,
-    InputKind,
     InputSpec,
     OutputKind,
     OutputSpec,
-    TensorArgument,
 )
 from torch.utils import _pytree as pytree
 
+from graphopt.ir.fx.extract import INPUT_KINDS, extract_program, in_state_dict, input_spec
 from graphopt.ir.fx.storage import FxGraph, Weight
 from graphopt.ir.fx.tensors import storage_pointer, tensor_identity, to_numpy
-from graphopt.ir.graph import Graph
+from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.model import Model
 from graphopt.ir.weights import Array
 
-_WEIGHT_KINDS = {
-    InputKind.PARAMETER: "parameter",
-    InputKind.BUFFER: "buffer",
-    InputKind.CONSTANT_TENSOR: "constant",
-}
+_WEIGHT_KINDS = {kind: name for name, kind in INPUT_KINDS.items()}
 _USER_OUTPUTS = (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT)
-_INPUT_KINDS = {kind: spec for spec, kind in _WEIGHT_KINDS.items()}
 
 
 class FxModel(Model):
@@ -79,6 +73,11 @@ class FxModel(Model):
         given = [by_name.get(value.name) for value in self._main.inputs()]
         return [to_numpy(g) for g in given] if all(isinstance(g, torch.Tensor) for g in given) else None
 
+    @property
+    def traced_inputs(self) -> Any:
+        """The (positional, keyword) inputs that the model was traced with; None if it came with none."""
+        return self._program.example_inputs
+
     def refresh(self) -> None:
         self._main.drop_unused_weights()
 
@@ -98,12 +97,12 @@ class FxModel(Model):
         stored = [w for n, w in self._main.weights.items() if n.name not in unused]
         old = self._program
         constants = {k: v for k, v in old.constants.items() if not isinstance(v, torch.Tensor)}
-        constants |= {w.name: w.tensor for w in stored if not _in_state_dict(w)}
+        constants |= {w.name: w.tensor for w in stored if not in_state_dict(w)}
         return ExportedProgram(
             root=root,
             graph=root.graph,
             graph_signature=signature,
-            state_dict={w.name: w.tensor for w in stored if _in_state_dict(w)},
+            state_dict={w.name: w.tensor for w in stored if in_state_dict(w)},
             range_constraints=copy.copy(old.range_constraints),
             module_call_graph=copy.deepcopy(old.module_call_graph[:1]),
             example_inputs=old.example_inputs,
@@ -128,18 +127,16 @@ class FxModel(Model):
         distinct = {tensor_identity(w.tensor): w for w in reversed(self._main.weights.values())}
         return [(w.name, w.tensor.numel(), w.tensor.nbytes) for w in reversed(distinct.values())]
 
+    def extract(self, nodes: Iterable[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> FxModel:
+        return FxModel(extract_program(self._main, self._program, nodes, inputs, outputs), self._given)
+
     def _current_inputs(self, unused: set[str]) -> list[InputSpec]:
         specs = []
         for node in self._main.graph.find_nodes(op="placeholder"):
             if node.name in unused:
                 continue
             weight = self._main.weights.get(node)
-            if weight is None:
-                specs.append(self._input_specs[node])
-                continue
-            persistent = weight.persistent if weight.kind == "buffer" else None
-            argument = TensorArgument(name=node.name)
-            specs.append(InputSpec(_INPUT_KINDS[weight.kind], argument, weight.name, persistent))
+            specs.append(self._input_specs[node] if weight is None else input_spec(node, weight))
         return specs
 
     def _current_outputs(self) -> list[OutputSpec]:
@@ -169,10 +166,6 @@ class _Careful:
 
     def flush(self) -> None:
         """Closing the file does that, and may raise."""
-
-
-def _in_state_dict(weight: Weight) -> bool:
-    return weight.kind == "parameter" or (weight.kind == "buffer" and weight.persistent)
 
 
 def _weights(program: ExportedProgram, specs: dict[fx.Node, InputSpec]) -> dict[fx.Node, Weight]:

@@ -67,7 +67,8 @@ def tensor_identity(tensor: torch.Tensor) -> object:
     """Equal for tensors that are the same elements of the same storage in the same order."""
     if tensor.numel() == 0:
         return id(tensor)
-    return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+    address = (tensor.untyped_storage()._cdata, tensor.storage_offset()) if tensor.is_meta else tensor.data_ptr()
+    return (tensor.device, address, tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
 def storage_pointer(tensor: torch.Tensor) -> int:

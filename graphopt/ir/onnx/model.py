@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from graphopt.ir.graph import Node, Value
 from graphopt.ir.model import Model
 from graphopt.ir.onnx import save
+from graphopt.ir.onnx.cut import Fragment, cut_fragment
 from graphopt.ir.onnx.edits import QUANTIZATION
 from graphopt.ir.onnx.infer import infer_types
 from graphopt.ir.onnx.save import Carried
@@ -27,12 +29,16 @@ class OnnxModel(Model):
         model: ir.Model,
         carried: Carried | None = None,
         export: Callable[[OnnxModel], Any] | None = None,
+        fragment: Fragment | None = None,
     ) -> None:
+        """`fragment` is where `model` was cut out, if it is a part of another."""
         self.ir = model
         self.carried = carried or Carried()
         """What onnx_ir does not keep."""
         self.shared = Shared(model)
         self._export = export
+        if fragment is not None:
+            self.shared.remember(fragment)
         OnnxGraph(self.shared, model.graph, model.graph.opset_imports)
         for function in model.functions.values():
             OnnxGraph(self.shared, function.graph, function.opset_imports, function)
@@ -87,6 +93,10 @@ class OnnxModel(Model):
 
     def save(self, path: Path) -> None:
         save.save_model(self.ir, path, self.carried)
+
+    def extract(self, nodes: Iterable[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> OnnxModel:
+        part = cut_fragment(self.main, nodes, inputs, outputs)
+        return OnnxModel(part.model, None, self._export, part)
 
     def weights(self) -> Sequence[tuple[str, int, int]]:
         found: dict[object, tuple[str, int, int]] = {}

@@ -15,6 +15,7 @@ from graphopt.ir.onnx.reading import AnyReader
 from graphopt.ir.weights import TensorRef
 
 if TYPE_CHECKING:
+    from graphopt.ir.onnx.cut import Fragment
     from graphopt.ir.onnx.storage import OnnxGraph
 
 
@@ -187,6 +188,13 @@ class Shared:
     def remember_ref(self, tensor: ir.TensorProtocol, ref: TensorRef) -> None:
         """Let `tensor` be seen as `ref`, so that a deferred expression stays one."""
         self._refs[tensor] = ref
+
+    def remember(self, fragment: Fragment) -> None:
+        """Take over what is known of the model that `fragment` was cut out as."""
+        for tensor, ref in fragment.refs.items():
+            self.remember_ref(tensor, ref)
+        for value, type_ in fragment.types.items():
+            self.give_type(value, type_)
 
     # ---- forgetting --------------------------------------------------------------------------------------
 

@@ -198,10 +198,7 @@ class OnnxGraph(Graph):
     def cut(self, nodes: Iterable[ir.Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> OnnxGraph:
         fragment = cut_fragment(self, nodes, inputs, outputs)
         shared = Shared(fragment.model)
-        for tensor, ref in fragment.refs.items():
-            shared.remember_ref(tensor, ref)
-        for value, type_ in fragment.types.items():
-            shared.give_type(value, type_)
+        shared.remember(fragment)
         return OnnxGraph(shared, fragment.model.graph, fragment.model.graph.opset_imports)
 
     def in_order(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:

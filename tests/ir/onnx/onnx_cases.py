@@ -169,6 +169,11 @@ LINEAR = [
          {"scale": 0.25}, 24, name="mask"),
     Case("Attention", [real(1, 4, 5, 4), real(1, 2, 5, 4), real(1, 2, 5, 4)], "attention",
          ATTENTION | {"causal": True, "gqa": True}, {"is_causal": 1}, 23, [0, 1, 2, None], name="grouped"),
+    Case("MultiHeadAttention", [real(2, 5, 12)] * 3, "multi_head_attention", {"heads": 3, "scale": 0.5},
+         {"num_heads": 3}, 18, [0, 1, 2, None], domain="com.microsoft"),
+    Case("MultiHeadAttention", [real(2, 5, 12)] * 3 + [None, None, real(1, 3, 5, 5)], "multi_head_attention",
+         {"heads": 3, "scale": 0.25}, {"num_heads": 3, "scale": 0.25, "mask_filter_value": -1.0}, 18, [0, 1, 2, 5],
+         domain="com.microsoft", name="bias"),
 ]  # fmt: skip
 
 CONVOLUTION = [

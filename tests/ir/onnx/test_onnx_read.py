@@ -102,6 +102,12 @@ REFUSED = [
     (Case("Attention", [real(1, 2, 5, 4)] * 3, "", opset=23, attributes={"softcap": 1.0}), "softcap"),
     (Case("Attention", [real(1, 5, 8)] * 3, "", opset=23, attributes={"q_num_heads": 2,
          "kv_num_heads": 2}), "4-D"),
+    (Case("MultiHeadAttention", [real(1, 5, 8)] * 3, "", domain="com.microsoft", attributes={"num_heads": 2,
+         "unidirectional": 1}), "unidirectional"),
+    (Case("MultiHeadAttention", [real(1, 5, 8)] * 3 + [weight(24)], "", domain="com.microsoft",
+         attributes={"num_heads": 2}), "operand 3"),
+    (Case("MultiHeadAttention", [real(1, 5, 8)] + [real(1, 2, 5, 4)] * 2, "", domain="com.microsoft",
+         attributes={"num_heads": 2}), "packed or not 3-D"),
     (Case("Cast", [X], "", attributes={"to": 8}), "no number"),
 ]  # fmt: skip
 

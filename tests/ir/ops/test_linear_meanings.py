@@ -55,6 +55,29 @@ def attention(
     )
 
 
+def multi_head_attention(
+    heads: int,
+    bias: np.ndarray | None = None,
+    *,
+    batch: int = 2,
+    features: int = 4,
+    values: int = 6,
+    scale: float = 0.3,
+) -> Case:
+    widths = [heads * features, heads * features, heads * values]
+    operands = [sample.normal(batch, n, w) for n, w in zip((4, 5, 5), widths, strict=True)]
+    attributes = {"num_heads": heads, "scale": scale}
+    return Case(
+        "multi_head_attention",
+        [*operands, bias],
+        {"heads": heads, "scale": scale},
+        onnx=Node(
+            "MultiHeadAttention", attributes, inputs=[*operands, None, None, bias], domain="com.microsoft"
+        ),
+        bound=64,
+    )
+
+
 KEEP = sample.bools(4, 5)
 KEEP[:, 0] = True
 BLIND = KEEP.copy()
@@ -105,7 +128,16 @@ ATTENTIONS = [
     attention((2, 6, 4, 8), (2, 2, 5, 8)),
     attention((2, 6, 4, 8), (2, 2, 5, 8), KEEP),
 ]
-CASES = MATRICES + ATTENTIONS
+HEADS = [
+    multi_head_attention(1),
+    multi_head_attention(3),
+    multi_head_attention(2, values=4, scale=-1.5),
+    multi_head_attention(3, batch=0),
+    multi_head_attention(3, sample.normal(2, 3, 4, 5)),
+    multi_head_attention(3, sample.normal(1, 1, 4, 5)),
+    multi_head_attention(2, np.where(BLIND, np.float32(0.5), np.float32(-np.inf))[None, None]),
+]
+CASES = MATRICES + ATTENTIONS + HEADS
 
 
 @pytest.mark.parametrize("case, runtime", parameters(CASES))

@@ -130,6 +130,7 @@ def test_operands_that_may_be_absent_are_declared() -> None:
         "clamp": {"low", "high"},
         "linear": {"b"},
         "attention": {"mask"},
+        "multi_head_attention": {"bias"},
         "conv": {"b"},
         "conv_transpose": {"b"},
         "fused_conv": {"b"},

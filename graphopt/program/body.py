@@ -1,0 +1,57 @@
+"""One denoiser call as graphs: the step, and what was taken out of it because it is known earlier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from graphopt.ir.model import Model
+
+FeedKind: TypeAlias = Literal["sample", "timestep", "condition", "prologue", "table"]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Where an input of a unit comes from."""
+
+    kind: FeedKind
+    name: str = ""
+    """The condition's name, if the kind is "condition"."""
+    index: int = 0
+    """Which result of the prologue or of the table, if it comes from there."""
+
+    def __str__(self) -> str:
+        if self.kind == "condition":
+            return self.name
+        return f"{self.kind}[{self.index}]" if self.kind in ("prologue", "table") else self.kind
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A graph and where its inputs come from."""
+
+    model: Model
+    feeds: tuple[Feed, ...]
+    """One for each input of `model.main`, in order."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """What one row of a program calls.
+
+    The first output of `step` is the model's prediction. Its inputs may come from the other two units: the prologue
+    runs once a request and reads conditions only; the table runs once for each row of the schedule, before the
+    loop, and reads timestep, conditions and the prologue's results.
+    """
+
+    step: Unit
+    prologue: Unit | None = None
+    table: Unit | None = None
+
+    def units(self) -> Iterator[tuple[str, Unit]]:
+        """The units that exist, by name, in the order in which they run."""
+        for name in ("prologue", "table", "step"):
+            unit: Unit | None = getattr(self, name)
+            if unit is not None:
+                yield name, unit

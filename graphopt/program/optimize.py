@@ -1,0 +1,121 @@
+"""Running passes on a program: graph passes on each of its graphs, program passes on the whole."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from graphopt.ir.model import Model
+from graphopt.ir.weights import Array
+from graphopt.pipeline.context import Context, RunContext
+from graphopt.pipeline.pass_ import Pass, ProgramPass
+from graphopt.pipeline.pipeline import Pipeline, size_of
+from graphopt.pipeline.report import PassRecord, Report, Size
+from graphopt.program.interface import NEGATIVE
+from graphopt.program.program import Program
+from graphopt.program.reference import reference_runner
+from graphopt.verify.compare import EPS
+from graphopt.verify.inputs import draw_input, shake
+from graphopt.verify.whole import FACTOR, FLOOR, Verdict, distance
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Makes what passes work with; all share one ledger."""
+
+    of_program: Callable[[], RunContext]
+    of_model: Callable[[Model], Context]
+
+
+def run_passes(pipeline: Pipeline, program: Program, contexts: Contexts, verify: str) -> tuple[Program, Report]:
+    """The program after every pass, and what was done. `program` itself is not changed.
+
+    Raises:
+        PipelineError: a pass requires a property that nothing before it ensures.
+    """
+    pipeline.check_order(program.storage)
+    report = Report(model=program.name, pipeline=str(pipeline), verify=verify)
+    started = time.perf_counter()
+    program = program.map_models(lambda name, model: copy_of(model))
+    for pass_ in pipeline.passes:
+        if isinstance(pass_, ProgramPass):
+            program, record = _run_program_pass(pass_, program, contexts.of_program())
+            report.passes.append(record)
+        else:
+            report.passes += _run_graph_pass(pipeline, pass_, program, contexts)
+    report.seconds = time.perf_counter() - started
+    return program, report
+
+
+def copy_of(model: Model) -> Model:
+    """A model of its own that shares no more than weights."""
+    main = model.main
+    return model.extract(list(main.nodes()), main.inputs(), main.outputs())
+
+
+def _run_graph_pass(pipeline: Pipeline, pass_: Pass, program: Program, contexts: Contexts) -> list[PassRecord]:
+    records = []
+    for body_name, body in program.bodies.items():
+        for name, unit in body.units():
+            record = pipeline.run_pass(pass_, contexts.of_model(unit.model))
+            record.where = f"{body_name}/{name}"
+            records.append(record)
+    return records
+
+
+def _run_program_pass(pass_: ProgramPass, program: Program, context: RunContext) -> tuple[Program, PassRecord]:
+    before = program_size(program)
+    context.ledger.open_pass(pass_.name)
+    started = time.perf_counter()
+    changed = pass_.run(program, context)
+    record = PassRecord(
+        text=str(pass_),
+        before=before,
+        after=program_size(changed),
+        rules=dict(context.ledger.stats),
+        applications=list(context.ledger.applications),
+        seconds=time.perf_counter() - started,
+        notes=list(context.notes),
+    )
+    return changed, record
+
+
+def program_size(program: Program) -> Size:
+    """All graphs together; the FLOPs are those of one run of each."""
+    sizes = [size_of(unit.model) for body in program.bodies.values() for _, unit in body.units()]
+    flops = [s.flops for s in sizes]
+    return Size(
+        nodes=sum(s.nodes for s in sizes),
+        parameters=sum(s.parameters for s in sizes),
+        bytes=sum(s.bytes for s in sizes),
+        flops=None if None in flops else sum(f for f in flops if f is not None),
+    )
+
+
+class ProgramCheck:
+    """The end-to-end check of a program: whole trajectories before and after, from one seed, judged against what one
+    unit of rounding in the initial noise does to the original."""
+
+    def __init__(self, original: Program) -> None:
+        rng = np.random.default_rng(0)
+        interface = original.interface
+        self._noise = draw_input(rng, interface.sample)
+        self._conditions: dict[str, Any] = {c.name: draw_input(rng, c.type) for c in interface.conditions}
+        if original.guidance is not None:
+            self._conditions |= {NEGATIVE + c.name: draw_input(rng, c.type) for c in interface.conditions if c.branched}
+        self._expected = self._sample(original, self._noise)
+        eps = EPS[interface.sample.dtype]
+        shaken = shake(self._noise, eps, rng).astype(self._noise.dtype)
+        moved = distance([self._expected], [self._sample(original, shaken)])
+        self.allowed = FACTOR * max(FLOOR * eps, moved)
+
+    def compare(self, candidate: Program) -> Verdict:
+        return Verdict(distance([self._expected], [self._sample(candidate, self._noise)]), self.allowed)
+
+    def _sample(self, program: Program, noise: Array) -> Any:
+        return reference_runner(program)(noise, np.random.default_rng(1), **self._conditions)
+

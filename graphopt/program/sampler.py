@@ -1,0 +1,178 @@
+"""`Sampler`: a program from a denoiser, a scheduler and a number of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from graphopt.errors import ModelError, UnsupportedError
+from graphopt.ir.graph import TensorType
+from graphopt.pipeline.options import did_you_mean
+from graphopt.program.body import Body, Feed, Unit
+from graphopt.program.denoiser import Denoiser, trace
+from graphopt.program.guidance import Guidance
+from graphopt.program.interface import Condition, Interface
+from graphopt.program.program import Program
+from graphopt.program.schedule import Schedule
+
+ROLES = ("sample", "timestep", "condition", "shared")
+_KNOWN = {
+    "sample": "sample", "hidden_states": "sample", "x": "sample",
+    "timestep": "timestep", "timesteps": "timestep", "t": "timestep",
+    "img_ids": "shared", "txt_ids": "shared",
+}  # fmt: skip
+BODY = "denoiser"
+"""The name of the only body of a new program."""
+
+
+def Sampler(  # reads as the constructor that it is to users
+    denoiser: Any,
+    scheduler: Any,
+    steps: int | None = None,
+    *,
+    example_inputs: Any = None,
+    roles: Mapping[str, str] | None = None,
+    guidance: Guidance | float | None = None,
+    timestep_scale: float | None = None,
+    **schedule_options: Any,
+) -> Program:
+    """A sampling program: the whole denoising loop as data.
+
+    Args:
+        denoiser: a torch module (diffusers' UNet2DModel, UNet2DConditionModel, DiT, PixArt, SD3 and Flux transformers,
+            or any other), an ExportedProgram, or an ONNX model as `graphopt.optimize` takes it. Never modified.
+        scheduler: a diffusers scheduler, or a `Schedule`; then `steps` is left out.
+        steps: number of inference steps.
+        example_inputs: inputs of one denoiser call without guidance: a dict by argument name, a tuple, or a pair of
+            both. They fix sizes and dtypes. May be left out for the diffusers classes named above: then the sizes
+            come from the model's config, with batch 1.
+        roles: what each input is: "sample", "timestep", "condition" (fixed for a request, first axis is the batch)
+            or "shared" (fixed for a request, the same for both branches of the guidance). Inputs whose names are
+            usual (sample, hidden_states, timestep, ...) need none; others are conditions.
+        guidance: classifier-free guidance, or its scale.
+        timestep_scale: what timesteps are multiplied by before the denoiser sees them (Flux: 0.001, the default for
+            it).
+        schedule_options: for `Schedule.from_diffusers` (mu, sigmas, eta, ...).
+
+    Raises:
+        ModelError: the denoiser cannot be traced, or roles are missing or contradict each other.
+        UnsupportedError: the scheduler is not affine, timesteps are per token, or the denoiser's graph mutates state.
+    """
+    schedule = _schedule(scheduler, steps, schedule_options)
+    if isinstance(guidance, int | float):
+        guidance = Guidance(float(guidance))
+    doubled = guidance is not None and guidance.mode == "batch"
+    found = trace(denoiser, example_inputs, schedule.timestep_dtype, _role_of(roles), doubled)
+    _require_roles(found, roles)
+    _require_timesteps(found, schedule)
+    interface = _interface(found, timestep_scale, doubled)
+    feeds = tuple(_feed(name, found.roles[name]) for name in found.names)
+    body = Body(Unit(found.model, feeds))
+    return Program(
+        name=found.title,
+        bodies={BODY: body},
+        calls=(BODY,) * len(schedule.timesteps),
+        schedule=schedule,
+        interface=interface,
+        guidance=guidance,
+    )
+
+
+def _schedule(scheduler: Any, steps: int | None, options: dict[str, Any]) -> Schedule:
+    if isinstance(scheduler, Schedule):
+        if steps is not None or options:
+            raise ModelError("a Schedule has its steps already: leave out `steps` and the options for the scheduler")
+        return scheduler
+    if steps is None:
+        raise ModelError("how many steps? Sampler(denoiser, scheduler, steps)")
+    return Schedule.from_diffusers(scheduler, steps, **options)
+
+
+def _role_of(roles: Mapping[str, str] | None) -> Any:
+    given = dict(roles or {})
+    for name, role in given.items():
+        if role not in ROLES:
+            raise ModelError(
+                f"role {role!r} of input {name!r}{did_you_mean(role, ROLES)}: expected one of {', '.join(ROLES)}"
+            )
+
+    def role_of(name: str) -> str:
+        """By the name itself, else by that of the argument that holds it."""
+        top = name.split(".", 1)[0]
+        return given.get(name) or given.get(top) or _KNOWN.get(name) or "condition"
+
+    return role_of
+
+
+def _require_roles(found: Denoiser, roles: Mapping[str, str] | None) -> None:
+    tops = {n.split(".", 1)[0] for n in found.names} | set(found.names)
+    for name in roles or {}:
+        if name not in tops:
+            listed = ", ".join(found.names)
+            raise ModelError(f"roles name an input {name!r} that {found.title} does not have; its inputs are {listed}")
+    for role in ("sample", "timestep"):
+        have = [n for n in found.names if found.roles[n] == role]
+        if len(have) != 1:
+            raise ModelError(
+                f"{found.title} must have exactly one input with the role {role!r}, it has {have or 'none'}; its "
+                f"inputs are {', '.join(found.names)}; name them: roles={{'<input>': {role!r}}}"
+            )
+
+
+def _require_timesteps(found: Denoiser, schedule: Schedule) -> None:
+    type_ = found.types[found.role("timestep")]
+    sample = found.types[found.role("sample")]
+    if type_.shape not in ((), (1,), sample.shape[:1] if sample.shape else ()):
+        raise UnsupportedError(
+            f"the timestep of {found.title} is {type_}, one value per token; a sampling program has one timestep per "
+            "row, as a scalar or one per batch element"
+        )
+    whole = bool((schedule.timesteps == schedule.timesteps.round()).all())
+    if type_.dtype.startswith("int") and not whole:
+        raise ModelError(
+            f"the schedule has fractional timesteps ({schedule.source}) and {found.title} was traced with timesteps of "
+            f"dtype {type_.dtype}; pass an example timestep of dtype float32"
+        )
+
+
+def _interface(found: Denoiser, timestep_scale: float | None, doubled: bool) -> Interface:
+    sample = found.types[found.role("sample")]
+    output = found.model.main.type(found.model.main.outputs()[0])
+    conditions = tuple(
+        Condition(name, found.types[name], found.roles[name] == "condition")
+        for name in found.names
+        if found.roles[name] in ("condition", "shared")
+    )
+    return Interface(
+        sample=sample,
+        timestep=found.types[found.role("timestep")],
+        timestep_scale=found.timestep_scale if timestep_scale is None else timestep_scale,
+        conditions=conditions,
+        prediction_channels=_prediction_channels(found, sample, output),
+        doubled=doubled,
+    )
+
+
+def _prediction_channels(found: Denoiser, sample: TensorType, output: TensorType | None) -> int | None:
+    if output is None or output.shape is None or sample.shape is None or len(output.shape) < 2:
+        raise ModelError(f"the output of {found.title} is {output}: expected a prediction shaped like its sample")
+    if output.shape[1:] == sample.shape[1:]:
+        return None
+    channels = sample.shape[1]
+    if isinstance(channels, int) and output.shape[1:] == (2 * channels, *sample.shape[2:]):
+        return channels
+    raise ModelError(
+        f"the output of {found.title} is {output} for a sample {sample}: expected the same sizes, or twice the "
+        "channels (a learned variance, which samplers ignore)"
+    )
+
+
+def _feed(name: str, role: str) -> Feed:
+    match role:
+        case "sample":
+            return Feed("sample")
+        case "timestep":
+            return Feed("timestep")
+    return Feed("condition", name=name)
+
+

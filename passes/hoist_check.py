@@ -1,0 +1,162 @@
+"""The evidence that a split step computes what the whole one does: both run on the same requests, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from graphopt.ir.graph import TensorType
+from graphopt.ir.model import Model
+from graphopt.ir.weights import Array
+from graphopt.program.body import Body, Feed, Unit
+from graphopt.program.program import Program
+from graphopt.program.reference import run_unit
+from graphopt.program.runner import timestep_array, to_numpy, to_torch
+from graphopt.rewrite.change import Rejected, compatible
+from graphopt.rewrite.contract import Evidence
+from graphopt.verify.compare import bit_equal
+from graphopt.verify.inputs import draw_input
+
+REQUESTS = 2
+ROWS = 3
+"""How many rows of the schedule every request runs: first, last and between."""
+_KNOWN: Mapping[str, tuple[str, ...]] = {
+    "prologue": ("condition",),
+    "table": ("condition", "timestep", "prologue"),
+    "step": ("condition", "timestep", "prologue", "table", "sample"),
+}
+"""What every unit may read."""
+
+
+def check_split(program: Program, before: Body, after: Body, name: str, verify: str) -> Evidence:
+    """Evidence that `after` computes what `before` does.
+
+    Raises:
+        Rejected: types or results differ, or nothing can be executed although the level asks for it.
+    """
+    if (reason := _types_differ(before, after)) is not None:
+        raise Rejected(reason, Evidence("none"))
+    if verify == "off":
+        return Evidence("none")
+    if verify == "structure":
+        return Evidence("types", notes=("types only: nothing was executed",))
+    if any(_without_data(unit.model) for _, unit in before.units()):
+        raise Rejected(
+            f"the weights of {name} have no data (device meta), so nothing can be executed to compare; "
+            "verify='structure' compares types only",
+            Evidence("none"),
+        )
+    return _execute(program, before, after, name)
+
+
+def _types_differ(before: Body, after: Body) -> str | None:
+    """Why the units of `after` do not fit together, or do not return what `before` does."""
+    returned = {name: _types(u.model, u.model.main.outputs()) for name, u in after.units()}
+    for name, unit in after.units():
+        for feed, type_ in zip(unit.feeds, _types(unit.model, unit.model.main.inputs()), strict=True):
+            if feed.kind not in _KNOWN[name]:
+                return f"the {name} reads the {feed}, which is not known when it runs"
+            given = returned[feed.kind][feed.index] if feed.kind in returned else type_
+            if given is not None and type_ is not None and not compatible(given, type_):
+                return f"the {name} takes {feed} as {type_}, and it is {given}"
+    was, is_ = _types(before.step.model, before.step.model.main.outputs()), returned["step"]
+    if was != is_:
+        return f"the step returned {_listed(was)} and would return {_listed(is_)}"
+    return None
+
+
+def _types(model: Model, values: Sequence[Any]) -> list[TensorType | None]:
+    return [model.main.type(v) for v in values]
+
+
+def _listed(types: Sequence[TensorType | None]) -> str:
+    return ", ".join(map(str, types))
+
+
+def _without_data(model: Model) -> bool:
+    weights = getattr(model.main, "weights", {}) if model.storage == "fx" else {}
+    return any(w.tensor.is_meta for w in weights.values())
+
+
+def _execute(program: Program, before: Body, after: Body, name: str) -> Evidence:
+    runs = 0
+    try:
+        whole, parts = _Runs(before), _Runs(after)
+        for request in range(REQUESTS):
+            given = _request(program, request)
+            expected, got = whole.request(given, program.storage), parts.request(given, program.storage)
+            for timestep in _timesteps(program, name):
+                sample = _sample(program, runs)
+                runs += 1
+                _compare(expected(sample, timestep), got(sample, timestep), request, timestep, runs)
+    except Rejected:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:300] if str(error) else type(error).__name__
+        raise Rejected(f"cannot be run to compare: {reason}", Evidence("none")) from error
+    return Evidence("bit-equal", runs)
+
+
+def _compare(expected: Sequence[Any], got: Sequence[Any], request: int, timestep: Array, runs: int) -> None:
+    for number, (a, b) in enumerate(zip(expected, got, strict=True)):
+        if not bit_equal(to_numpy(a), to_numpy(b)):
+            raise Rejected(
+                f"output {number} of request {request} at timestep {timestep.reshape(-1)[0]:g} is not bit-equal",
+                Evidence("executed", runs, float("inf")),
+            )
+
+
+class _Runs:
+    """A body on the runtime of its storage."""
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self._run = {name: run_unit(unit.model) for name, unit in body.units()}
+
+    def request(self, conditions: Mapping[str, Array], storage: str) -> Any:
+        """The step's outputs as a function of sample and timestep, for one set of conditions."""
+        own = to_torch if storage == "fx" else to_numpy
+        known: dict[str, Any] = {name: own(value) for name, value in conditions.items()}
+
+        def value(feed: Feed) -> Any:
+            found = known[feed.name if feed.kind == "condition" else feed.kind]
+            return found[feed.index] if feed.kind in ("prologue", "table") else found
+
+        def run(name: str, unit: Unit) -> Any:
+            return self._run[name]([value(f) for f in unit.feeds])
+
+        if self._body.prologue is not None:
+            known["prologue"] = run("prologue", self._body.prologue)
+
+        def step(sample: Array, timestep: Array) -> Sequence[Any]:
+            known["sample"], known["timestep"] = own(sample), own(timestep)
+            if self._body.table is not None:
+                known["table"] = run("table", self._body.table)
+            outputs: Sequence[Any] = run("step", self._body.step)
+            return outputs
+
+        return step
+
+
+def _timesteps(program: Program, name: str) -> list[Array]:
+    """First, last and middle timestep of the rows that call the body, as the denoiser takes them."""
+    interface = program.interface
+    rows = [row for row, called in enumerate(program.calls) if called == name]
+    chosen = sorted({rows[round(i * (len(rows) - 1) / max(1, ROWS - 1))] for i in range(ROWS)})
+    values = [float(program.schedule.timesteps[row]) for row in chosen]
+    return [timestep_array(interface.seen("timestep"), v, interface.timestep_scale) for v in values]
+
+
+def _request(program: Program, number: int) -> dict[str, Array]:
+    """Seeded conditions, others for every request. Integers are indices for all that is known: 0 and 1 are valid
+    where any two are."""
+    rng = np.random.default_rng(number)
+    seen = {c.name: program.interface.seen("condition", c.name) for c in program.interface.conditions}
+    return {name: draw_input(rng, type_) for name, type_ in seen.items()}
+
+
+def _sample(program: Program, number: int) -> Array:
+    return draw_input(np.random.default_rng(1000 + number), program.interface.seen("sample"))
+
