@@ -32,9 +32,12 @@ class Rounding(Contract):
     """
 
     factor: float = 8.0
+    special: bool = True
+    """Whether this holds for inputs with NaN and infinities too. A rule says False where two ways to compute the
+    same numbers put NaN at different places; what is finite, however large, stays promised and checked."""
 
     def __str__(self) -> str:
-        return f"rounding(factor={self.factor:g})"
+        return f"rounding(factor={self.factor:g}{'' if self.special else ', finite inputs only'})"
 
 
 @dataclass(frozen=True)

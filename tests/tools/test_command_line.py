@@ -135,7 +135,7 @@ def test_wrong_usage_exits_with_2(arguments, capsys):
         (["dump", "[bold]missing.onnx"], "error: [bold]missing.onnx: no such file"),
         (
             ["run", "{source}", "-p", "fuse-conv-bm"],
-            "unknown pass 'fuse-conv-bm' (did you mean 'fuse-conv-bn'?)",
+            "unknown pass 'fuse-conv-bm' (did you mean 'fuse-conv-bn'",
         ),
         (["run", "{source}", "-p", "clean-up{"], "pipeline text, position 9"),
         (["run", "{source}", "--target", "tpu"], "unknown backend 'tpu'"),

@@ -81,15 +81,17 @@ class Draft:
         since: int = 1,
         outputs: int = 1,
         domain: str = "",
+        result: SlotType = None,
     ) -> list[Slot]:
-        """Draft a node. Attributes that are None are left out. `since` is the first opset that has the op."""
+        """Draft a node. Attributes that are None are left out. `since` is the first opset that has the op; `result`
+        is the type of the first output, where the writer can tell it."""
         if domain == "" and self.opset < since:
             raise CannotEmit(f"{op_type} needs opset {since}, the model has {self.opset}")
         kept = {k: v for k, v in attributes.items() if v is not None} if attributes else {}
         trimmed = list(inputs)
         while trimmed and trimmed[-1] is None:
             trimmed.pop()
-        slots = [Slot() for _ in range(outputs)]
+        slots = [Slot(result if index == 0 else None) for index in range(outputs)]
         self.nodes.append(DraftNode(domain, op_type, trimmed, kept, slots))
         return slots
 

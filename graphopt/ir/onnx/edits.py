@@ -64,6 +64,8 @@ def write_draft(
         outputs = [values[slot] for slot in results]
         for value, type_ in zip(outputs, types, strict=False):
             region.shared.give_type(value, type_)
+        for value, slot in list(zip(outputs, results, strict=True))[len(types) :]:
+            region.shared.give_type(value, slot.type)
     except BaseException:
         journal.undo()
         raise

@@ -94,10 +94,31 @@ def _check_mask(n: Reading, k: Value, mask: Value) -> None:
         raise CannotRead("the mask is not known to cover all keys")
 
 
+def multi_head_attention(n: Reading) -> Said:
+    """onnxruntime's op without projection bias, padding mask or cache, its operands not packed."""
+    q, k, v, bias = n.operand(0), n.operand(1), n.operand(2), n.optional(5)
+    for value in (q, k, v):
+        if n.rank(value) != 3:
+            raise CannotRead("operands that are packed or not 3-D")
+    if bias is not None and n.rank(bias) != 4:
+        raise CannotRead("a bias that is not 4-D")
+    n.only("unidirectional", 0)
+    n.ignore("mask_filter_value")
+    heads = n.attr_int("num_heads")
+    scale = n.attr_float("scale", 0.0)
+    if scale == 0.0:
+        width = n.shape(q)[2]
+        if not isinstance(width, int):
+            raise CannotRead("the default scale of an unknown head size")
+        scale = 1.0 / math.sqrt(width // heads)
+    return (q, k, v, bias), {"heads": heads, "scale": scale}
+
+
 READERS: Mapping[tuple[str, str], Reader] = {
     ("", "MatMul"): Reader("matmul", matmul),
     ("com.microsoft", "FusedMatMul"): Reader("matmul", fused_matmul),
     ("", "Gemm"): Reader("linear", gemm),
     ("", "Einsum"): Reader("einsum", einsum),
     ("", "Attention"): Reader("attention", attention),
+    ("com.microsoft", "MultiHeadAttention"): Reader("multi_head_attention", multi_head_attention),
 }

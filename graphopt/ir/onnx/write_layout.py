@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from graphopt.ir.graph import CannotEmit
+from graphopt.ir.graph import CannotEmit, Dim, TensorType
 from graphopt.ir.onnx.drafting import Draft, Fields, Slot, Writer
 from graphopt.ir.onnx.dtypes import DATA_TYPES
 from graphopt.ir.weights import ArrayRef, numpy_dtype
@@ -30,15 +32,44 @@ def reshape(d: Draft, f: Fields) -> list[Slot]:
     zero = f["allow_zero"] or (sizes is not None and 0 in sizes)
     if zero and d.opset < 14:
         raise CannotEmit("Reshape to a size of 0 needs opset 14")
-    return d.node("Reshape", [x, target], {"allowzero": 1 if zero else None}, since=5)
+    result = partial(_reshaped, x, sizes)
+    return d.node("Reshape", [x, target], {"allowzero": 1 if zero else None}, since=5, result=result)
+
+
+def _reshaped(x: Slot, sizes: tuple[int, ...] | None) -> TensorType | None:
+    """The type of `x` in the shape `sizes`, of which -1 is known if all of x is."""
+    if x.type is None or sizes is None:
+        return None
+    shape: list[Dim] = [s if s >= 0 else None for s in sizes]
+    rest = math.prod(s for s in sizes if s >= 0)
+    if None in shape and rest > 0 and x.type.is_static:
+        shape[shape.index(None)] = math.prod(int(d or 0) for d in x.type.shape or ()) // rest
+    return TensorType(x.type.dtype, tuple(shape))
 
 
 def transpose(d: Draft, f: Fields) -> list[Slot]:
-    return d.node("Transpose", [d.operand(0, "x")], {"perm": [int(p) for p in f["perm"]]})
+    x, perm = d.operand(0, "x"), [int(p) for p in f["perm"]]
+    return d.node("Transpose", [x], {"perm": perm}, result=partial(_transposed, x, perm))
+
+
+def _transposed(x: Slot, perm: Sequence[int]) -> TensorType | None:
+    if x.type is None or x.type.shape is None or len(x.type.shape) != len(perm):
+        return None
+    return TensorType(x.type.dtype, tuple(x.type.shape[p] for p in perm))
 
 
 def expand(d: Draft, f: Fields) -> list[Slot]:
-    return d.node("Expand", [d.operand(0, "x"), _target(d, f, 1)[0]], since=8)
+    x, (target, sizes) = d.operand(0, "x"), _target(d, f, 1)
+    return d.node("Expand", [x, target], since=8, result=partial(_expanded, x, sizes))
+
+
+def _expanded(x: Slot, sizes: tuple[int, ...] | None) -> TensorType | None:
+    if x.type is None or x.type.shape is None or sizes is None:
+        return None
+    rank = max(len(sizes), len(x.type.shape))
+    given = (1,) * (rank - len(x.type.shape)) + x.type.shape
+    asked = (1,) * (rank - len(sizes)) + sizes
+    return TensorType(x.type.dtype, tuple(d if s == 1 else s for d, s in zip(given, asked, strict=True)))
 
 
 def _with_axes(op_type: str) -> Writer:
@@ -46,11 +77,21 @@ def _with_axes(op_type: str) -> Writer:
         x, axes = d.operand(0, "x"), [int(a) for a in f["axes"]]
         if not axes:
             raise CannotEmit(f"{op_type} of no axis")
+        result = partial(_unsqueezed, x, axes) if op_type == "Unsqueeze" else None
         if d.opset < 13:
-            return d.node(op_type, [x], {"axes": axes})
-        return d.node(op_type, [x, d.ints(axes, "axes")])
+            return d.node(op_type, [x], {"axes": axes}, result=result)
+        return d.node(op_type, [x, d.ints(axes, "axes")], result=result)
 
     return write
+
+
+def _unsqueezed(x: Slot, axes: Sequence[int]) -> TensorType | None:
+    """The type of `x` with sizes of 1 put in; `axes` are those of the result."""
+    if x.type is None or x.type.shape is None:
+        return None
+    rest = iter(x.type.shape)
+    rank = len(x.type.shape) + len(axes)
+    return TensorType(x.type.dtype, tuple(1 if axis in axes else next(rest) for axis in range(rank)))
 
 
 def concat(d: Draft, f: Fields) -> list[Slot]:

@@ -37,9 +37,27 @@ def attention(d: Draft, f: Fields) -> list[Slot]:
     return d.node("Attention", [q, k, v, d.optional(3)], attributes, since=23)
 
 
+def multi_head_attention(d: Draft, f: Fields) -> list[Slot]:
+    """onnxruntime's own op. A scale of 0 would mean its default; a bias has its full size along queries and keys."""
+    q, k, v, bias = d.operand(0, "q"), d.operand(1, "k"), d.operand(2, "v"), d.optional(3)
+    for slot, name in ((q, "q"), (k, "k"), (v, "v")):
+        if d.rank(slot, name) != 3:
+            raise CannotEmit(f"{name} is not 3-D")
+    if (dtype := d.dtype(q, "q")) != "float32":
+        raise CannotEmit(f"MultiHeadAttention is for float32, not {dtype}")
+    if float(f["scale"]) == 0.0:
+        raise CannotEmit("MultiHeadAttention takes a scale of 0 for its default")
+    if bias is not None and d.rank(bias, "bias") != 4:
+        raise CannotEmit("the bias is not 4-D")
+    attributes = {"num_heads": int(f["heads"]), "scale": float(f["scale"])}
+    operands = [q, k, v, None, None, bias]
+    return d.node("MultiHeadAttention", operands, attributes, domain="com.microsoft")
+
+
 WRITERS: Mapping[str, Writer] = {
     "matmul": matmul,
     "linear": linear,
     "einsum": einsum,
     "attention": attention,
+    "multi_head_attention": multi_head_attention,
 }

@@ -61,3 +61,31 @@ def attention(
         blind = d.equal(d.reduce_max(scores, (3,), True), -math.inf)
         weights = d.where(blind, 0.0, weights)
     return d.matmul(weights, v)
+
+
+@op()
+def multi_head_attention(
+    d: Domain,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    *,
+    heads: int,
+    scale: float,
+) -> Tensor:
+    """softmax(scale * q @ k^T + bias) @ v for each head, of q[B,L,H*E], k[B,S,H*E], v[B,S,H*F]; gives [B,L,H*F].
+
+    Features of one head are consecutive. bias[B or 1, H or 1, L, S]; a query that keeps no key gives NaN.
+    """
+    q, k, v = (_split_heads(t, heads) for t in (q, k, v))
+    scores = d.matmul(q * scale, np.swapaxes(k, -1, -2))
+    weights = softmax(d, scores if bias is None else scores + bias, axis=3)
+    out = np.swapaxes(d.matmul(weights, v), 1, 2)
+    return np.reshape(out, (*out.shape[:2], out.shape[2] * out.shape[3]))
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    """x[B,S,H*E] as [B,H,S,E]."""
+    batch, length, width = x.shape
+    return np.swapaxes(np.reshape(x, (batch, length, heads, width // heads)), 1, 2)
