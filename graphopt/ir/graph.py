@@ -162,6 +162,11 @@ class Graph(ABC):
     def users(self, value: Value) -> Sequence[Node]:
         """Nodes that read `value`, in a deterministic order, those inside control-flow bodies included."""
 
+    def is_unread(self, node: Node) -> bool:
+        """Whether nothing reads any output of `node`, and none is an output of the graph."""
+        outputs = [o for o in self.results(node) if o is not None]
+        return not any(self.is_output(o) or self.users(o) for o in outputs)
+
     @abstractmethod
     def is_output(self, value: Value) -> bool:
         """Whether `value` is an output of the region that owns it."""

@@ -14,6 +14,8 @@ from graphopt.ir.ops.spec import REQUIRED, Fill
 from graphopt.ir.weights import Array, TensorRef, as_ref
 from graphopt.rewrite.journal import Journal
 
+_NUMBERS = (int, float, complex, np.ndarray, np.generic)
+
 
 class Builder:
     """`build.<op>(*operands, like=None, **fields)` writes a call in front of the match and returns its output.
@@ -56,18 +58,21 @@ class Builder:
         return self._known[id(ref)][1]
 
     def _write(self, op: str, operands: tuple[Any, ...], fields: dict[str, Any], like: Value | None) -> Any:
-        if wrong := [o for o in operands if isinstance(o, bool | int | float | complex | np.ndarray | np.generic)]:
-            raise RuleError(
-                f"build.{op} is given a {type(wrong[0]).__name__}; expected values of the graph and TensorRefs; "
-                "make a weight of it with build.const"
-            )
-        values = [self.const(o) if isinstance(o, TensorRef) else o for o in operands]
+        values = [self._operand(op, o) for o in operands]
         spec = OPS.get(op)
         if spec is not None and not spec.variadic:
             values += [None] * (len(spec.operands) - len(values))
         types = [] if like is None else [self._graph.type(like)]
         outputs = self._journal.insert(op, values, fields, before=self._before, types=types)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def _operand(self, op: str, given: Any) -> Value | None:
+        if isinstance(given, _NUMBERS):
+            raise RuleError(
+                f"build.{op} is given a {type(given).__name__}; expected values of the graph and TensorRefs; "
+                "make a weight of it with build.const"
+            )
+        return self.const(given) if isinstance(given, TensorRef) else given
 
     @staticmethod
     def _complete(op: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +83,8 @@ class Builder:
             if default is REQUIRED or isinstance(default, Fill):
                 raise CannotEmit(f"build.{op} must be given {name}")
             fields[name] = default
-        if unknown := fields.keys() - spec.fields.keys():
+        if len(fields) > len(spec.fields):
+            unknown = fields.keys() - spec.fields.keys()
             raise CannotEmit(f"build.{op} has no field {sorted(unknown)[0]!r}")
         return fields
 

@@ -78,7 +78,7 @@ class Editor:
         inserted and replaced if the change was kept.
         """
         id_ = self.ledger.next_id(rule_name)
-        names = tuple(self.graph.node_name(n) for n in nodes)
+        names = tuple(map(self.graph.node_name, nodes))
         journal = Journal(self.graph)
         if id_ in self.ledger.skip:
             return self._record(Application(id_, rule_name, names, "skipped", "skipped on request")), journal

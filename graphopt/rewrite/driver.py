@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from functools import cmp_to_key
+from collections.abc import Iterable, Sequence
+from functools import cmp_to_key, partial
 from typing import Any
 
 from graphopt.errors import RuleError
@@ -14,6 +14,7 @@ from graphopt.rewrite.builder import Builder
 from graphopt.rewrite.change import Editor, escapes
 from graphopt.rewrite.index import RuleIndex
 from graphopt.rewrite.journal import Journal
+from graphopt.rewrite.ledger import RuleStats
 from graphopt.rewrite.matcher import Name, NoMatch
 from graphopt.rewrite.rule import Match, Refused, Rule
 
@@ -42,9 +43,8 @@ class Driver:
         """Nodes taken from the worklist: the work done, for growth tests."""
         self.notes: list[str] = []
         self._queue: deque[Node] = deque()
-        self._queued: set[Node] = set()
-        self._present: set[Node] = set()
-        """The nodes of this region; readers inside control-flow bodies are for the driver of their own."""
+        self._queued: dict[Node, bool] = {}
+        """Whether each node of this region is queued; readers inside bodies are for the driver of their own."""
         self._quarantine: set[tuple[str, Node]] = set()
         self._generation: dict[Node, int] = {}
         self._waiting: dict[Value, list[Node]] = {}
@@ -52,8 +52,7 @@ class Driver:
     def run(self) -> None:
         """Run to the fixed point. Deterministic: the order depends on the graph and the rules alone."""
         self._queue = deque(self.graph.nodes())
-        self._queued = set(self._queue)
-        self._present = set(self._queue)
+        self._queued = dict.fromkeys(self._queue, True)
         most = self.ledger.kept + GROWTH * len(self._queue)
         while self._queue and not self._must_stop(most):
             self._run_until_kept()
@@ -66,34 +65,39 @@ class Driver:
 
     def _run_until_kept(self) -> None:
         """Visit queued nodes until an application is kept or none is left."""
-        graph, candidates = self.graph, self.index.candidates
-        while self._queue:
-            node = self._queue.popleft()
-            self._queued.discard(node)
-            if node not in self._present:
+        graph, candidates, queue, queued = self.graph, self.index.candidates, self._queue, self._queued
+        while queue:
+            node = queue.popleft()
+            if node not in queued:
                 continue
+            queued[node] = False
             self.visits += 1
             rules = candidates(graph, node)
             if rules and self._visit(node, rules):
                 return
 
-    def _push(self, node: Node) -> None:
-        if node in self._present and node not in self._queued:
-            self._queued.add(node)
-            self._queue.append(node)
+    def _push(self, nodes: Iterable[Node]) -> None:
+        """Queue those of `nodes` that are of this region and not queued."""
+        queued = self._queued
+        for node in nodes:
+            if queued.get(node) is False:
+                queued[node] = True
+                self._queue.append(node)
 
     def _visit(self, node: Node, rules: Sequence[Rule]) -> bool:
         """Whether one of `rules` was applied at `node`."""
         for rule in rules:
+            if self._quarantine and (rule.name, node) in self._quarantine:
+                continue
+            stats = self.ledger.rule(rule.name)
             started = time.perf_counter()
-            done = (rule.name, node) not in self._quarantine and self._try(rule, node)
-            self.ledger.rule(rule.name).seconds += time.perf_counter() - started
+            done = self._try(rule, node, stats)
+            stats.seconds += time.perf_counter() - started
             if done:
                 return True
         return False
 
-    def _try(self, rule: Rule, node: Node) -> bool:
-        stats = self.ledger.rule(rule.name)
+    def _try(self, rule: Rule, node: Node, stats: RuleStats) -> bool:
         stats.tried += 1
         try:
             match = rule.match(self.graph, node)
@@ -113,32 +117,30 @@ class Driver:
 
     def refusal(self, rule: Rule, match: Match, node: Node) -> NoMatch | None:
         """Why the engine does not let a match be applied: users outside, outputs, effects, order, termination."""
-        inside = match.calls
+        graph, inside, replaced = self.graph, match.calls, match.outputs
         if not rule.keep_shared:
-            replaced = {id(r) for r in match.outputs}
-            inner = [o for c in inside.values() for o in c.outputs if o is not None and id(o) not in replaced]
-            refusal = escapes(self.graph, inner, inside)
+            inner = [o for call in inside.values() for o in call.outputs if o is not None and o not in replaced]
+            refusal = escapes(graph, inner, inside)
             if refusal is not None:
                 self._wait_for(refusal, node)
                 return refusal
         for inner_node in inside:
-            if not self.graph.is_pure(inner_node):
-                return NoMatch("{} has effects", (Name(self.graph.node_name(inner_node)),), inner_node, 900)
+            if not graph.is_pure(inner_node):
+                return NoMatch("{} has effects", (Name(graph.node_name(inner_node)),), inner_node, 900)
         if self._oldest(inside) >= GENERATIONS:
-            note = f"{rule.name} stopped at {self.graph.node_name(node)}: {GENERATIONS} rewrites of one place"
+            note = f"{rule.name} stopped at {graph.node_name(node)}: {GENERATIONS} rewrites of one place"
             if note not in self.notes:
                 self.notes.append(note)
             return NoMatch("rewritten {} times already", (GENERATIONS,), node, 900)
-        return self._order(match)
+        return self._order(match) if len(replaced) > 1 else None
 
     def _oldest(self, nodes: Iterable[Node]) -> int:
         """How many rewrites, one on top of the other, have led to `nodes`."""
-        return max([self._generation.get(n, 0) for n in nodes])
+        generation = self._generation
+        return max([generation.get(n, 0) for n in nodes])
 
     def _order(self, match: Match) -> NoMatch | None:
         """With several roots, everything is written before the last: nobody may read an earlier root before that."""
-        if len(match.outputs) < 2:
-            return None
         last = sort_nodes(self.graph, match)[-1]
         for value in match.outputs:
             for user in self.graph.users(value):
@@ -158,7 +160,7 @@ class Driver:
     def _apply(self, rule: Rule, match: Match, node: Node) -> bool:
         nodes = sort_nodes(self.graph, match)
         application, journal = self.editor.apply(
-            rule.name, rule.contract, nodes, write_match(rule, match, nodes), rule=rule, match=match
+            rule.name, rule.contract, nodes, partial(write_match, rule, match, nodes), rule=rule, match=match
         )
         if application.status != "kept":
             self._quarantine.add((rule.name, node))
@@ -169,17 +171,15 @@ class Driver:
     def _follow(self, match: Match, nodes: Sequence[Node], journal: Journal) -> None:
         """Queue whatever the application may have made possible."""
         generation = 1 + self._oldest(nodes)
-        self._present.difference_update(journal.removed)
-        self._present.update(journal.inserted)
-        for node in nodes if self._waiting else ():
-            if node not in journal.removed:
-                continue
-            for operand in match.calls[node].operands:
-                for waiting in self._waiting.pop(operand, ()):
-                    self._push(waiting)
+        for node in journal.removed:
+            self._queued.pop(node, None)
+            self._generation.pop(node, None)
+            for operand in match.calls[node].operands if self._waiting else ():
+                self._push(self._waiting.pop(operand, ()))
         for node in journal.inserted:
             self._generation[node] = generation
-            self._push(node)
+            self._queued[node] = False
+        self._push(journal.inserted)
         readers = journal.readers
         if self.several_roots:
             readers = [user for _, new in journal.replaced for user in self.graph.users(new)]
@@ -188,39 +188,38 @@ class Driver:
     def _push_downstream(self, nodes: Sequence[Node]) -> None:
         """Queue `nodes` and what they lead to, as far as the deepest pattern can look back."""
         results, users = self.graph.results, self.graph.users
-        for step in range(self.reach):
-            if step:
-                outputs = [o for n in nodes for o in results(n) if o is not None]
-                nodes = list(dict.fromkeys([u for o in outputs for u in users(o)]))
-            for node in nodes:
-                self._push(node)
+        self._push(nodes)
+        for _ in range(1, self.reach):
+            nodes = [u for n in nodes for o in results(n) if o is not None for u in users(o)]
+            if len(nodes) > 1:
+                nodes = list(dict.fromkeys(nodes))
+            self._push(nodes)
 
 
-def write_match(rule: Rule, match: Match, nodes: Sequence[Node]) -> Callable[[Journal], None]:
-    """What an application of `rule` at `match` writes into a journal."""
-
-    def write(journal: Journal) -> None:
-        bindings = match.bindings
-        captured = [(ref, bindings.values[name]) for name, ref in bindings.constants.items()]
-        result = rule.rewrite(match, Builder(match.graph, journal, nodes[-1], captured))
-        results: tuple[Any, ...] = result if isinstance(result, tuple) else (result,)
-        if result is None:
-            if not journal.is_empty:
-                raise RuleError("the rewrite wrote nodes and returned nothing")
-            return
-        if len(results) != len(match.outputs):
-            raise RuleError(f"the rewrite returned {len(results)} values for {len(match.outputs)} outputs")
-        for old, new in zip(match.outputs, results, strict=True):
-            if new is old:
-                raise Refused("the rewrite returned the value that it replaces", (), None)
-            journal.replace(old, new)
-        journal.doom(nodes)
-
-    return write
+def write_match(rule: Rule, match: Match, nodes: Sequence[Node], journal: Journal) -> None:
+    """Write what `rule` says at `match`, whose sorted nodes are `nodes`, into `journal`."""
+    bindings = match.bindings
+    captured = [(ref, bindings.values[name]) for name, ref in bindings.constants.items()]
+    result = rule.rewrite(match, Builder(match.graph, journal, nodes[-1], captured))
+    results: tuple[Any, ...] = result if isinstance(result, tuple) else (result,)
+    if result is None:
+        if not journal.is_empty:
+            raise RuleError("the rewrite wrote nodes and returned nothing")
+        return
+    if len(results) != len(match.outputs):
+        raise RuleError(f"the rewrite returned {len(results)} values for {len(match.outputs)} outputs")
+    for old, new in zip(match.outputs, results, strict=True):
+        if new is old:
+            raise Refused("the rewrite returned the value that it replaces", (), None)
+        journal.replace(old, new)
+    journal.doom(nodes)
 
 
 def sort_nodes(graph: Graph, match: Match) -> list[Node]:
     """The matched nodes, each after those that it reads; the root that comes last in the graph is last."""
+    if len(match.calls) <= 2 and len(match.outputs) == 1:
+        # The first call is the root's.
+        return [*reversed(match.calls)]
     roots = [graph.producer(value) for value in match.outputs]
     if len(roots) > 1:
         roots.sort(key=cmp_to_key(lambda a, b: -1 if graph.precedes(a, b) else 1))

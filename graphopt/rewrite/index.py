@@ -7,12 +7,15 @@ and on nothing else; an answer therefore stays right whatever happens to the gra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from graphopt.ir.graph import Graph, Node
 from graphopt.ir.ops import OPS
 from graphopt.rewrite.rule import Rule
 
-Rules = tuple[Rule, ...]
+Rules: TypeAlias = tuple[Rule, ...]
+Key: TypeAlias = str | tuple[str, str]
+"""The key of a node; with its raw name if a rule looks for one."""
 
 
 class RuleIndex:
@@ -21,20 +24,24 @@ class RuleIndex:
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._rules = tuple(rules)
         self._raw_roots = any(r.key not in OPS for r in rules)
-        self._roots: dict[tuple[str, str], _Rooted] = {}
+        self._roots: dict[Key, _Rooted] = {}
 
     def candidates(self, graph: Graph, node: Node) -> Rules:
         """The rules to be tried at `node`, in the order in which they were given."""
-        root = graph.key(node), graph.raw_name(node) if self._raw_roots else ""
+        root: Key = graph.key(node)
+        if self._raw_roots:
+            root = root, graph.raw_name(node)
         rules = self._roots.get(root)
         if rules is None:
-            rules = self._roots[root] = _Rooted([r for r in self._rules if r.key in root])
+            keys = (root,) if isinstance(root, str) else root
+            rules = self._roots[root] = _Rooted([r for r in self._rules if r.key in keys])
         if not rules.selective:
             return rules.all
-        keys = graph.operand_keys(node)
-        answer = rules.answers.get(keys)
+        operands = graph.operand_keys(node)
+        answer = rules.answers.get(operands)
         if answer is None:
-            answer = rules.answers[keys] = tuple(r for r in rules.all if r.matcher.may_match(frozenset(keys)))
+            found = frozenset(operands)
+            answer = rules.answers[operands] = tuple(r for r in rules.all if r.matcher.may_match(found))
         return answer
 
 

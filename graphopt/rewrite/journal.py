@@ -16,6 +16,8 @@ from graphopt.ir.weights import TensorRef
 class Journal:
     """Edits of one graph, to be committed or rolled back as one."""
 
+    __slots__ = ("graph", "inserted", "replaced", "readers", "doomed", "removed", "_undos")
+
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.inserted: list[Node] = []
@@ -61,17 +63,12 @@ class Journal:
 
     def commit(self) -> None:
         """Make the edits final and fill `removed`."""
+        graph = self.graph
         for node in reversed(self.doomed):
-            if self._is_unread(node):
-                self.graph.remove(node)
+            if graph.is_unread(node):
+                graph.remove(node)
                 self.removed.append(node)
         self._undos.clear()
-
-    def _is_unread(self, node: Node) -> bool:
-        for output in self.graph.results(node):
-            if output is not None and (self.graph.is_output(output) or self.graph.users(output)):
-                return False
-        return True
 
     def rollback(self) -> None:
         for undo in reversed(self._undos):

@@ -37,7 +37,7 @@ class Ledger:
         self.applications: list[Application] = []
         self.stats: dict[str, RuleStats] = {}
         self._pass_name = ""
-        self._counters: Counter[str] = Counter()
+        self._counters: dict[str, int] = {}
 
     def open_pass(self, name: str) -> None:
         """Start a pass: fresh statistics and applications; the id counters run on if a pass occurs twice."""
@@ -58,8 +58,8 @@ class Ledger:
 
     def next_id(self, rule: str) -> str:
         key = f"{self._pass_name}/{rule}"
-        self._counters[key] += 1
-        return f"{key}#{self._counters[key]}"
+        count = self._counters[key] = self._counters.get(key, 0) + 1
+        return f"{key}#{count}"
 
     def record(self, application: Application) -> None:
         self.applications.append(application)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -76,7 +76,8 @@ class Bindings:
         return other
 
 
-Goal = tuple[Pattern, Value | None]
+Goals: TypeAlias = "tuple[Pattern, Value | None, Goals] | None"
+"""What is still to be matched, the next one first: a linked list, so that alternatives share their tails."""
 
 
 class Matcher:
@@ -95,7 +96,8 @@ class Matcher:
         return not any(need.isdisjoint(keys) for need in self.needs)
 
     def match(self, graph: Graph, node: Node) -> Bindings | NoMatch:
-        return _Attempt(graph).run(self.roots, node)
+        attempt = _Attempt(graph, self.roots)
+        return attempt.start(node) or attempt.best
 
 
 def _needs(root: OpPattern) -> tuple[frozenset[str], ...]:
@@ -115,17 +117,15 @@ NOTHING = NoMatch("no attempt was made", score=-1)
 class _Attempt:
     """One attempt: goals are solved left to right; every choice point tries its alternatives on copies."""
 
-    __slots__ = ("graph", "best")
+    __slots__ = ("graph", "roots", "best")
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, roots: tuple[OpPattern, ...]) -> None:
         self.graph = graph
+        self.roots = roots
         self.best = NOTHING
 
-    def run(self, roots: tuple[OpPattern, ...], node: Node) -> Bindings | NoMatch:
-        bindings = Bindings()
-        goals = self._enter(roots[0], node, bindings)
-        found = None if goals is None else self._choose(goals, [], bindings, roots[1:])
-        return found or self.best
+    def start(self, node: Node) -> Bindings | None:
+        return self._enter(self.roots[0], node, None, Bindings(), None)
 
     def _fail(self, bindings: Bindings, node: Node | None, template: str, *values: Any) -> None:
         score = len(bindings.calls)
@@ -134,47 +134,37 @@ class _Attempt:
 
     # ---- search --------------------------------------------------------------------------------------------
 
-    def _choose(
-        self, options: list[list[Goal]], rest: list[Goal], bindings: Bindings, roots: tuple[OpPattern, ...]
-    ) -> Bindings | None:
-        if len(options) == 1:
-            return self._solve(options[0] + rest, bindings, roots)
+    def _solve(self, goals: Goals, bindings: Bindings) -> Bindings | None:
+        while goals is not None:
+            pattern, value, goals = goals
+            kind = type(pattern)
+            if kind is OpPattern:
+                return self._enter_value(pattern, value, bindings, goals)
+            if kind is AnyOf:
+                return self._choose([(a, value, goals) for a in pattern.alternatives], bindings)
+            if kind is Opt and value is not None:
+                goals = (pattern.inner, value, goals)
+            elif not self._leaf(pattern, value, bindings):
+                return None
+        return self._next_root(bindings) if len(bindings.roots) < len(self.roots) else bindings
+
+    def _choose(self, options: Sequence[Goals], bindings: Bindings) -> Bindings | None:
         for option in options:
-            found = self._solve(option + rest, bindings.copy(), roots)
-            if found:
+            found = self._solve(option, bindings.copy())
+            if found is not None:
                 return found
         return None
 
-    def _solve(self, goals: list[Goal], bindings: Bindings, roots: tuple[OpPattern, ...]) -> Bindings | None:
-        while goals:
-            (pattern, value), goals = goals[0], goals[1:]
-            if isinstance(pattern, AnyOf):
-                return self._choose([[(a, value)] for a in pattern.alternatives], goals, bindings, roots)
-            if isinstance(pattern, OpPattern):
-                options = self._enter_value(pattern, value, bindings)
-                if options is None:
-                    return None
-                if len(options) > 1:
-                    return self._choose(options, goals, bindings, roots)
-                goals = options[0] + goals
-            elif isinstance(pattern, Opt) and value is not None:
-                goals = [(pattern.inner, value), *goals]
-            elif not self._leaf(pattern, value, bindings):
-                return None
-        return self._next_root(roots, bindings) if roots else bindings
-
-    def _next_root(self, roots: tuple[OpPattern, ...], bindings: Bindings) -> Bindings | None:
+    def _next_root(self, bindings: Bindings) -> Bindings | None:
         """Further roots are looked for among the users of what is already bound."""
-        root = roots[0]
+        root = self.roots[len(bindings.roots)]
         for operand in root.operands:
             if isinstance(operand, Var) and bindings.values.get(operand.name) is not None:
                 for node in self.graph.users(bindings.values[operand.name]):
                     if node in bindings.calls or self.graph.key(node) != root.op:
                         continue
-                    attempt = bindings.copy()
-                    options = self._enter(root, node, attempt)
-                    found = options and self._choose(options, [], attempt, roots[1:])
-                    if found:
+                    found = self._enter(root, node, None, bindings.copy(), None)
+                    if found is not None:
                         return found
                 break
         self._fail(bindings, None, "no second {} reads the same values", root.op)
@@ -182,7 +172,9 @@ class _Attempt:
 
     # ---- one goal ------------------------------------------------------------------------------------------
 
-    def _enter_value(self, pattern: OpPattern, value: Value | None, bindings: Bindings) -> list[list[Goal]] | None:
+    def _enter_value(
+        self, pattern: OpPattern, value: Value | None, bindings: Bindings, rest: Goals
+    ) -> Bindings | None:
         if value is None:
             self._fail(bindings, None, "the operand that should be {} is absent", pattern.op)
             return None
@@ -191,12 +183,12 @@ class _Attempt:
             found = "a constant, an input or an outer value" if node is None else self.graph.key(node)
             self._fail(bindings, node, "expected {} but found {}", pattern.op, found)
             return None
-        return self._enter(pattern, node, bindings, value)
+        return self._enter(pattern, node, value, bindings, rest)
 
     def _enter(
-        self, pattern: OpPattern, node: Node, bindings: Bindings, value: Value | None = None
-    ) -> list[list[Goal]] | None:
-        """Check the op itself; returns the alternative lists of goals for its operands."""
+        self, pattern: OpPattern, node: Node, value: Value | None, bindings: Bindings, rest: Goals
+    ) -> Bindings | None:
+        """Match `node` and what is in front of it, then `rest`. `value` is None at a root, which has no reader."""
         graph = self.graph
         call = graph.call(node) if pattern.spec is not None else graph.raw_call(node)
         if not isinstance(call, Call):
@@ -209,14 +201,14 @@ class _Attempt:
         if value is not None and output is not value:
             self._fail(bindings, node, "another output of {} is used here", pattern.op)
             return None
-        if not self._fields(pattern, call, bindings):
+        if (pattern.checks or call.fields) and not self._fields(pattern, call, bindings):
             return None
         bindings.calls[node] = call
         if pattern.name is not None:
             bindings.named[pattern.name] = call
         if value is None:
             bindings.roots.append(output)
-        return self._operands(pattern, call, bindings)
+        return self._operands(pattern, call, bindings, rest)
 
     def _fields(self, pattern: OpPattern, call: Call, bindings: Bindings) -> bool:
         fields = call.fields
@@ -237,23 +229,26 @@ class _Attempt:
                 return False
         return True
 
-    def _operands(self, pattern: OpPattern, call: Call, bindings: Bindings) -> list[list[Goal]] | None:
+    def _operands(self, pattern: OpPattern, call: Call, bindings: Bindings, rest: Goals) -> Bindings | None:
         wanted, given = pattern.operands, call.operands
-        if len(wanted) == 1 and isinstance(wanted[0], Many):
+        if len(wanted) == 1 and type(wanted[0]) is Many:
             bindings.values[wanted[0].name] = given
-            return [[]]
+            return self._solve(rest, bindings)
         if len(wanted) < len(given):
-            extra = [o for o in given[len(wanted) :] if o is not None]
-            if extra:
+            if any(o is not None for o in given[len(wanted) :]):
                 self._fail(
                     bindings, call.node, "{} has {} operands, the pattern {}", call.op, len(given), len(wanted)
                 )
                 return None
-        padded = given + (None,) * (len(wanted) - len(given))
-        straight: list[Goal] = list(zip(wanted, padded[: len(wanted)], strict=True))
-        if pattern.spec is not None and pattern.spec.commutative and len(wanted) == 2:
-            return [straight, [(wanted[0], padded[1]), (wanted[1], padded[0])]]
-        return [straight]
+        elif len(wanted) > len(given):
+            given += (None,) * (len(wanted) - len(given))
+        goals = rest
+        for i in range(len(wanted) - 1, -1, -1):
+            goals = (wanted[i], given[i], goals)
+        if len(wanted) == 2 and pattern.spec is not None and pattern.spec.commutative:
+            swapped = (wanted[0], given[1], (wanted[1], given[0], rest))
+            return self._choose((goals, swapped), bindings)
+        return self._solve(goals, bindings)
 
     def _leaf(self, pattern: Pattern, value: Value | None, bindings: Bindings) -> bool:
         if isinstance(pattern, Opt):

@@ -47,6 +47,8 @@ class Refused(Exception):
 class Match:
     """A pattern found in a graph."""
 
+    __slots__ = ("graph", "bindings", "calls", "outputs")
+
     def __init__(self, graph: Graph, bindings: Bindings) -> None:
         self.graph = graph
         self.bindings = bindings
@@ -56,7 +58,7 @@ class Match:
         """The values that the rewrite replaces, one per root of the pattern."""
 
     def __getattr__(self, name: str) -> Any:
-        bindings: Bindings = self.__dict__["bindings"]
+        bindings = self.bindings
         for table in (bindings.named, bindings.constants, bindings.values):
             if name in table:
                 return table[name]
@@ -105,11 +107,9 @@ class Rule:
         self.matcher = Matcher(roots)
         self.depth = max(depth(r) for r in roots)
         self.roots = roots
-
-    @property
-    def key(self) -> str:
+        self.key = self.matcher.key
         """The op at the first root: what the driver's index looks at."""
-        return self.matcher.key
+        self._check: Callable[[Match], Any] | None = getattr(definition, "check", None)
 
     def match(self, graph: Graph, node: Node) -> Match | NoMatch:
         """Pattern, then check. Pure. An exception inside `check` is a RuleError naming the rule."""
@@ -117,11 +117,10 @@ class Rule:
         if isinstance(bindings, NoMatch):
             return bindings
         found = Match(graph, bindings)
-        check: Callable[[Match], Any] | None = getattr(self.definition, "check", None)
-        if check is None:
+        if self._check is None:
             return found
         try:
-            verdict = check(found)
+            verdict = self._check(found)
         except Refused as refused:
             return refused.no_match
         except Exception as error:

@@ -68,7 +68,7 @@ def check_twin(change: Change, fragment: Fragment, feeds: Sequence[Array]) -> fl
     if isinstance(found, NoMatch):
         raise TwinFailed(f"the rule does not match its own float64 twin: {found.reason}")
     try:
-        write_match(change.rule, found, sort_nodes(scratch, found))(Journal(scratch))
+        write_match(change.rule, found, sort_nodes(scratch, found), Journal(scratch))
     except CannotEmit as error:
         raise NoTwin(str(error)) from error
     except Refused as refused:

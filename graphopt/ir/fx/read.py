@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import fx
 
-from graphopt.ir.fx.schema import arguments, find_operator, raw_name_of
+from graphopt.ir.fx.schema import arguments, find_operator, is_operator, operator_has_effects, raw_name_of
 from graphopt.ir.fx.tensors import type_of
 from graphopt.ir.graph import Call, Literal, Node, TensorType, Unreadable, Value
 
@@ -178,20 +178,30 @@ def reads(op: str, *names: str) -> Callable[[Reader], Reader]:
     return register
 
 
-def key_of_target(target: Any) -> str | Callable[[Node], str]:
-    """The vocabulary name of nodes that run `target` if there is a reader for them, else their raw name; or the
-    function that tells it of one node."""
-    return KEYS.get(target) or raw_name_of(target)
+class Target:
+    """What is known of all nodes that run one operator."""
+
+    __slots__ = ("target", "raw_name", "key", "reader", "has_effects")
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+        self.raw_name = raw_name_of(target)
+        self.key: str | Callable[[Node], str] = KEYS.get(target) or self.raw_name
+        """The vocabulary name of the nodes if there is a reader for them, else their raw name; or the function that
+        tells it of one node."""
+        entry = READERS.get(self.raw_name)
+        self.reader = None if entry is None else entry.reader
+        self.has_effects = operator_has_effects(target) if is_operator(target) else None
+        """Whether the nodes do more than compute; None if that depends on the node."""
 
 
-def read(graph: FxGraph, node: Node) -> Call | Unreadable:
-    """`node` in the vocabulary."""
-    entry = READERS.get(raw_name_of(node.target))
-    if entry is None:
-        return Unreadable(f"the vocabulary has no {raw_name_of(node.target)}")
-    op = graph.key(node)
+def read(graph: FxGraph, node: Node, target: Target) -> Call | Unreadable:
+    """`node`, which runs `target`, in the vocabulary."""
+    if target.reader is None:
+        return Unreadable(f"the vocabulary has no {target.raw_name}")
+    op = target.key if isinstance(target.key, str) else target.key(node)
     try:
-        said = entry.reader(Reading(graph, node, op))
+        said = target.reader(Reading(graph, node, op))
         outputs = _outputs(graph, node, said.outputs)
     except CannotRead as refusal:
         return Unreadable(str(refusal))
@@ -201,6 +211,8 @@ def read(graph: FxGraph, node: Node) -> Call | Unreadable:
 def _outputs(graph: FxGraph, node: Node, count: int) -> tuple[Value | None, ...]:
     """The first `count` outputs. Raises CannotRead if anything reads another one."""
     results = graph.results(node)
+    if len(results) == count:
+        return results
     for index, value in enumerate(results[count:], count):
         if value is not None and value.users:
             raise CannotRead(f"output {index} is used, which the vocabulary does not have")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphopt.ir.fx.read import Reading, Said, reads
+from graphopt.ir.fx.read import CannotRead, Reading, Said, reads
 from graphopt.ir.graph import Value
 
 _UNARY = (
@@ -12,8 +12,10 @@ _UNARY = (
 
 
 def unary(r: Reading) -> Said:
-    x = r.node.args[0] if r.node.args else r["self"]
-    r.require(r.type(x).dtype == r.result().dtype, "type promotion")
+    node = r.node
+    x = node.args[0] if node.args else r["self"]
+    if r.type(x).dtype != r.type(node).dtype:
+        raise CannotRead("type promotion")
     return Said((x,))
 
 

@@ -169,14 +169,15 @@ def has_effects(node: Node) -> bool:
     """Whether `node` does more than compute: random numbers, assertions, unknown effects."""
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
-        return _operator_has_effects(target)
+        return operator_has_effects(target)
     if isinstance(target, torch._ops.HigherOrderOperator):
         return target.name() not in ("cond", "while_loop", "scan", "map_impl")
     return bool(node.is_impure())
 
 
 @cache
-def _operator_has_effects(target: torch._ops.OpOverload) -> bool:
+def operator_has_effects(target: torch._ops.OpOverload) -> bool:
+    """The same of every node that runs `target`."""
     if target._schema.is_mutable or not target._schema.returns:
         return True
     # torch judges a node; of one that runs an operator it looks at nothing but the operator.

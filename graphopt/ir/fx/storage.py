@@ -12,18 +12,17 @@ import torch
 from torch import fx
 
 from graphopt.ir.fx.names import Names
-from graphopt.ir.fx.read import key_of_target, read
+from graphopt.ir.fx.read import read
 from graphopt.ir.fx.schema import (
     alias_root,
     bodies_of,
     has_effects,
-    is_operator,
     raw_name_of,
     short_name,
     split_arguments,
 )
 from graphopt.ir.fx.tensors import DTYPE_NAMES, LiteralRef, TorchRef, tensor_identity, to_torch, type_of
-from graphopt.ir.fx.vocabulary import READERS
+from graphopt.ir.fx.vocabulary import Target
 from graphopt.ir.fx.write import Plan, check_types, plan
 from graphopt.ir.graph import Call, CannotEmit, Graph, Literal, Node, TensorType, Undo, Unreadable, Value
 from graphopt.ir.weights import FLOATS, Array, TensorRef
@@ -79,8 +78,8 @@ class FxGraph(Graph):
         self._types: dict[fx.Node, TensorType | None] = {}
         self._constants: dict[fx.Node, TensorRef] = {}
         self._bodies: dict[str, FxGraph] = {}
-        self._keys: dict[int, tuple[Any, str | Callable[[Node], str]]] = {}
-        """Keys by the id of the target, which is held beside its key so that its id stays its own."""
+        self._targets: dict[int, Target] = {}
+        """By the id of the target, which they hold so that its id stays its own."""
         self._first_input: fx.Node | None = None
 
     # ---- reading -------------------------------------------------------------------------------------------
@@ -99,25 +98,30 @@ class FxGraph(Graph):
         return [v for v in values[self.hidden_outputs :] if isinstance(v, fx.Node)]
 
     def key(self, node: Node) -> str:
-        target = node.target
-        known = self._keys.get(id(target))
-        if known is None:
-            known = self._keys[id(target)] = target, key_of_target(target)
-        key = known[1]
+        key = self.target(node.target).key
         return key if isinstance(key, str) else key(node)
+
+    def target(self, target: Any) -> Target:
+        """What is known of all nodes that run `target`."""
+        try:
+            return self._targets[id(target)]
+        except KeyError:
+            known = self._targets[id(target)] = Target(target)
+            return known
 
     def operand_keys(self, node: Node) -> tuple[str, ...]:
         producers = [self.producer(value) for value in node.all_input_nodes]
         return tuple([self.key(producer) for producer in producers if producer is not None])
 
     def raw_name(self, node: Node) -> str:
-        return raw_name_of(node.target)
+        return self.target(node.target).raw_name
 
     def call(self, node: Node) -> Call | Unreadable:
-        found = self._calls.get(node)
-        if found is None:
-            found = self._calls[node] = read(self, node)
-        return found
+        try:
+            return self._calls[node]
+        except KeyError:
+            found = self._calls[node] = read(self, node, self.target(node.target))
+            return found
 
     def raw_call(self, node: Node) -> Call:
         operands, fields = split_arguments(node)
@@ -126,7 +130,7 @@ class FxGraph(Graph):
     def results(self, node: Node) -> tuple[Value | None, ...]:
         """The outputs of `node`, None for those that nothing refers to."""
         value = node.meta.get("val")
-        if not isinstance(value, (tuple, list)):
+        if type(value) is not tuple and type(value) is not list:
             return (node,)
         found: list[Value | None] = [None] * len(value)
         for user in node.users:
@@ -145,15 +149,20 @@ class FxGraph(Graph):
         found = [u for u in value.users if u.op == "call_function"]
         return sorted(found) if len(found) > 1 else found
 
+    def is_unread(self, node: Node) -> bool:
+        return not any(value.users for value in self.results(node) if value is not None)
+
     def is_output(self, value: Value) -> bool:
         return not isinstance(value, Literal) and self.output_node in value.users
 
     def type(self, value: Value) -> TensorType | None:
-        if isinstance(value, Literal):
-            return TensorType(value.dtype, ())
-        if value not in self._types:
-            self._types[value] = type_of(value.meta.get("val"))
-        return self._types[value]
+        try:
+            return self._types[value]
+        except KeyError:
+            if isinstance(value, Literal):
+                return TensorType(value.dtype, ())
+            found = self._types[value] = type_of(value.meta.get("val"))
+            return found
 
     def constant(self, value: Value) -> TensorRef | None:
         if isinstance(value, Literal):
@@ -209,10 +218,13 @@ class FxGraph(Graph):
         return self._bodies[name]
 
     def is_pure(self, node: Node) -> bool:
-        if not has_effects(node):
-            return is_operator(node.target) or all(g.is_pure(n) for g in self.subgraphs(node) for n in g.nodes())
+        target = self.target(node.target)
+        if target.has_effects is False:
+            return True
+        if target.has_effects is None and not has_effects(node):
+            return all(g.is_pure(n) for g in self.subgraphs(node) for n in g.nodes())
         # An operator that can draw random numbers (attention) draws none if the vocabulary can say it.
-        return raw_name_of(node.target) in READERS and bool(self.call(node))
+        return target.reader is not None and bool(self.call(node))
 
     def precedes(self, a: Node, b: Node) -> bool:
         return bool(a < b)
@@ -256,12 +268,11 @@ class FxGraph(Graph):
         computed = self._compute(planned)
         values = list(computed) if isinstance(computed, (tuple, list)) else [computed]
         check_types(op, values, types)
-        with self.graph.inserting_before(before):
-            node = self._create(planned.target, planned.args, planned.kwargs, computed, before)
-            results = [node]
-            if isinstance(computed, (tuple, list)):
-                pick = operator.getitem
-                results = [self._create(pick, (node, i), {}, v, before) for i, v in enumerate(computed)]
+        node = self._create(planned.target, planned.args, planned.kwargs, computed, before, before)
+        results = [node]
+        if isinstance(computed, (tuple, list)):
+            picks = [(operator.getitem, (node, i), {}, value) for i, value in enumerate(computed)]
+            results = [self._create(*pick, before, before) for pick in picks]
         written = [node, *results] if results[0] is not node else results
 
         def undo() -> None:
@@ -330,8 +341,7 @@ class FxGraph(Graph):
         """`new`, or a copy of it where returning it would hand out memory that `old` did not share."""
         if not self._exposes(old, new):
             return new, None
-        with self.graph.inserting_before(self.output_node):
-            copied = self._create(_IDENTITY, (new,), {}, new.meta.get("val"), new)
+        copied = self._create(_IDENTITY, (new,), {}, new.meta.get("val"), new, self.output_node)
         return copied, copied
 
     def _exposes(self, old: fx.Node, new: fx.Node) -> bool:
@@ -363,15 +373,26 @@ class FxGraph(Graph):
         kwargs: dict[str, Any],
         value: Any,
         origin: fx.Node,
+        before: fx.Node,
     ) -> fx.Node:
-        node = self.graph.create_node("call_function", target, args, kwargs, name=short_name(target))
-        node.meta.update({k: origin.meta[k] for k in _PROVENANCE if k in origin.meta})
-        node.meta["val"] = value
+        """A new node in front of `before` that computes `value` and comes from where `origin` comes from."""
+        # The arguments are set afterwards: `create_node` searches those that it is given for symbolic numbers.
+        node = self.graph.create_node("call_function", target, name=short_name(target))
+        node.args = args
+        if kwargs:
+            node.kwargs = kwargs
+        before.prepend(node)
+        meta, known = node.meta, origin.meta
+        for key in _PROVENANCE:
+            if key in known:
+                meta[key] = known[key]
+        meta["val"] = value
         return node
 
     def _erase(self, node: fx.Node) -> None:
-        for cache in (self._calls, self._types, self._constants):
-            cache.pop(node, None)
+        self._calls.pop(node, None)
+        self._types.pop(node, None)
+        self._constants.pop(node, None)
         self.graph.erase_node(node)
 
     def _fake(self, tensor: torch.Tensor) -> Any:

@@ -12,12 +12,13 @@ from graphopt.ir.fx import (
     write_layout,
     write_linear,
 )
-from graphopt.ir.fx.read import KEYS, READERS
+from graphopt.ir.fx.read import KEYS, READERS, Target
 from graphopt.ir.fx.write import WRITERS
 
 __all__ = [
     "KEYS",
     "READERS",
+    "Target",
     "WRITERS",
     "read_convolution",
     "read_elementwise",
