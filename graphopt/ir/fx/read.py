@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import fx
 
-from graphopt.ir.fx.schema import arguments, find_operator, is_operator, operator_has_effects, raw_name_of
+from graphopt.ir.fx.schema import (
+    arguments,
+    find_operator,
+    is_operator,
+    operator_has_effects,
+    raw_name_of,
+    short_name,
+)
 from graphopt.ir.fx.tensors import type_of
 from graphopt.ir.graph import Call, Literal, Node, TensorType, Unreadable, Value
 
@@ -154,6 +161,8 @@ Reader = Callable[[Reading], Said]
 class Entry(NamedTuple):
     op: str
     reader: Reader
+    plain: bool = False
+    """Whether the op takes one tensor, gives one of the same dtype and has no fields."""
 
 
 READERS: dict[str, Entry] = {}
@@ -162,8 +171,9 @@ KEYS: dict[Any, str | Callable[[Node], str]] = {}
 """Operator to the key of its nodes, or to the function that tells it."""
 
 
-def reads(op: str, *names: str) -> Callable[[Reader], Reader]:
-    """Register the decorated function as what reads the ATen operators `names` ("conv2d.default") as `op`."""
+def reads(op: str, *names: str, plain: bool = False) -> Callable[[Reader], Reader]:
+    """Register the decorated function as what reads the ATen operators `names` ("conv2d.default") as `op`. Nodes of
+    `plain` operators are read without it if they have one positional argument and no other."""
 
     def register(reader: Reader) -> Reader:
         for name in names:
@@ -171,7 +181,7 @@ def reads(op: str, *names: str) -> Callable[[Reader], Reader]:
             target = find_operator(raw_name)
             if target is None:  # This torch has no such operator, so no graph can hold it.
                 continue
-            READERS[raw_name] = Entry(op, reader)
+            READERS[raw_name] = Entry(op, reader, plain)
             KEYS[target] = op
         return reader
 
@@ -181,27 +191,32 @@ def reads(op: str, *names: str) -> Callable[[Reader], Reader]:
 class Target:
     """What is known of all nodes that run one operator."""
 
-    __slots__ = ("target", "raw_name", "key", "reader", "has_effects")
+    __slots__ = ("target", "raw_name", "short_name", "key", "entry", "has_effects")
 
     def __init__(self, target: Any) -> None:
         self.target = target
         self.raw_name = raw_name_of(target)
+        self.short_name = short_name(target)
         self.key: str | Callable[[Node], str] = KEYS.get(target) or self.raw_name
         """The vocabulary name of the nodes if there is a reader for them, else their raw name; or the function that
         tells it of one node."""
-        entry = READERS.get(self.raw_name)
-        self.reader = None if entry is None else entry.reader
+        self.entry = READERS.get(self.raw_name)
         self.has_effects = operator_has_effects(target) if is_operator(target) else None
         """Whether the nodes do more than compute; None if that depends on the node."""
 
 
 def read(graph: FxGraph, node: Node, target: Target) -> Call | Unreadable:
     """`node`, which runs `target`, in the vocabulary."""
-    if target.reader is None:
+    entry = target.entry
+    if entry is None:
         return Unreadable(f"the vocabulary has no {target.raw_name}")
+    if entry.plain and len(args := node.args) == 1 and not node.kwargs:
+        given, result = graph.type(args[0]), graph.type(node)
+        if given is not None and result is not None and given.dtype == result.dtype:
+            return Call(node, entry.op, args, {}, (node,))
     op = target.key if isinstance(target.key, str) else target.key(node)
     try:
-        said = target.reader(Reading(graph, node, op))
+        said = entry.reader(Reading(graph, node, op))
         outputs = _outputs(graph, node, said.outputs)
     except CannotRead as refusal:
         return Unreadable(str(refusal))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphopt.ir.fx.read import CannotRead, Reading, Said, reads
+from graphopt.ir.fx.read import Reading, Said, reads
 from graphopt.ir.graph import Value
 
 _UNARY = (
@@ -12,17 +12,15 @@ _UNARY = (
 
 
 def unary(r: Reading) -> Said:
-    node = r.node
-    x = node.args[0] if node.args else r["self"]
-    if r.type(x).dtype != r.type(node).dtype:
-        raise CannotRead("type promotion")
+    x = r.node.args[0] if r.node.args else r["self"]
+    r.require(r.type(x).dtype == r.result().dtype, "type promotion")
     return Said((x,))
 
 
 for _name in _UNARY:
-    reads(_name, f"{_name}.default")(unary)
-reads("round", "round.default")(unary)
-reads("hard_swish", "hardswish.default")(unary)
+    reads(_name, f"{_name}.default", plain=True)(unary)
+reads("round", "round.default", plain=True)(unary)
+reads("hard_swish", "hardswish.default", plain=True)(unary)
 
 
 @reads("is_nan", "isnan.default")

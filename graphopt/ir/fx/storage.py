@@ -18,7 +18,6 @@ from graphopt.ir.fx.schema import (
     bodies_of,
     has_effects,
     raw_name_of,
-    short_name,
     split_arguments,
 )
 from graphopt.ir.fx.tensors import DTYPE_NAMES, LiteralRef, TorchRef, tensor_identity, to_torch, type_of
@@ -98,30 +97,29 @@ class FxGraph(Graph):
         return [v for v in values[self.hidden_outputs :] if isinstance(v, fx.Node)]
 
     def key(self, node: Node) -> str:
-        key = self.target(node.target).key
+        target = self._targets.get(id(node.target)) or self.target(node.target)
+        key = target.key
         return key if isinstance(key, str) else key(node)
 
     def target(self, target: Any) -> Target:
         """What is known of all nodes that run `target`."""
-        try:
-            return self._targets[id(target)]
-        except KeyError:
+        known = self._targets.get(id(target))
+        if known is None:
             known = self._targets[id(target)] = Target(target)
-            return known
+        return known
 
     def operand_keys(self, node: Node) -> tuple[str, ...]:
-        producers = [self.producer(value) for value in node.all_input_nodes]
-        return tuple([self.key(producer) for producer in producers if producer is not None])
+        values = [v.args[0] if v.target is operator.getitem else v for v in node.all_input_nodes]
+        return tuple([self.key(v) for v in values if v.op == "call_function"])
 
     def raw_name(self, node: Node) -> str:
         return self.target(node.target).raw_name
 
     def call(self, node: Node) -> Call | Unreadable:
-        try:
-            return self._calls[node]
-        except KeyError:
+        found = self._calls.get(node)
+        if found is None:
             found = self._calls[node] = read(self, node, self.target(node.target))
-            return found
+        return found
 
     def raw_call(self, node: Node) -> Call:
         operands, fields = split_arguments(node)
@@ -146,23 +144,26 @@ class FxGraph(Graph):
     def users(self, value: Value) -> Sequence[Node]:
         if isinstance(value, Literal):
             return ()
-        found = [u for u in value.users if u.op == "call_function"]
-        return sorted(found) if len(found) > 1 else found
+        users = value.users
+        if len(users) > 1:
+            return sorted([u for u in users if u.op == "call_function"])
+        return [u for u in users if u.op == "call_function"]
 
     def is_unread(self, node: Node) -> bool:
-        return not any(value.users for value in self.results(node) if value is not None)
+        # What has several outputs is read by the getitem nodes that are these outputs.
+        users = node.users
+        return not users or all(user.target is operator.getitem and not user.users for user in users)
 
     def is_output(self, value: Value) -> bool:
         return not isinstance(value, Literal) and self.output_node in value.users
 
     def type(self, value: Value) -> TensorType | None:
-        try:
-            return self._types[value]
-        except KeyError:
+        found = self._types.get(value)
+        if found is None:
             if isinstance(value, Literal):
                 return TensorType(value.dtype, ())
             found = self._types[value] = type_of(value.meta.get("val"))
-            return found
+        return found
 
     def constant(self, value: Value) -> TensorRef | None:
         if isinstance(value, Literal):
@@ -224,7 +225,7 @@ class FxGraph(Graph):
         if target.has_effects is None and not has_effects(node):
             return all(g.is_pure(n) for g in self.subgraphs(node) for n in g.nodes())
         # An operator that can draw random numbers (attention) draws none if the vocabulary can say it.
-        return target.reader is not None and bool(self.call(node))
+        return target.entry is not None and bool(self.call(node))
 
     def precedes(self, a: Node, b: Node) -> bool:
         return bool(a < b)
@@ -266,8 +267,8 @@ class FxGraph(Graph):
     ) -> tuple[list[Value], list[Node], Undo]:
         planned = plan(op, operands, fields, [None if v is None else self.type(v) for v in operands])
         computed = self._compute(planned)
-        values = list(computed) if isinstance(computed, (tuple, list)) else [computed]
-        check_types(op, values, types)
+        if types:
+            check_types(op, computed if isinstance(computed, (tuple, list)) else [computed], types)
         node = self._create(planned.target, planned.args, planned.kwargs, computed, before, before)
         results = [node]
         if isinstance(computed, (tuple, list)):
@@ -377,7 +378,7 @@ class FxGraph(Graph):
     ) -> fx.Node:
         """A new node in front of `before` that computes `value` and comes from where `origin` comes from."""
         # The arguments are set afterwards: `create_node` searches those that it is given for symbolic numbers.
-        node = self.graph.create_node("call_function", target, name=short_name(target))
+        node = self.graph.create_node("call_function", target, name=self.target(target).short_name)
         node.args = args
         if kwargs:
             node.kwargs = kwargs

@@ -4,11 +4,13 @@ writing."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import onnx_ir as ir
 
-from graphopt.ir.graph import CannotEmit, TensorType
+from graphopt.ir.graph import CannotEmit, TensorType, Value
 from graphopt.ir.ops.spec import OPS, REQUIRED, Fill, Op
 from graphopt.ir.weights import Array
 
@@ -158,3 +160,25 @@ class Fields:
 
 Writer: TypeAlias = Callable[[Draft, Fields], list[Slot]]
 """Drafts a call and returns the slots of its outputs. Raises CannotEmit for what ONNX cannot say exactly."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlainWriter:
+    """Writes an op that is one ONNX op with the same operands and no field."""
+
+    op_type: str
+    since: int
+    operands: int
+
+    def __call__(self, d: Draft, f: Fields) -> list[Slot]:
+        inputs = [d.operand(i, f"operand {i}") for i in range(self.operands)]
+        return d.node(self.op_type, inputs, since=self.since)
+
+    def needs_no_draft(self, operands: Sequence[Value | None], fields: Mapping[str, Any], opset: int) -> bool:
+        """Whether the call is certain to be this op with these operands as they are."""
+        return (
+            not fields
+            and opset >= self.since
+            and len(operands) == self.operands
+            and all(isinstance(operand, ir.Value) for operand in operands)
+        )

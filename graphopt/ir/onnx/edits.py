@@ -6,7 +6,7 @@ uses, names and types, and removes what was written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +29,18 @@ QUANTIZATION = "quant_parameter_tensor_names"
 class Journal:
     """The undo steps of one edit, run backwards; the names that it took are given back last."""
 
-    def __init__(self, names: Names) -> None:
-        self._steps: list[Callable[[], Any]] = [partial(names.release_since, names.mark())]
+    __slots__ = ("_names", "_mark", "_steps", "on_undo")
 
-    def on_undo(self, step: Callable[[], Any]) -> None:
-        self._steps.append(step)
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self._mark = names.mark()
+        self._steps: list[Callable[[], Any]] = []
+        self.on_undo = self._steps.append
 
     def undo(self) -> None:
         while self._steps:
             self._steps.pop()()
+        self._names.release_since(self._mark)
 
 
 # ---- writing nodes
@@ -100,26 +103,49 @@ def _write_node(
     hint: str,
     journal: Journal,
 ) -> ir.Node:
-    shared = region.shared
     if draft.domain:
         import_domain(region, draft.domain, journal)
-    name = shared.names.fresh(hint)
-    outputs = [ir.Value(name=shared.names.fresh(f"{hint}_output")) for _ in draft.outputs]
-    node = ir.Node(
-        draft.domain,
-        draft.op_type,
-        [None if slot is None else values[slot] for slot in draft.inputs],
-        [_attribute(k, v) for k, v in draft.attributes.items()],
-        outputs=outputs,
-        name=name,
-    )
+    inputs = [None if slot is None else values[slot] for slot in draft.inputs]
+    attributes = [_attribute(k, v) for k, v in draft.attributes.items()]
+    names = region.shared.names
+    name = names.fresh(hint)
+    outputs = [ir.Value(name=names.fresh(f"{hint}_output")) for _ in draft.outputs]
+    node = ir.Node(draft.domain, draft.op_type, inputs, attributes, outputs=outputs, name=name)
+    _put_before(region, before, node)
+    journal.on_undo(lambda: delete_node(region, node))
+    values.update(zip(draft.outputs, outputs, strict=True))
+    return node
+
+
+def write_plain(
+    region: OnnxGraph,
+    op_type: str,
+    operands: Sequence[ir.Value | None],
+    before: ir.Node,
+    hint: str,
+    types: Sequence[TensorType | None],
+) -> tuple[list[ir.Value], list[ir.Node], Undo]:
+    """Put one node without attributes, of one output, into the region in front of `before`."""
+    names = region.shared.names
+    mark = names.mark()
+    name = names.fresh(hint)
+    output = ir.Value(name=names.fresh(f"{hint}_output"))
+    node = ir.Node("", op_type, operands, outputs=(output,), name=name)
+    _put_before(region, before, node)
+    if types:
+        region.shared.give_type(output, types[0])
+
+    def undo() -> None:
+        delete_node(region, node)
+        names.release_since(mark)
+
+    return [output], [node], undo
+
+
+def _put_before(region: OnnxGraph, before: ir.Node, node: ir.Node) -> None:
     region.ir.insert_before(before, node)
     region.position_before(before, node)
-    journal.on_undo(lambda: delete_node(region, node))
-    for slot, output in zip(draft.outputs, outputs, strict=True):
-        shared.fresh.add(output)
-        values[slot] = output
-    return node
+    region.shared.fresh.update(node.outputs)
 
 
 def _attribute(name: str, value: Any) -> ir.Attr:
@@ -142,7 +168,7 @@ def delete_node(region: OnnxGraph, node: ir.Node) -> None:
     for value in node.outputs:
         if value.uses() or value.is_graph_output():
             raise ValueError(f"node {node.name!r} cannot be removed: {value.name!r} is still read")
-    for body in body_graphs(node):
+    for body in body_graphs(node) if node.attributes.data else ():
         for graph in list(nested_graphs(body)):
             inner = list(graph)
             for each in inner:
@@ -231,13 +257,14 @@ def replace_value(region: OnnxGraph, old: ir.Value, new: Value) -> Undo:
 
 def _redirect_uses(shared: Shared, old: ir.Value, new: ir.Value, journal: Journal) -> None:
     excluded = _within(new.producer())
+    calls = shared.calls
     moved = [
-        (user, index, shared.calls.pop(user, None), user.device_configurations)
+        (user, index, calls.pop(user, None), user.device_configurations)
         for user, index in old.uses()
         if user not in excluded
     ]
     # One step for all uses, so that undoing puts them back in the order in which they were.
-    journal.on_undo(lambda: _redirect_back(shared, old, new, moved))
+    journal.on_undo(partial(_redirect_back, shared, old, new, moved))
     for user, index, _, _ in moved:
         user.replace_input_with(index, new)
 
@@ -266,12 +293,11 @@ def _redirect_back(shared: Shared, old: ir.Value, new: ir.Value, moved: Sequence
             shared.calls[user] = call
 
 
-def _within(node: ir.Node | None) -> set[ir.Node]:
+def _within(node: ir.Node | None) -> Collection[ir.Node]:
     """`node` and the nodes in its bodies: they compute the new value, so they go on reading the old one."""
-    within = set() if node is None else {node}
-    for body in () if node is None else body_graphs(node):
-        within.update(n for graph in nested_graphs(body) for n in graph)
-    return within
+    if node is None or not node.attributes.data:
+        return (node,)
+    return {node, *(n for body in body_graphs(node) for graph in nested_graphs(body) for n in graph)}
 
 
 def _redirect_outputs(region: OnnxGraph, old: ir.Value, new: ir.Value, journal: Journal) -> None:
@@ -307,38 +333,38 @@ def _append_identity(region: OnnxGraph, old: ir.Value, new: ir.Value, journal: J
 
 def _take_over(shared: Shared, old: ir.Value, new: ir.Value, journal: Journal) -> None:
     """Give `new` the name, the declared type and the documentation of `old`, whose name becomes that of `new`."""
-    journal.on_undo(_restore(shared, old, new))
+    fresh = new in shared.fresh
+    journal.on_undo(partial(_restore, shared, old, new, fresh, _state(shared, old, new)))
     old.name, new.name = new.name, old.name
-    if new in shared.fresh:
+    if fresh:
         shared.fresh.discard(new)
-        journal.on_undo(partial(shared.fresh.add, new))
         _inherit_provenance(old, new, journal)
     _inherit_type(shared, old, new)
     if old.doc_string:
         new.doc_string = old.doc_string
-    if old.metadata_props:
-        new.metadata_props.update(old.metadata_props)
-    if QUANTIZATION in old.meta:
-        new.meta[QUANTIZATION] = old.meta[QUANTIZATION]
-
-
-def _restore(shared: Shared, old: ir.Value, new: ir.Value) -> Undo:
-    """What gives both their names back and makes `new` what it is now."""
-    names, given = (old.name, new.name), shared.given_type(new)
-    kept = new.type, new.shape, new.doc_string
-    properties, annotation = dict(new.metadata_props), new.meta.get(QUANTIZATION)
-
-    def undo() -> None:
-        old.name, new.name = names
-        new.type, new.shape, new.doc_string = kept
-        new.metadata_props.clear()
+    if properties := old.metadata_props:
         new.metadata_props.update(properties)
-        new.meta.pop(QUANTIZATION, None)
-        if annotation is not None:
-            new.meta[QUANTIZATION] = annotation
-        shared.give_type(new, given)
+    if QUANTIZATION in (known := old.meta):
+        new.meta[QUANTIZATION] = known[QUANTIZATION]
 
-    return undo
+
+def _state(shared: Shared, old: ir.Value, new: ir.Value) -> tuple[Any, ...]:
+    """What taking over may change of `old` and `new`."""
+    properties, annotation = dict(new.metadata_props), new.meta.get(QUANTIZATION)
+    return old.name, new.name, new.type, new.shape, new.doc_string, properties, annotation, shared.given_type(new)
+
+
+def _restore(shared: Shared, old: ir.Value, new: ir.Value, fresh: bool, state: tuple[Any, ...]) -> None:
+    """Give both their names back and make `new` what it was."""
+    old.name, new.name, new.type, new.shape, new.doc_string, properties, annotation, given = state
+    new.metadata_props.clear()
+    new.metadata_props.update(properties)
+    new.meta.pop(QUANTIZATION, None)
+    if annotation is not None:
+        new.meta[QUANTIZATION] = annotation
+    shared.give_type(new, given)
+    if fresh:
+        shared.fresh.add(new)
 
 
 def _inherit_type(shared: Shared, old: ir.Value, new: ir.Value) -> None:
@@ -347,7 +373,8 @@ def _inherit_type(shared: Shared, old: ir.Value, new: ir.Value) -> None:
         dtypes.set_type(new, given)
     elif old.type is not None:
         new.type = old.type
-        new.shape = None if old.shape is None else old.shape.copy()
+        shape = old.shape
+        new.shape = None if shape is None else shape.copy()
     # What is only inferred of `old` holds for `new` as well, as far as the rewrite says nothing itself.
     shared.give_type(new, given or shared.type(old))
 

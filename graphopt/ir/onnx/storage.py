@@ -13,11 +13,12 @@ import onnx_ir as ir
 from graphopt.ir.graph import Call, Graph, Literal, TensorType, Undo, Unreadable, Value
 from graphopt.ir.onnx import edits
 from graphopt.ir.onnx.cut import cut_fragment
+from graphopt.ir.onnx.drafting import PlainWriter
 from graphopt.ir.onnx.fingerprint import graph_fingerprint
 from graphopt.ir.onnx.positions import Positions
 from graphopt.ir.onnx.purity import is_pure
 from graphopt.ir.onnx.shared import Shared, body_graphs
-from graphopt.ir.onnx.write import cannot_emit, draft
+from graphopt.ir.onnx.write import WRITERS, cannot_emit, draft
 from graphopt.ir.weights import TensorRef, as_ref
 
 
@@ -93,6 +94,9 @@ class OnnxGraph(Graph):
         producers = [value.producer() for value in node.inputs if value is not None]
         return tuple([self.key(p) for p in producers if p is not None and p.graph is self.ir])
 
+    def is_unread(self, node: ir.Node) -> bool:
+        return not any(value.uses() or value.is_graph_output() for value in node.outputs)
+
     def producer(self, value: Value) -> ir.Node | None:
         if isinstance(value, Literal):
             return None
@@ -160,6 +164,9 @@ class OnnxGraph(Graph):
         before: ir.Node,
         types: Sequence[TensorType | None],
     ) -> tuple[list[Value], list[ir.Node], Undo]:
+        writer = WRITERS.get(op)
+        if isinstance(writer, PlainWriter) and writer.needs_no_draft(operands, fields, self.opset):
+            return edits.write_plain(self, writer.op_type, operands, before, op, types)
         operand_types = [None if value is None else partial(self.type, value) for value in operands]
         present = [value is not None for value in operands]
         written, results = draft(op, fields, operand_types, self.opset, present=present, outputs=len(types))

@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from graphopt.ir.graph import CannotEmit
-from graphopt.ir.onnx.drafting import Draft, Fields, Slot, Writer
+from graphopt.ir.onnx.drafting import Draft, Fields, PlainWriter, Slot, Writer
 from graphopt.ir.onnx.dtypes import DATA_TYPES
-
-
-def _plain(op_type: str, since: int, count: int) -> Writer:
-    """An op whose operands are ONNX's and that has no field."""
-
-    def write(d: Draft, f: Fields) -> list[Slot]:
-        return d.node(op_type, [d.operand(i, f"operand {i}") for i in range(count)], since=since)
-
-    return write
 
 
 def div(d: Draft, f: Fields) -> list[Slot]:
@@ -91,7 +82,7 @@ _BINARY: Mapping[str, tuple[str, int]] = {
     "logical_and": ("And", 7), "logical_or": ("Or", 7), "logical_xor": ("Xor", 7),
 }  # fmt: skip
 _OTHER: Mapping[str, Callable[[Draft, Fields], list[Slot]]] = {
-    "where": _plain("Where", 9, 3),
+    "where": PlainWriter("Where", 9, 3),
     "div": div,
     "mod": modulo,
     "leaky_relu": leaky_relu,
@@ -116,8 +107,8 @@ def rsqrt(d: Draft, f: Fields) -> list[Slot]:
 
 
 WRITERS: Mapping[str, Writer] = {
-    **{op: _plain(name, since, 1) for op, (name, since) in _UNARY.items()},
-    **{op: _plain(name, since, 2) for op, (name, since) in _BINARY.items()},
+    **{op: PlainWriter(name, since, 1) for op, (name, since) in _UNARY.items()},
+    **{op: PlainWriter(name, since, 2) for op, (name, since) in _BINARY.items()},
     **_OTHER,
     "not_equal": not_equal,
     "rsqrt": rsqrt,
