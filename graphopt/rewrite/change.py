@@ -82,7 +82,7 @@ class Editor:
         journal = Journal(self.graph)
         if id_ in self.ledger.skip:
             return self._record(Application(id_, rule_name, names, "skipped", "skipped on request")), journal
-        before = self._look(rule_name, nodes)
+        before = self._look(rule_name, nodes) if self._watched[rule_name] < WATCHED else None
         try:
             write(journal)
             if journal.is_empty:
@@ -104,10 +104,8 @@ class Editor:
         self.ledger.record(application)
         return application
 
-    def _look(self, rule_name: str, nodes: Sequence[Node]) -> str | None:
-        """The neighbourhood before a change; None once the rule has been watched long enough."""
-        if self._watched[rule_name] >= WATCHED:
-            return None
+    def _look(self, rule_name: str, nodes: Sequence[Node]) -> str:
+        """The neighbourhood before a change, which a rule that is new is watched for."""
         self._watched[rule_name] += 1
         return local_fingerprint(self.graph, nodes)
 
@@ -143,7 +141,7 @@ def _check_types(journal: Journal) -> None:
 
 def compatible(a: TensorType, b: TensorType) -> bool:
     """Whether two types can describe one value."""
-    if a == b:
+    if a is b or a == b:
         return True
     if a.dtype != b.dtype:
         return False

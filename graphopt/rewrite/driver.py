@@ -54,14 +54,10 @@ class Driver:
         self._queue = deque(self.graph.nodes())
         self._queued = dict.fromkeys(self._queue, True)
         most = self.ledger.kept + GROWTH * len(self._queue)
-        while self._queue and not self._must_stop(most):
+        while self._queue and self.ledger.kept < most and not self.ledger.exhausted:
             self._run_until_kept()
-
-    def _must_stop(self, most: int) -> bool:
-        if self.ledger.kept >= most:
+        if self._queue and self.ledger.kept >= most:
             self.notes.append(f"stopped after {GROWTH} applications per node: the rules do not come to an end")
-            return True
-        return self.ledger.exhausted
 
     def _run_until_kept(self) -> None:
         """Visit queued nodes until an application is kept or none is left."""

@@ -97,7 +97,7 @@ class Matcher:
 
     def match(self, graph: Graph, node: Node) -> Bindings | NoMatch:
         attempt = _Attempt(graph, self.roots)
-        return attempt.start(node) or attempt.best
+        return attempt.enter(self.roots[0], node, None, Bindings(), None) or attempt.best
 
 
 def _needs(root: OpPattern) -> tuple[frozenset[str], ...]:
@@ -123,9 +123,6 @@ class _Attempt:
         self.graph = graph
         self.roots = roots
         self.best = NOTHING
-
-    def start(self, node: Node) -> Bindings | None:
-        return self._enter(self.roots[0], node, None, Bindings(), None)
 
     def _fail(self, bindings: Bindings, node: Node | None, template: str, *values: Any) -> None:
         score = len(bindings.calls)
@@ -163,7 +160,7 @@ class _Attempt:
                 for node in self.graph.users(bindings.values[operand.name]):
                     if node in bindings.calls or self.graph.key(node) != root.op:
                         continue
-                    found = self._enter(root, node, None, bindings.copy(), None)
+                    found = self.enter(root, node, None, bindings.copy(), None)
                     if found is not None:
                         return found
                 break
@@ -183,9 +180,9 @@ class _Attempt:
             found = "a constant, an input or an outer value" if node is None else self.graph.key(node)
             self._fail(bindings, node, "expected {} but found {}", pattern.op, found)
             return None
-        return self._enter(pattern, node, value, bindings, rest)
+        return self.enter(pattern, node, value, bindings, rest)
 
-    def _enter(
+    def enter(
         self, pattern: OpPattern, node: Node, value: Value | None, bindings: Bindings, rest: Goals
     ) -> Bindings | None:
         """Match `node` and what is in front of it, then `rest`. `value` is None at a root, which has no reader."""
@@ -230,24 +227,22 @@ class _Attempt:
         return True
 
     def _operands(self, pattern: OpPattern, call: Call, bindings: Bindings, rest: Goals) -> Bindings | None:
-        wanted, given = pattern.operands, call.operands
-        if len(wanted) == 1 and type(wanted[0]) is Many:
+        wanted, given, arity = pattern.operands, call.operands, pattern.arity
+        if arity == 1 and type(wanted[0]) is Many:
             bindings.values[wanted[0].name] = given
             return self._solve(rest, bindings)
-        if len(wanted) < len(given):
-            if any(o is not None for o in given[len(wanted) :]):
-                self._fail(
-                    bindings, call.node, "{} has {} operands, the pattern {}", call.op, len(given), len(wanted)
-                )
+        if arity != len(given):
+            if any(o is not None for o in given[arity:]):
+                self._fail(bindings, call.node, "{} has {} operands, the pattern {}", call.op, len(given), arity)
                 return None
-        elif len(wanted) > len(given):
-            given += (None,) * (len(wanted) - len(given))
-        goals = rest
-        for i in range(len(wanted) - 1, -1, -1):
-            goals = (wanted[i], given[i], goals)
-        if len(wanted) == 2 and pattern.spec is not None and pattern.spec.commutative:
+            given += (None,) * (arity - len(given))
+        if pattern.commutative:
+            straight = (wanted[0], given[0], (wanted[1], given[1], rest))
             swapped = (wanted[0], given[1], (wanted[1], given[0], rest))
-            return self._choose((goals, swapped), bindings)
+            return self._choose((straight, swapped), bindings)
+        goals = rest
+        for i in range(arity - 1, -1, -1):
+            goals = (wanted[i], given[i], goals)
         return self._solve(goals, bindings)
 
     def _leaf(self, pattern: Pattern, value: Value | None, bindings: Bindings) -> bool:
@@ -257,10 +252,9 @@ class _Attempt:
             self._fail(bindings, None, "a required operand is absent")
             return False
         if isinstance(pattern, Var):
-            if pattern.name in bindings.values and not _same(bindings.values[pattern.name], value):
+            if not _same(bindings.values.setdefault(pattern.name, value), value):
                 self._fail(bindings, None, "{} stands for two different values", pattern.name)
                 return False
-            bindings.values[pattern.name] = value
             return True
         assert isinstance(pattern, Const)
         return self._constant(pattern, value, bindings)

@@ -84,7 +84,7 @@ class AnyOf(Pattern):
 class OpPattern(Pattern):
     """One output of one op."""
 
-    __slots__ = ("op", "spec", "operands", "fields", "name", "output", "checks")
+    __slots__ = ("op", "spec", "operands", "fields", "name", "output", "checks", "arity", "commutative")
 
     def __init__(self, op: str, operands: tuple[Pattern, ...], fields: dict[str, Any]) -> None:
         self.op = op
@@ -94,6 +94,9 @@ class OpPattern(Pattern):
         self.name: str | None = None
         self.output = 0
         self.checks: tuple[tuple[str, Any], ...] = tuple((k, v) for k, v in fields.items() if v is not any_)
+        self.arity = len(operands)
+        self.commutative = self.arity == 2 and self.spec is not None and self.spec.commutative
+        """Whether the two operands may stand in either order."""
 
     def named(self, name: str) -> OpPattern:
         """Make the matched call available as `m.<name>`."""

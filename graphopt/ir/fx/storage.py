@@ -219,7 +219,7 @@ class FxGraph(Graph):
         return self._bodies[name]
 
     def is_pure(self, node: Node) -> bool:
-        target = self.target(node.target)
+        target = self._targets.get(id(node.target)) or self.target(node.target)
         if target.has_effects is False:
             return True
         if target.has_effects is None and not has_effects(node):
@@ -265,11 +265,14 @@ class FxGraph(Graph):
         before: Node,
         types: Sequence[TensorType | None],
     ) -> tuple[list[Value], list[Node], Undo]:
-        planned = plan(op, operands, fields, [None if v is None else self.type(v) for v in operands])
+        given = [None if v is None else self.type(v) for v in operands]
+        planned = plan(op, operands, fields, given)
         computed = self._compute(planned)
         if types:
             check_types(op, computed if isinstance(computed, (tuple, list)) else [computed], types)
         node = self._create(planned.target, planned.args, planned.kwargs, computed, before, before)
+        if planned.same_type and computed is planned.args[0].meta["val"]:
+            self._types[node] = given[0]
         results = [node]
         if isinstance(computed, (tuple, list)):
             picks = [(operator.getitem, (node, i), {}, value) for i, value in enumerate(computed)]

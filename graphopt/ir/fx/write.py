@@ -15,6 +15,7 @@ from graphopt.ir.fx.schema import find_operator, join_arguments
 from graphopt.ir.fx.tensors import type_of
 from graphopt.ir.graph import CannotEmit, Literal, TensorType, Value
 from graphopt.ir.ops.spec import OPS, REQUIRED, Fill
+from graphopt.ir.weights import FLOATS
 
 
 class Plan(NamedTuple):
@@ -133,6 +134,9 @@ Writer = Callable[[Writing], Plan]
 WRITERS: dict[str, Writer] = {}
 """Vocabulary name to its writer. Filled when `graphopt.ir.fx.vocabulary` is imported."""
 
+SAME_TYPE: dict[str, torch._ops.OpOverload] = {}
+"""The operators of the ops that take one tensor, of floats at least, and give one of the same type."""
+
 
 def writes(*ops: str) -> Callable[[Writer], Writer]:
     """Register the decorated function as what writes `ops`."""
@@ -151,16 +155,27 @@ def plan(
     """The ATen node for `op`, which is a name of the vocabulary or a raw name. Raises CannotEmit."""
     if "." in op:
         return _raw_plan(op, operands, fields)
+    same = SAME_TYPE.get(op)
+    if same is not None and not fields and _is_one_real(operands, types):
+        return Plan(same, (operands[0],), same_type=True)
     writer = WRITERS.get(op)
     if writer is None:
         raise CannotEmit(f"{op}: no writer for ATen")
-    unknown = sorted(set(fields) - set(OPS[op].fields))
+    unknown = fields.keys() - OPS[op].fields.keys()
     if unknown:
-        raise CannotEmit(f"{op}: the vocabulary has no field {unknown[0]}")
+        raise CannotEmit(f"{op}: the vocabulary has no field {sorted(unknown)[0]}")
     writing = Writing(op, operands, fields, types)
     planned = writer(writing)
     writing.finish()
     return planned
+
+
+def _is_one_real(operands: Sequence[Value | None], types: Sequence[TensorType | None]) -> bool:
+    """Whether there is one operand, a tensor of floats of known rank."""
+    if len(operands) != 1 or isinstance(operands[0], Literal):
+        return False
+    type_ = types[0]
+    return type_ is not None and type_.shape is not None and type_.dtype in FLOATS
 
 
 def _raw_plan(op: str, operands: Sequence[Value | None], fields: Mapping[str, Any]) -> Plan:

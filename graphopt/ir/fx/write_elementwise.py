@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from graphopt.ir.fx.tensors import TORCH_DTYPES
-from graphopt.ir.fx.write import Plan, Writing, writes
+from graphopt.ir.fx.write import SAME_TYPE, Plan, Writing, writes
 from graphopt.ir.weights import FLOATS
 
 aten = torch.ops.aten
@@ -23,6 +23,7 @@ _REAL = frozenset(
     {"sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "reciprocal", "erf", "sin", "cos", "silu", "mish"}
 )
 """Ops that torch promotes from integers to reals."""
+SAME_TYPE.update({op: target for op, target in _UNARY.items() if op not in _TO_BOOL})
 
 
 @writes(*_UNARY)

@@ -176,9 +176,6 @@ class PlainWriter:
 
     def needs_no_draft(self, operands: Sequence[Value | None], fields: Mapping[str, Any], opset: int) -> bool:
         """Whether the call is certain to be this op with these operands as they are."""
-        return (
-            not fields
-            and opset >= self.since
-            and len(operands) == self.operands
-            and all(isinstance(operand, ir.Value) for operand in operands)
-        )
+        if fields or opset < self.since or len(operands) != self.operands:
+            return False
+        return len([o for o in operands if isinstance(o, ir.Value)]) == self.operands

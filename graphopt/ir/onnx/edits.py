@@ -29,13 +29,15 @@ QUANTIZATION = "quant_parameter_tensor_names"
 class Journal:
     """The undo steps of one edit, run backwards; the names that it took are given back last."""
 
-    __slots__ = ("_names", "_mark", "_steps", "on_undo")
+    __slots__ = ("_names", "_mark", "_steps")
 
     def __init__(self, names: Names) -> None:
         self._names = names
         self._mark = names.mark()
         self._steps: list[Callable[[], Any]] = []
-        self.on_undo = self._steps.append
+
+    def on_undo(self, step: Callable[[], Any]) -> None:
+        self._steps.append(step)
 
     def undo(self) -> None:
         while self._steps:
@@ -166,20 +168,20 @@ def import_domain(region: OnnxGraph, domain: str, journal: Journal) -> None:
 def delete_node(region: OnnxGraph, node: ir.Node) -> None:
     """Take `node` out of the region; nothing may read its outputs."""
     for value in node.outputs:
-        if value.uses() or value.is_graph_output():
+        if value.is_graph_output() or value.uses():
             raise ValueError(f"node {node.name!r} cannot be removed: {value.name!r} is still read")
     for body in body_graphs(node) if node.attributes.data else ():
         for graph in list(nested_graphs(body)):
             inner = list(graph)
             for each in inner:
                 _detach(each)
-            region.shared.forget_nodes(inner)
+                region.shared.forget_node(each)
             # Whoever still holds the region of this body finds it empty.
             graph.remove(inner)
     _detach(node)
     region.ir.remove(node)
     region.forget_position(node)
-    region.shared.forget_nodes([node])
+    region.shared.forget_node(node)
 
 
 def _detach(node: ir.Node) -> None:
@@ -334,7 +336,7 @@ def _append_identity(region: OnnxGraph, old: ir.Value, new: ir.Value, journal: J
 def _take_over(shared: Shared, old: ir.Value, new: ir.Value, journal: Journal) -> None:
     """Give `new` the name, the declared type and the documentation of `old`, whose name becomes that of `new`."""
     fresh = new in shared.fresh
-    journal.on_undo(partial(_restore, shared, old, new, fresh, _state(shared, old, new)))
+    journal.on_undo(partial(_restore, shared, old, new, fresh, _state(shared, old, new, fresh)))
     old.name, new.name = new.name, old.name
     if fresh:
         shared.fresh.discard(new)
@@ -348,8 +350,10 @@ def _take_over(shared: Shared, old: ir.Value, new: ir.Value, journal: Journal) -
         new.meta[QUANTIZATION] = known[QUANTIZATION]
 
 
-def _state(shared: Shared, old: ir.Value, new: ir.Value) -> tuple[Any, ...]:
-    """What taking over may change of `old` and `new`."""
+def _state(shared: Shared, old: ir.Value, new: ir.Value, fresh: bool) -> tuple[Any, ...]:
+    """What taking over may change of `old` and `new`; a fresh value is named and no more."""
+    if fresh:
+        return old.name, new.name, None, None, None, {}, None, shared.given_type(new)
     properties, annotation = dict(new.metadata_props), new.meta.get(QUANTIZATION)
     return old.name, new.name, new.type, new.shape, new.doc_string, properties, annotation, shared.given_type(new)
 
@@ -368,21 +372,22 @@ def _restore(shared: Shared, old: ir.Value, new: ir.Value, fresh: bool, state: t
 
 
 def _inherit_type(shared: Shared, old: ir.Value, new: ir.Value) -> None:
-    given = shared.given_type(new)
-    if given is not None and (declared := dtypes.declared_type(old)) and not dtypes.agrees(declared, given):
+    given, declared = shared.given_type(new), old.type
+    if given is not None and (known := dtypes.declared_type(old)) and not dtypes.agrees(known, given):
         dtypes.set_type(new, given)
-    elif old.type is not None:
-        new.type = old.type
-        shape = old.shape
-        new.shape = None if shape is None else shape.copy()
-    # What is only inferred of `old` holds for `new` as well, as far as the rewrite says nothing itself.
-    shared.give_type(new, given or shared.type(old))
+    elif declared is not None:
+        new.type, new.shape = declared, old.shape
+    if given is not None or declared is None:
+        # What is only inferred of `old` holds for `new` as well, as far as the rewrite says nothing itself.
+        shared.give_type(new, given or shared.type(old))
+    else:
+        shared.inherit_type(new, old)
 
 
 def _inherit_provenance(old: ir.Value, new: ir.Value, journal: Journal) -> None:
     """Nodes keep what is known of where they come from (module path, source line)."""
     source, target = old.producer(), new.producer()
-    if source is None or target is None or not source.metadata_props or target.metadata_props:
+    if source is None or target is None or not (known := source.metadata_props) or target.metadata_props:
         return
-    target.metadata_props.update(source.metadata_props)
+    target.metadata_props.update(known)
     journal.on_undo(target.metadata_props.clear)

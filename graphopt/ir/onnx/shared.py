@@ -47,14 +47,6 @@ def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
         yield from nested_graphs(function.graph)
 
 
-def graph_values(graph: ir.Graph) -> Iterator[ir.Value]:
-    """Every value that `graph` itself defines; an input with a default value comes twice."""
-    yield from graph.inputs
-    yield from graph.initializers.values()
-    for node in graph:
-        yield from node.outputs
-
-
 class Names:
     """Value and node names in use anywhere in the model. Fresh ones depend on the edits made, on nothing
     else."""
@@ -68,9 +60,15 @@ class Names:
 
     def _collect(self) -> set[str | None]:
         used: set[str | None] = set()
-        for graph in all_graphs(self._model):
-            used.update([value.name for value in graph_values(graph)])
-            used.update([node.name for node in graph])
+        graphs = [self._model.graph, *(function.graph for function in self._model.functions.values())]
+        for graph in graphs:
+            used.update([value.name for value in graph.inputs], graph.initializers)
+            for node in graph:
+                used.add(node.name)
+                used.update([value.name for value in node.outputs])
+                if node.attributes.data:
+                    # The loop goes on with them.
+                    graphs.extend(body_graphs(node))
         return used
 
     def fresh(self, hint: str) -> str:
@@ -128,17 +126,19 @@ class Shared:
     def type(self, value: ir.Value) -> TensorType | None:
         """What is known of the type of `value`: declared in the model, inferred, or given by whoever wrote
         it."""
-        try:
-            return self._types[value]
-        except KeyError:
-            result = dtypes.merged(self._given.get(value), dtypes.declared_type(value))
-            if (inferred := self._inferred.get(value)) is not None:
-                result = dtypes.merged(result, inferred)
-            if result is None and (tensor := self.tensor(value)) is not None:
-                ref = self.ref(tensor)
-                result = None if ref is None else TensorType(ref.dtype, ref.shape)
-            self._types[value] = result
-            return result
+        known = self._types.get(value)
+        if known is None:
+            known = self._types[value] = self._find_type(value)
+        return known
+
+    def _find_type(self, value: ir.Value) -> TensorType | None:
+        result = dtypes.merged(self._given.get(value), dtypes.declared_type(value))
+        if (inferred := self._inferred.get(value)) is not None:
+            result = dtypes.merged(result, inferred)
+        if result is None and (tensor := self.tensor(value)) is not None:
+            ref = self.ref(tensor)
+            result = None if ref is None else TensorType(ref.dtype, ref.shape)
+        return result
 
     def inferred_type(self, value: ir.Value) -> TensorType | None:
         """What follows from the inputs' types and the ops alone, whatever the file declares of `value`."""
@@ -158,6 +158,14 @@ class Shared:
     def forget_type(self, value: ir.Value) -> None:
         """Drop what was computed for `value` after its declaration changed."""
         self._types.pop(value, None)
+
+    def inherit_type(self, new: ir.Value, old: ir.Value) -> None:
+        """Note that `new`, which was declared as `old` is, has the type of `old`: inferred types hold for it too."""
+        type_ = self.type(old)
+        self.give_type(new, type_)
+        if old not in self._given and old not in self._inferred:
+            # Then it is the declared type and no other.
+            self._types[new] = type_
 
     def set_inferred(self, types: Mapping[ir.Value, TensorType]) -> None:
         """Take the result of shape inference; everything read before is read anew."""
@@ -205,9 +213,8 @@ class Shared:
         if value.const_value is not None:
             self._refs.pop(value.const_value, None)
 
-    def forget_nodes(self, nodes: Iterable[ir.Node]) -> None:
-        for node in nodes:
-            self.calls.pop(node, None)
-            self._tensors.pop(node, None)
-            for value in node.outputs:
-                self.forget_value(value)
+    def forget_node(self, node: ir.Node) -> None:
+        self.calls.pop(node, None)
+        self._tensors.pop(node, None)
+        for value in node.outputs:
+            self.forget_value(value)

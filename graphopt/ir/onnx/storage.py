@@ -104,7 +104,10 @@ class OnnxGraph(Graph):
         return node if node is not None and node.graph is self.ir else None
 
     def users(self, value: Value) -> Sequence[ir.Node]:
-        return () if isinstance(value, Literal) else value.consumers()
+        if isinstance(value, Literal):
+            return ()
+        uses = value.uses()
+        return tuple([use.node for use in uses]) if len(uses) < 2 else value.consumers()
 
     def is_output(self, value: Value) -> bool:
         return not isinstance(value, Literal) and value.is_graph_output()
@@ -129,10 +132,11 @@ class OnnxGraph(Graph):
         if self._ambiguous is None:
             count = Counter(n.name for n in self.ir)
             self._ambiguous = frozenset(name for name, times in count.items() if name and times > 1)
-        if node.name and node.name not in self._ambiguous:
-            return node.name
+        own = node.name
+        if own and own not in self._ambiguous:
+            return own
         output = next((value.name for value in node.outputs if value.name), "")
-        return f"{node.name or node.op_type}:{output}"
+        return f"{own or node.op_type}:{output}"
 
     def subgraphs(self, node: ir.Node) -> Sequence[OnnxGraph]:
         return [self.shared_region(body) for body in body_graphs(node)]
