@@ -170,7 +170,8 @@ class Driver:
         for node in journal.removed:
             self._queued.pop(node, None)
             self._generation.pop(node, None)
-            for operand in match.calls[node].operands if self._waiting else ():
+        for node in nodes if self._waiting else ():
+            for operand in match.calls[node].operands if node in journal.removed else ():
                 self._push(self._waiting.pop(operand, ()))
         for node in journal.inserted:
             self._generation[node] = generation

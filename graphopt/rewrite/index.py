@@ -28,9 +28,8 @@ class RuleIndex:
 
     def candidates(self, graph: Graph, node: Node) -> Rules:
         """The rules to be tried at `node`, in the order in which they were given."""
-        root: Key = graph.key(node)
-        if self._raw_roots:
-            root = root, graph.raw_name(node)
+        key = graph.key(node)
+        root: Key = (key, graph.raw_name(node)) if self._raw_roots else key
         rules = self._roots.get(root)
         if rules is None:
             keys = (root,) if isinstance(root, str) else root

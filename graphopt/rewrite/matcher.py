@@ -134,12 +134,11 @@ class _Attempt:
     def _solve(self, goals: Goals, bindings: Bindings) -> Bindings | None:
         while goals is not None:
             pattern, value, goals = goals
-            kind = type(pattern)
-            if kind is OpPattern:
+            if isinstance(pattern, OpPattern):
                 return self._enter_value(pattern, value, bindings, goals)
-            if kind is AnyOf:
+            if isinstance(pattern, AnyOf):
                 return self._choose([(a, value, goals) for a in pattern.alternatives], bindings)
-            if kind is Opt and value is not None:
+            if isinstance(pattern, Opt) and value is not None:
                 goals = (pattern.inner, value, goals)
             elif not self._leaf(pattern, value, bindings):
                 return None

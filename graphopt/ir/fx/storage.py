@@ -275,8 +275,8 @@ class FxGraph(Graph):
             self._types[node] = given[0]
         results = [node]
         if isinstance(computed, (tuple, list)):
-            picks = [(operator.getitem, (node, i), {}, value) for i, value in enumerate(computed)]
-            results = [self._create(*pick, before, before) for pick in picks]
+            pick = operator.getitem
+            results = [self._create(pick, (node, i), {}, v, before, before) for i, v in enumerate(computed)]
         written = [node, *results] if results[0] is not node else results
 
         def undo() -> None:

@@ -297,7 +297,9 @@ def _redirect_back(shared: Shared, old: ir.Value, new: ir.Value, moved: Sequence
 
 def _within(node: ir.Node | None) -> Collection[ir.Node]:
     """`node` and the nodes in its bodies: they compute the new value, so they go on reading the old one."""
-    if node is None or not node.attributes.data:
+    if node is None:
+        return ()
+    if not node.attributes.data:
         return (node,)
     return {node, *(n for body in body_graphs(node) for graph in nested_graphs(body) for n in graph)}
 
@@ -376,7 +378,8 @@ def _inherit_type(shared: Shared, old: ir.Value, new: ir.Value) -> None:
     if given is not None and (known := dtypes.declared_type(old)) and not dtypes.agrees(known, given):
         dtypes.set_type(new, given)
     elif declared is not None:
-        new.type, new.shape = declared, old.shape
+        shape = old.shape
+        new.type, new.shape = declared, None if shape is None else shape.copy()
     if given is not None or declared is None:
         # What is only inferred of `old` holds for `new` as well, as far as the rewrite says nothing itself.
         shared.give_type(new, given or shared.type(old))

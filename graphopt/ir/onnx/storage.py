@@ -130,7 +130,7 @@ class OnnxGraph(Graph):
 
     def node_name(self, node: ir.Node) -> str:
         if self._ambiguous is None:
-            count = Counter(n.name for n in self.ir)
+            count = Counter([n.name for n in self.ir])
             self._ambiguous = frozenset(name for name, times in count.items() if name and times > 1)
         own = node.name
         if own and own not in self._ambiguous:
