@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from graphopt.backends.ort_compiled import Compiled
+    from graphopt.backends.ort_program import CompiledProgram
     from graphopt.backends.ort_settings import Settings
+    from graphopt.program.program import Program
 
 _CONTRIB = (
     "Attention",
@@ -59,6 +61,32 @@ class OnnxRuntimeBackend(Backend):
             return _lower_torch(model, settings)
         raise UnsupportedError(f"backend {self.name!r} takes ONNX and torch models, not {model.storage!r}")
 
+    def lower_program(self, program: Program, *, form: str = "auto", **options: Any) -> CompiledProgram:
+        """A `CompiledProgram`; its constructor documents `form`.
+
+        Raises:
+            PipelineError: unknown option or bad value.
+            UnsupportedError: onnxruntime has no kernel for an op, or torch cannot export it.
+            ModelError: onnxruntime rejects the program.
+        """
+        from graphopt.backends.ort_program import CompiledProgram
+        from graphopt.backends.ort_settings import Settings
+
+        settings = read_options(Settings, self.name, options)
+        return CompiledProgram(program.map_models(lambda name, model: self.convert(model)), form, settings)
+
+    def convert(self, model: Model) -> Model:
+        """A torch model through torch's exporter; an ONNX model as it is.
+
+        Raises:
+            UnsupportedError: torch cannot export it.
+        """
+        if model.storage == "onnx":
+            return model
+        if model.storage != "fx":
+            raise UnsupportedError(f"backend {self.name!r} takes ONNX and torch models, not {model.storage!r}")
+        return _converted(model)
+
 
 def _lower_onnx(model: Any, settings: Settings) -> Compiled:
     from graphopt.backends.ort_compiled import Compiled
@@ -83,6 +111,17 @@ def _lower_torch(model: Any, settings: Settings) -> Compiled:
     return CompiledModule(
         session, signature, bound=settings.io_binding is not False, scalars=_scalars(exported)
     )
+
+
+def _converted(model: Any) -> Model:
+    from graphopt.backends.ort_export import export_onnx
+    from graphopt.ir.onnx.model import OnnxModel
+
+    exported = OnnxModel(export_onnx(model.program()))
+    before, after = len(model.main.inputs()), len(exported.main.inputs())
+    if before != after:
+        raise UnsupportedError(f"torch.onnx.export made a model of {after} inputs from one of {before}")
+    return exported
 
 
 def _scalars(model: ir.Model) -> list[str]:

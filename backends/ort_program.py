@@ -1,0 +1,209 @@
+"""A sampling program on onnxruntime: called like the program, run as one Loop or as sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.backends.ort_branches import called_bodies
+from graphopt.backends.ort_compiled import RunError
+from graphopt.backends.ort_loop import loop_model
+from graphopt.backends.ort_repair import without_idle_squeezes
+from graphopt.backends.ort_session import open_session
+from graphopt.backends.ort_sessions import ProgramSessions
+from graphopt.backends.ort_settings import Settings
+from graphopt.backends.ort_values import is_native, run_arrays
+from graphopt.errors import ModelError, PipelineError
+from graphopt.ir.onnx.save import Carried, save_model
+from graphopt.ir.weights import Array, numpy_dtype
+from graphopt.program.interface import NEGATIVE
+from graphopt.program.noise import draw_noise
+from graphopt.program.program import Program
+from graphopt.program.runner import check_sample, like, to_numpy
+
+FORMS = ("auto", "loop", "sessions")
+Callback = Callable[[int, Any], Any]
+
+
+class CompiledProgram:
+    """A program on onnxruntime, with the signature of `Program.__call__`: arrays or tensors in, the same kind out.
+
+    Holds nothing of a request, so a result can never be stale.
+    """
+
+    def __init__(self, program: Program, form: str, settings: Settings) -> None:
+        """
+        Args:
+            program: a program whose graphs are ONNX.
+            form: "loop" (one session.run for all rows), "sessions" (one for each row), or "auto", which is the loop:
+                the same results to the bit, in 0.89 to 0.92 of the time on U-Nets of 0.05 and 0.8 M parameters, where
+                Python and bindings cost, and in 0.98 to 1.02 on one of 142 M (benchmarks/loop_forms.py).
+            settings: of every session.
+
+        Raises:
+            PipelineError: an unknown form.
+            UnsupportedError, ModelError: onnxruntime does not run the program.
+        """
+        if form not in FORMS:
+            raise PipelineError(f"form={form!r}: expected one of {', '.join(FORMS)}")
+        self.program = program
+        self.form = "loop" if form == "auto" else form
+        """How it runs without a callback; with one it always runs as sessions."""
+        self._settings = settings
+        self._models = {
+            (body_name, name): runnable(unit.model)
+            for body_name, body in called_bodies(program).items()
+            for name, unit in body.units()
+        }
+        _ = self._loop if self.form == "loop" else self._sessions
+
+    @cached_property
+    def model(self) -> ir.Model:
+        """The program as one ONNX model; see `graphopt.backends.ort_loop.loop_model`."""
+        return loop_model(self.program, self._models)
+
+    @cached_property
+    def _loop(self) -> Any:
+        return open_session(self.model, self._settings)
+
+    @cached_property
+    def _sessions(self) -> ProgramSessions:
+        return ProgramSessions(self.program, self._models, self._settings)
+
+    def save(self, path: str | Path) -> None:
+        """Write the program as one ONNX file, with its weights beside it if they exceed 2 GB."""
+        save_model(self.model, Path(path), Carried())
+
+    def __call__(
+        self,
+        noise: Any,
+        generator: Any = None,
+        *,
+        guidance_scale: float | None = None,
+        callback: Callback | None = None,
+        **conditions: Any,
+    ) -> Any:
+        """Sample; see `Program.__call__`. The generator may also be a seed, as torch's CPU generator takes it.
+
+        Raises:
+            ModelError: a condition is missing, unknown or of another type.
+            RunError: onnxruntime failed.
+        """
+        return self._sample(noise, None, generator, guidance_scale, callback, conditions)
+
+    def run(
+        self,
+        sample: Any,
+        generator: Any = None,
+        *,
+        guidance_scale: float | None = None,
+        callback: Callback | None = None,
+        **conditions: Any,
+    ) -> Any:
+        """As calling it, from a `sample` that has the scale of the first row already (image to image)."""
+        return self._sample(sample, 1.0, generator, guidance_scale, callback, conditions)
+
+    def _sample(
+        self,
+        start: Any,
+        initial_scale: float | None,
+        generator: Any,
+        guidance_scale: float | None,
+        callback: Callback | None,
+        conditions: Mapping[str, Any],
+    ) -> Any:
+        program = self.program
+        check_sample(program.interface.sample, start)
+        given = self._conditions(conditions)
+        initial = self._scalar(program.schedule.init_noise_sigma if initial_scale is None else initial_scale)
+        step_noise = draw_noise(program.schedule, start.shape, initial.dtype.name, _source(generator, start))
+        scale = self._guidance_scale(guidance_scale)
+        first = to_numpy(start)
+        if callback is None and self.form == "loop":
+            result = self._run_loop(first, given, step_noise, scale, initial)
+        else:
+            report = None if callback is None else self._reporter(callback, start)
+            result = self._sessions.run(first * initial, self._branches(given), step_noise, scale, report)
+        return like(start, result)
+
+    def _run_loop(
+        self, noise: Array, given: Mapping[str, Array], step_noise: Array, scale: Array | None, initial: Array
+    ) -> Array:
+        feeds = {"noise": noise, "initial_scale": initial, **given}
+        if len(step_noise):
+            feeds["step_noise"] = step_noise
+        if scale is not None:
+            feeds["guidance_scale"] = scale
+        native = all(is_native(array.dtype) for array in feeds.values())
+        bound = self._settings.io_binding is True
+        try:
+            result: Array = run_arrays(self._loop, feeds, ["sample"], bound=bound, native=native)[0]
+        except Exception as error:  # onnxruntime raises a class of its own for each of its status codes
+            raise RunError(f"onnxruntime failed while it ran the program: {error}") from error
+        return result
+
+    def _conditions(self, conditions: Mapping[str, Any]) -> dict[str, Array]:
+        """By input name; what is not given for the unconditional branch is that of the conditional one."""
+        interface, guided = self.program.interface, self.program.guidance is not None
+        given = {name: to_numpy(value) for name, value in interface.gather(conditions, guided=guided).items()}
+        if guided:
+            for condition in interface.conditions:
+                if condition.branched:
+                    given.setdefault(NEGATIVE + condition.name, given[condition.name])
+        return given
+
+    def _branches(self, given: Mapping[str, Array]) -> list[dict[str, Array]]:
+        """The conditions of each call of the denoiser, as it sees them."""
+        interface = self.program.interface
+        own = {c.name: given[c.name] for c in interface.conditions}
+        if self.program.guidance is None:
+            return [own]
+        negative = {c.name: given[NEGATIVE + c.name] if c.branched else own[c.name] for c in interface.conditions}
+        if not interface.doubled:
+            return [negative, own]
+        both = {
+            c.name: np.concatenate([negative[c.name], own[c.name]]) if c.branched else own[c.name]
+            for c in interface.conditions
+        }
+        return [both]
+
+    def _guidance_scale(self, given: float | None) -> Array | None:
+        guidance = self.program.guidance
+        if guidance is None:
+            if given is not None:
+                raise ModelError("guidance_scale is given and this program has no guidance; build it with guidance=...")
+            return None
+        return self._scalar(guidance.scale if given is None else given)
+
+    def _scalar(self, value: float) -> Array:
+        return np.asarray(value).astype(numpy_dtype(self.program.interface.sample.dtype))
+
+    def _reporter(self, callback: Callback, start: Any) -> Callable[[int, Array], Array | None]:
+        def report(row: int, sample: Array) -> Array | None:
+            changed = callback(row, like(start, sample))
+            if changed is None:
+                return None
+            check_sample(self.program.interface.sample, changed)
+            array: Array = to_numpy(changed)
+            return array
+
+        return report
+
+
+def runnable(model: Any) -> ir.Model:
+    """An OnnxModel's graph as onnxruntime takes it."""
+    return without_idle_squeezes(model)[0]
+
+
+def _source(generator: Any, start: Any) -> Any:
+    """Without a generator torch samples draw from torch's own, as in diffusers, so that torch.manual_seed counts."""
+    if generator is None and not isinstance(start, np.ndarray):
+        import torch
+
+        return torch.default_generator
+    return generator

@@ -1,0 +1,155 @@
+"""A sampling program as sessions that Python runs row by row, with the live tensors bound in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.backends.ort_branches import called_bodies, calling_rows
+from graphopt.backends.ort_compiled import RunError
+from graphopt.backends.ort_row import timestep_table
+from graphopt.backends.ort_session import open_session
+from graphopt.backends.ort_settings import Settings
+from graphopt.backends.ort_step import input_name, step_model
+from graphopt.backends.ort_values import to_ort
+from graphopt.ir.onnx.dtypes import DATA_TYPES
+from graphopt.ir.weights import Array
+from graphopt.program.body import Feed, Unit
+from graphopt.program.program import Program
+
+
+class ProgramSessions:
+    """One session for each prologue and table and for each body's step, in which the update is fused.
+
+    Nothing of a request is kept: prologues and tables are evaluated anew in every run.
+    """
+
+    def __init__(self, program: Program, models: Mapping[tuple[str, str], ir.Model], settings: Settings) -> None:
+        """`models`: the program's graphs, by body and unit name."""
+        self._program = program
+        self._sessions = {
+            (name, kind): open_session(step_model(program, name, models) if kind == "step" else model, settings)
+            for (name, kind), model in models.items()
+        }
+
+    def run(
+        self,
+        sample: Array,
+        branches: Sequence[Mapping[str, Array]],
+        step_noise: Array,
+        scale: Array | None,
+        callback: Callable[[int, Array], Array | None] | None,
+    ) -> Array:
+        """The final sample.
+
+        Args:
+            sample: of the scale of the first row.
+            branches: the conditions of each call of the denoiser, as it sees them.
+            step_noise: the used draws.
+            scale: of the guidance.
+            callback: called with every row and its sample, which is its own to keep; may return another sample.
+
+        Raises:
+            RunError: onnxruntime failed.
+        """
+        return _Run(self._program, self._sessions, branches, step_noise, scale).over_rows(sample, callback)
+
+
+class _Run:
+    """One run: what is known before the loop, the live tensors twice, and a binding for each way between them."""
+
+    def __init__(
+        self,
+        program: Program,
+        sessions: Mapping[tuple[str, str], Any],
+        branches: Sequence[Mapping[str, Array]],
+        step_noise: Array,
+        scale: Array | None,
+    ) -> None:
+        self._program = program
+        self._sessions = sessions
+        self._row = np.zeros((), dtype=np.int64)
+        self._always = {"row": to_ort(self._row)}
+        if len(step_noise):
+            self._always["step_noise"] = to_ort(step_noise)
+        if scale is not None:
+            self._always["guidance_scale"] = to_ort(scale)
+        self._conditions = [{name: to_ort(array) for name, array in branch.items()} for branch in branches]
+        self._prologue: dict[tuple[str, int], Sequence[Any]] = {}
+        self._table: dict[tuple[str, int, int], Sequence[Any]] = {}
+        for name in called_bodies(program):
+            for branch in range(len(branches)):
+                self._prepare(name, branch)
+        self._bindings: dict[tuple[str, int], Any] = {}
+
+    def _prepare(self, name: str, branch: int) -> None:
+        body = self._program.bodies[name]
+        if body.prologue is not None:
+            self._prologue[name, branch] = self._evaluate(name, "prologue", body.prologue, branch, None)
+        if body.table is not None:
+            rows = calling_rows(self._program, name)
+            for row, timestep in zip(rows, timestep_table(self._program, rows), strict=True):
+                self._table[name, branch, row] = self._evaluate(name, "table", body.table, branch, to_ort(timestep))
+
+    def _evaluate(self, name: str, kind: str, unit: Unit, branch: int, timestep: Any) -> Sequence[Any]:
+        session = self._sessions[name, kind]
+        feeds = [timestep if f.kind == "timestep" else self._value(name, branch, 0, f) for f in unit.feeds]
+        inputs = dict(zip((a.name for a in session.get_inputs()), feeds, strict=True))
+        names = [a.name for a in session.get_outputs()]
+        results: Sequence[Any] = _run(lambda: session.run_with_ort_values(names, inputs))
+        return results
+
+    def _value(self, name: str, branch: int, row: int, feed: Feed) -> Any:
+        match feed.kind:
+            case "condition":
+                return self._conditions[branch][feed.name]
+            case "prologue":
+                return self._prologue[name, branch][feed.index]
+        return self._table[name, branch, row][feed.index]
+
+    def over_rows(self, sample: Array, callback: Callable[[int, Array], Array | None] | None) -> Array:
+        live = self._program.schedule.live_tensors
+        now, later = ([np.zeros(sample.shape, sample.dtype) for _ in range(live)] for _ in range(2))
+        self._states = (now, later)
+        now[0][...] = sample
+        for row, name in enumerate(self._program.calls):
+            self._row[...] = row
+            binding = self._binding(name, row % 2)
+            self._bind(binding, name, row, "table")
+            _run(partial(self._sessions[name, "step"].run_with_iobinding, binding))
+            result = self._states[(row + 1) % 2][0]
+            if callback is not None and (changed := callback(row, result.copy())) is not None:
+                result[...] = changed
+        return self._states[len(self._program.calls) % 2][0]
+
+    def _binding(self, name: str, parity: int) -> Any:
+        """From one set of live tensors to the other, with everything bound that is the same in every row."""
+        if (name, parity) not in self._bindings:
+            binding = self._sessions[name, "step"].io_binding()
+            for key, value in self._always.items():
+                binding.bind_ortvalue_input(key, value)
+            self._bind(binding, name, 0, "condition")
+            self._bind(binding, name, 0, "prologue")
+            for index, (old, new) in enumerate(zip(self._states[parity], self._states[1 - parity], strict=True)):
+                element = int(DATA_TYPES[old.dtype.name])
+                binding.bind_input(f"state_{index}", "cpu", 0, element, old.shape, old.ctypes.data)
+                binding.bind_output(f"state_{index}_after", "cpu", 0, element, new.shape, new.ctypes.data)
+            self._bindings[name, parity] = binding
+        return self._bindings[name, parity]
+
+    def _bind(self, binding: Any, name: str, row: int, kind: str) -> None:
+        for branch in range(len(self._conditions)):
+            for feed in dict.fromkeys(self._program.bodies[name].step.feeds):
+                if feed.kind == kind:
+                    binding.bind_ortvalue_input(input_name(branch, feed), self._value(name, branch, row, feed))
+
+
+def _run(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except Exception as error:  # onnxruntime raises a class of its own for each of its status codes
+        raise RunError(f"onnxruntime failed while it ran the program: {error}") from error

@@ -1,0 +1,168 @@
+"""Times whole sampling loops: 20 DPM++ steps with guidance, beside what people run today, interleaved.
+
+    python -m benchmarks.sampling [sd-like] [digits] [--rounds N] [--threads N] [--no-compile]
+
+Peers: (i) diffusers' loop around the torch module, (ii) the same around torch.compile, (iii) the same around a plain
+onnxruntime session of the exported module. Ours: exact passes only, compiled with `program.lower("onnxruntime")`.
+Everyone starts from the same noise; the largest difference to (i) is printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
+from rich.table import Table
+
+import graphopt
+from benchmarks.console import wide_console
+from benchmarks.interleave import Timing, always, interleave, paired_ratio
+
+STEPS = 20
+SCALE = 7.5
+PASSES = ("hoist", "fuse-attention", "clean-up")
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A denoiser and one request."""
+
+    name: str
+    module: torch.nn.Module
+    noise: torch.Tensor
+    text: torch.Tensor
+    negative: torch.Tensor
+
+    @property
+    def both(self) -> torch.Tensor:
+        return torch.cat([self.negative, self.text])
+
+
+def sd_like() -> Case:
+    """142 M parameters, 63 GFLOPs a call with guidance: Stable Diffusion's U-Net at 128 channels and 32×32."""
+    torch.manual_seed(0)
+    module = UNet2DConditionModel(sample_size=32, block_out_channels=(128, 256, 512, 512), cross_attention_dim=768)
+    noise, text, negative = torch.randn(1, 4, 32, 32), torch.randn(1, 77, 768), torch.randn(1, 77, 768)
+    return Case("sd-like", module.eval(), noise, text, negative)
+
+
+def digits() -> Case:
+    """The small pretrained U-Net that graphopt ships."""
+    from graphopt.tools.digits.data import CLASSES
+    from graphopt.tools.digits.models import load_unet
+
+    torch.manual_seed(0)
+    model = load_unet()
+    with torch.no_grad():
+        text, negative = (model.condition(torch.tensor([label])) for label in (3, CLASSES))
+    return Case("digits", model.unet, torch.randn(1, 1, 16, 16), text, negative)
+
+
+CASES = {"sd-like": sd_like, "digits": digits}
+
+
+def scheduler() -> Any:
+    return DPMSolverMultistepScheduler()
+
+
+def loop(case: Case, predict: Predict) -> torch.Tensor:
+    """What a diffusers pipeline does between its text encoder and its decoder."""
+    steps = scheduler()
+    steps.set_timesteps(STEPS)
+    sample = case.noise * steps.init_noise_sigma
+    with torch.no_grad():
+        for t in steps.timesteps:
+            seen = steps.scale_model_input(torch.cat([sample, sample]), t)
+            without, with_ = predict(seen, t).chunk(2)
+            guided = without + SCALE * (with_ - without)
+            sample = steps.step(guided, t, sample, return_dict=False)[0]
+    return sample
+
+
+def eager(case: Case) -> Callable[[], torch.Tensor]:
+    both = case.both
+    return lambda: loop(case, lambda x, t: case.module(x, t, both, return_dict=False)[0])
+
+
+def compiled(case: Case) -> Callable[[], torch.Tensor]:
+    both, module = case.both, torch.compile(case.module)
+    return lambda: loop(case, lambda x, t: module(x, t, both, return_dict=False)[0])
+
+
+def plain_onnxruntime(case: Case, threads: int) -> Callable[[], torch.Tensor]:
+    """The module through torch's exporter, in a session with all of onnxruntime's own optimisations."""
+    import onnxruntime
+
+    example = (torch.cat([case.noise] * 2), torch.tensor(1), case.both)
+    exported: Any = torch.onnx.export(case.module, example, dynamo=True, verbose=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(exported.model_proto.SerializeToString(), options)
+    names = [i.name for i in session.get_inputs()]
+    both = case.both.numpy()
+
+    def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        feeds = dict(zip(names, (x.numpy(), np.asarray(t), both), strict=True))
+        return torch.from_numpy(session.run(None, feeds)[0])
+
+    return lambda: loop(case, predict)
+
+
+def ours(case: Case, threads: int, passes: Sequence[str], form: str = "auto") -> Callable[[], torch.Tensor]:
+    example = {"sample": case.noise, "timestep": torch.tensor(1), "encoder_hidden_states": case.text}
+    program = graphopt.Sampler(case.module, scheduler(), STEPS, example_inputs=example, guidance=SCALE)
+    optimized = graphopt.optimize(program, passes=list(passes), target="onnxruntime")
+    run = optimized.lower("onnxruntime", form=form, threads=threads)
+    return lambda: run(case.noise, encoder_hidden_states=case.text, negative_encoder_hidden_states=case.negative)
+
+
+def main(
+    cases: Annotated[list[str] | None, typer.Argument(help=f"Among {', '.join(CASES)}; all without one.")] = None,
+    rounds: Annotated[int, typer.Option(help="Timed samplings of each candidate.")] = 7,
+    threads: Annotated[int, typer.Option(help="Threads of torch and of every session.")] = 2,
+    compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Run torch.compile too.")] = True,
+) -> None:
+    """Print median times and ratios of whole sampling loops."""
+    torch.set_num_threads(threads)
+    console = wide_console()
+    for name in cases or list(CASES):
+        case = CASES[name]()
+        candidates = {"diffusers + torch": eager(case)}
+        if compile_:
+            candidates["diffusers + torch.compile"] = compiled(case)
+        candidates["diffusers + onnxruntime"] = plain_onnxruntime(case, threads)
+        candidates["graphopt, no pass"] = ours(case, threads, ())
+        candidates["graphopt"] = ours(case, threads, PASSES)
+        expected = candidates["diffusers + torch"]()
+        errors = {n: relative(expected, run()) for n, run in candidates.items()}
+        timings = interleave({n: always(run) for n, run in candidates.items()}, rounds=rounds)
+        console.print(table(case, timings, errors, rounds, threads))
+
+
+def relative(expected: torch.Tensor, got: torch.Tensor) -> float:
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+def table(case: Case, timings: dict[str, Timing], errors: dict[str, float], rounds: int, threads: int) -> Table:
+    parameters = sum(p.numel() for p in case.module.parameters())
+    shown = Table(
+        title=f"{case.name}: {parameters / 1e6:.1f} M parameters, {STEPS} DPM++ steps with guidance, median of "
+        f"{rounds} rounds, {threads} thread(s)",
+        box=None,
+    )
+    for column in ("", "ms a sampling", "graphopt is faster by", "largest error"):
+        shown.add_column(column, justify="left" if not column else "right")
+    for name, timing in timings.items():
+        ratio = "" if name == "graphopt" else f"{paired_ratio(timing, timings['graphopt'])}"
+        shown.add_row(name, f"{1e3 * timing.median:.1f}", ratio, f"{errors[name]:.1e}")
+    return shown
+
+
+if __name__ == "__main__":
+    typer.run(main)
