@@ -111,6 +111,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     module = _MODULE_OF.get(name)
+    if name == "diffusers":
+        return importlib.import_module("graphopt.diffusers")
     if module is None:
         raise AttributeError(f"module 'graphopt' has no attribute {name!r}")
     return getattr(importlib.import_module(module), name)

@@ -1,0 +1,211 @@
+"""What stands behind an accelerated pipeline: its denoiser and scheduler report here, and it decides how to answer."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from graphopt.errors import UnsupportedError
+from graphopt.program.pipelines.cache import Cache
+from graphopt.program.pipelines.calls import DenoiserCall, Deviation
+from graphopt.program.pipelines.compiled import CompiledDenoiser, Settings
+from graphopt.program.pipelines.report import AccelerationReport, RequestRecord
+from graphopt.program.pipelines.routing import Call, routed, unrouted
+from graphopt.program.pipelines.schedules import Schedules, placeholder
+from graphopt.program.pipelines.state import ModuleState, Randomness, generators_in
+from graphopt.program.pipelines.stepper import StepwiseRequest
+from graphopt.program.pipelines.whole import WholeRequest
+
+DENOISERS = ("unet", "transformer")
+CALLBACKS = ("callback_on_step_end", "callback")
+
+
+class Accelerator:
+    """Runs the requests of one accelerated pipeline; not for several threads at once."""
+
+    def __init__(self, denoiser_name: str, settings: Settings, cache_size: int) -> None:
+        self.denoiser_name = denoiser_name
+        self.report = AccelerationReport()
+        self._settings = settings
+        self._schedules = Schedules(4 * cache_size)
+        self._compiled: Cache[CompiledDenoiser] = Cache(cache_size)
+        self._denoiser: Any = None
+        self._state: ModuleState | None = None
+        self._scheduler: Any = None
+        self._setup: Mapping[str, Any] = {}
+        self._whole: WholeRequest | None = None
+        self._stepwise: dict[CompiledDenoiser, StepwiseRequest] | None = None
+
+    def run(self, pipe: Any, call: Callable[[], Any], given: Mapping[str, Any]) -> Any:
+        """One call of the pipeline.
+
+        Args:
+            pipe: the accelerated pipeline.
+            call: calls it as it would be called without acceleration.
+            given: its arguments by name.
+        """
+        if self._whole is not None or self._stepwise is not None:
+            raise UnsupportedError("an accelerated pipeline was called while it was running; make one for each thread")
+        self._check_weights()
+        started, compiled = time.perf_counter(), len(self.report.compiled)
+        reason = next((f"{name} is given" for name in CALLBACKS if given.get(name) is not None), "")
+        if not reason:
+            before = Randomness(generators_in(given))
+            try:
+                result = self._as_program(pipe, call)
+            except Deviation as deviation:
+                reason = str(deviation)
+                before.restore()
+        if reason:
+            result = self._step_by_step(call)
+        now = RequestRecord(
+            mode="steps" if reason else "program",
+            reason=reason,
+            compiled=len(self.report.compiled) - compiled,
+            seconds=time.perf_counter() - started,
+        )
+        self.report.add(now)
+        return result
+
+    def _as_program(self, pipe: Any, call: Callable[[], Any]) -> Any:
+        def hints() -> tuple[Any, Any]:
+            return getattr(pipe, "guidance_scale", None), getattr(pipe, "guidance_rescale", None)
+
+        self._whole = whole = WholeRequest(self._schedules, self._denoiser_for, hints)
+        try:
+            result = call()
+        finally:
+            self._whole = None
+        if whole.started and not whole.finished:
+            raise Deviation("its loop ends before the scheduler's last step")
+        return result
+
+    def _step_by_step(self, call: Callable[[], Any]) -> Any:
+        self._stepwise = {}
+        try:
+            return call()
+        finally:
+            self._stepwise = None
+
+    def _check_weights(self) -> None:
+        """Forget what was compiled if the denoiser is not what it was."""
+        if self._state is None or not self._state.still(self._denoiser):
+            self._compiled.clear()
+            self._state = ModuleState(self._denoiser)
+
+    def _denoiser_for(self, call: DenoiserCall) -> CompiledDenoiser:
+        def build() -> CompiledDenoiser:
+            schedule = placeholder(self._scheduler.timesteps)
+            made = CompiledDenoiser(unrouted(self._denoiser), call, schedule, self._settings)
+            self.report.compiled.append(made.report)
+            self._state = ModuleState(self._denoiser)  # tracing may set attributes
+            return made
+
+        return self._compiled.get(call.signature, build)
+
+    def adopt(self, name: str, component: Any) -> Any:
+        """What the accelerated pipeline holds for a component that it is given."""
+        if name == "scheduler" and component is not None:
+            return self._adopt_scheduler(component)
+        if name == self.denoiser_name:
+            return self._adopt_denoiser(component)
+        return component
+
+    def _adopt_denoiser(self, given: Any) -> Any:
+        """A module of the same class and weights, whose calls come here."""
+        module = unrouted(getattr(given, "_orig_mod", given))
+        if not isinstance(module, torch.nn.Module):
+            raise UnsupportedError(f"{self.denoiser_name} is a {type(module).__name__} and no torch module")
+        if "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks:
+            raise UnsupportedError(
+                f"{self.denoiser_name} has hooks around its forward (offloading or caching); remove them first"
+            )
+        self._denoiser, self._state = routed(copy.copy(module), self, ("forward",)), None
+        return self._denoiser
+
+    def _adopt_scheduler(self, given: Any) -> Any:
+        """A scheduler of the same class and state, whose steps come here."""
+        self._scheduler = routed(copy.deepcopy(unrouted(given)), self, ("set_timesteps", "scale_model_input", "step"))
+        return self._scheduler
+
+    def forward(self, call: Call) -> Any:
+        """The pipeline calls its denoiser."""
+        if call.component is not self._denoiser or (self._whole is None and self._stepwise is None):
+            return call.pass_on()
+        named = "return_dict" in call.signature.parameters
+        given = DenoiserCall.of(call.arguments(), named, self._scheduler.timesteps.dtype)
+        sample = self._whole.denoise(given) if self._whole is not None else self._predict(given)
+        return _output(sample) if given.return_dict else (sample,)
+
+    def _predict(self, call: DenoiserCall) -> torch.Tensor:
+        assert self._stepwise is not None
+        denoiser = self._denoiser_for(call)
+        if denoiser not in self._stepwise:
+            self._stepwise[denoiser] = denoiser.stepper.request()
+        return self._stepwise[denoiser](call)
+
+    def set_timesteps(self, call: Call) -> Any:
+        """The pipeline sets its scheduler up."""
+        if call.component is self._scheduler:
+            self._setup = {name: value for name, value in call.arguments().items() if value is not None}
+            if self._whole is not None and self._whole.started:
+                raise Deviation("it sets its timesteps again within the loop")
+        return call.pass_on()
+
+    def scale_model_input(self, call: Call) -> Any:
+        """The pipeline scales its denoiser's input."""
+        if self._whole is None or call.component is not self._scheduler or not self._whole.stepped:
+            return call.pass_on()
+        return self._whole.scaled(call.arguments()["sample"])
+
+    def step(self, call: Call) -> Any:
+        """The pipeline takes a step of its scheduler."""
+        if self._whole is None or call.component is not self._scheduler:
+            return call.pass_on()
+        arguments = call.arguments()
+        sample = self._whole.step(self._scheduler, self._setup, arguments)
+        return OnlySampleOutput(sample) if arguments.get("return_dict", True) else OnlySample((sample,))
+
+    def __deepcopy__(self, memo: Any) -> Accelerator:
+        """A copy of a component is one more component of the same pipeline."""
+        return self
+
+
+_MORE = "it reads more of its scheduler's step than the sample"
+
+
+class OnlySample(tuple[Any, ...]):
+    """What a scheduler's step returns as a tuple, of which only the sample exists."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if index != 0:
+            raise Deviation(_MORE)
+        return super().__getitem__(index)
+
+    def __iter__(self) -> Iterator[Any]:
+        raise Deviation(_MORE)
+
+
+class OnlySampleOutput:
+    """What a scheduler's step returns as an object, of which only the sample exists."""
+
+    def __init__(self, sample: torch.Tensor) -> None:
+        self.prev_sample = sample
+
+    def __getitem__(self, index: Any) -> Any:
+        if index not in (0, "prev_sample"):
+            raise Deviation(_MORE)
+        return self.prev_sample
+
+    def __getattr__(self, name: str) -> Any:
+        raise Deviation(f"it reads {name!r} of its scheduler's step")
+
+
+def _output(sample: torch.Tensor) -> Any:
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    return Transformer2DModelOutput(sample=sample)

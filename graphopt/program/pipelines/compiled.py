@@ -1,0 +1,210 @@
+"""A denoiser compiled for the sizes that a pipeline uses: as a whole program, and for single calls."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from graphopt.compiler import make_backend, optimize
+from graphopt.errors import ModelError, UnsupportedError
+from graphopt.ir.graph import TensorType
+from graphopt.pipeline.report import Report
+from graphopt.program.body import Body, Feed, Unit
+from graphopt.program.denoiser import trace
+from graphopt.program.guidance import Guidance
+from graphopt.program.interface import NEGATIVE, Condition, Interface
+from graphopt.program.pipelines.cache import Cache
+from graphopt.program.pipelines.calls import DenoiserCall, Deviation, same
+from graphopt.program.pipelines.state import undisturbed
+from graphopt.program.pipelines.stepper import Stepper
+from graphopt.program.program import Program
+from graphopt.program.sampler import BODY
+from graphopt.program.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How denoisers are compiled; see `graphopt.diffusers.accelerate`."""
+
+    passes: Any
+    backend: str
+    verify: str
+    options: Mapping[str, Any]
+
+
+class CompiledDenoiser:
+    """A denoiser for one signature: sizes, dtypes and constants of its arguments."""
+
+    def __init__(self, module: torch.nn.Module, call: DenoiserCall, schedule: Schedule, settings: Settings) -> None:
+        """
+        Args:
+            module: traced as it is.
+            call: one call of the pipeline.
+            schedule: any with as many rows as are expected.
+
+        Raises:
+            ModelError, UnsupportedError, VerificationError: it cannot be compiled.
+        """
+        self._settings = settings
+        with undisturbed():
+            program = _program(module, call, schedule)
+            result = optimize(program, settings.passes, target=settings.backend, verify=settings.verify)
+        self._program = result.program
+        self.report: Report = result.report
+        """What the passes did."""
+        self._samplers: Cache[Callable[..., Any]] = Cache(4)
+
+    @cached_property
+    def probes(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Random numbers of the type of the denoiser's output, for each of at most two calls in a step."""
+        model = self._program.bodies[BODY].step.model.main
+        type_ = model.type(model.outputs()[0])
+        if type_ is None or type_.shape is None or not type_.is_static:
+            raise ModelError(f"the output of {self._program.name} is {type_}: a program has static sizes")
+        drawn = torch.randn((2, *type_.shape), generator=torch.Generator().manual_seed(0))
+        drawn = drawn.to(getattr(torch, type_.dtype))
+        return drawn[0], drawn[1]
+
+    @cached_property
+    def stepper(self) -> Stepper:
+        """Runs single calls."""
+        return Stepper(self._program, lambda model: self._lower(model))
+
+    def _lower(self, model: Any) -> Callable[..., Any]:
+        backend = make_backend(self._settings.backend)
+        of_programs = _keywords(backend.lower_program)
+        return backend.lower(model, **{k: v for k, v in self._settings.options.items() if k not in of_programs})
+
+    def sampler(
+        self, key: Any, schedule: Schedule, timesteps: Sequence[float], guidance: Guidance | None
+    ) -> Callable[..., Any]:
+        """The whole loop, lowered.
+
+        Args:
+            key: equal for equal schedules.
+            schedule: its initial sigma is not applied: samples have their scale.
+            timesteps: what the denoiser is to see in each row.
+            guidance: of the two halves of the batch, or of two calls.
+        """
+        scale_free = None if guidance is None else (guidance.mode, guidance.rescale)
+
+        def build() -> Callable[..., Any]:
+            import numpy as np
+
+            rows = replace(schedule, timesteps=np.asarray(timesteps), init_noise_sigma=1.0)
+            program = replace(
+                self._program,
+                schedule=rows,
+                calls=(BODY,) * len(rows),
+                guidance=guidance,
+                interface=_sampling_interface(self._program.interface, self.probes[0], guidance),
+            )
+            with undisturbed():
+                return program.lower(self._settings.backend, **self._settings.options)
+
+        return self._samplers.get((key, tuple(timesteps), scale_free), build)
+
+    def sample(
+        self,
+        sampler: Callable[..., Any],
+        start: torch.Tensor,
+        generator: Any,
+        guidance: Guidance | None,
+        calls: Sequence[DenoiserCall],
+    ) -> Any:
+        """The final sample from `start`, with the conditions of the calls in a step."""
+        if guidance is None:
+            return sampler(start, generator, **calls[0].conditions)
+        given: dict[str, torch.Tensor] = {}
+        for condition in self._program.interface.conditions:
+            values = [call.conditions[condition.name] for call in calls]
+            if condition.branched:
+                first, second = values if len(values) == 2 else values[0].chunk(2)
+                given |= {NEGATIVE + condition.name: first, condition.name: second}
+            else:
+                given[condition.name] = values[0]
+        return sampler(start, generator, guidance_scale=guidance.scale, **given)
+
+    def same_but_for_branches(self, first: DenoiserCall, second: DenoiserCall) -> bool:
+        """Whether two calls in a step can be the branches of guidance."""
+        shared = [c.name for c in self._program.interface.conditions if not c.branched]
+        names = [first.sample_name, first.timestep_name, *shared]
+        return first.signature == second.signature and all(same(first.leaves[n], second.leaves[n]) for n in names)
+
+
+def _keywords(function: Any) -> set[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _program(module: torch.nn.Module, call: DenoiserCall, schedule: Schedule) -> Program:
+    """A program of one call for each row, without guidance: the batch is the pipeline's."""
+    roles = _roles(call)
+    example = dict(call.arguments)
+    found = trace(module, example, schedule.timestep_dtype, lambda name: roles.get(name, "shared"), False)
+    types = found.types
+    interface = Interface(
+        sample=types[call.sample_name],
+        timestep=types[call.timestep_name],
+        timestep_scale=1.0,
+        conditions=tuple(
+            Condition(name, types[name], roles[name] == "condition")
+            for name in found.names
+            if roles[name] in ("condition", "shared")
+        ),
+    )
+    body = Body(Unit(found.model, tuple(_feed(name, roles[name]) for name in found.names)))
+    return Program(found.title, {BODY: body}, (BODY,) * len(schedule), schedule, interface)
+
+
+def _roles(call: DenoiserCall) -> dict[str, str]:
+    if call.sample.device.type != "cpu":
+        raise UnsupportedError(f"the pipeline runs on {call.sample.device}; a compiled denoiser runs on the CPU")
+    batch = call.sample.shape[0]
+    roles = {
+        name: "condition" if value.ndim and value.shape[0] == batch else "shared" for name, value in call.leaves.items()
+    }
+    return roles | {call.sample_name: "sample", call.timestep_name: "timestep"}
+
+
+def _feed(name: str, role: str) -> Feed:
+    if role in ("sample", "timestep"):
+        return Feed("sample" if role == "sample" else "timestep")
+    return Feed("condition", name=name)
+
+
+def _sampling_interface(interface: Interface, probe: torch.Tensor, guidance: Guidance | None) -> Interface:
+    """The interface of a program that samples, from that of a denoiser's call.
+
+    Raises:
+        Deviation: the denoiser's output is no prediction for its input.
+    """
+    sample = interface.sample
+    assert sample.shape is not None
+    same_sizes = len(sample.shape) == probe.ndim and sample.shape[2:] == tuple(probe.shape[2:])
+    if not same_sizes or not isinstance(sample.shape[1], int) or probe.shape[1] < sample.shape[1]:
+        raise Deviation(f"its denoiser predicts {list(probe.shape)} for an input of {list(sample.shape)}")
+    channels = None if tuple(probe.shape) == sample.shape else sample.shape[1]
+    if guidance is None or guidance.mode == "calls":
+        return replace(interface, prediction_channels=channels)
+    return replace(
+        interface,
+        sample=_half(sample),
+        timestep=_half(interface.timestep),
+        conditions=tuple(replace(c, type=_half(c.type)) if c.branched else c for c in interface.conditions),
+        prediction_channels=channels,
+        doubled=True,
+    )
+
+
+def _half(type_: TensorType) -> TensorType:
+    if not type_.shape:
+        return type_
+    first, *others = type_.shape
+    assert isinstance(first, int)
+    return TensorType(type_.dtype, (first // 2, *others))

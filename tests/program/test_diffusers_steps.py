@@ -1,0 +1,170 @@
+"""What no program can say is run step by step, with the same results, and the report says why."""
+
+import diffusers
+import pytest
+import torch
+from diffusers_pairs import BOUND, pair, relative
+from tiny_pipelines import quiet, stable_diffusion, stable_diffusion_3, unet
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tokenizers")
+
+
+@pytest.fixture(scope="module")
+def sd(folder):
+    return pair(stable_diffusion(folder))
+
+
+def test_a_callback_sees_the_latents_of_every_step(sd):
+    seen = []
+
+    def note(pipe, step, timestep, tensors):
+        seen.append((step, int(timestep), tensors["latents"].clone()))
+        return tensors
+
+    assert sd.error(callback_on_step_end=note) <= BOUND
+    assert sd.reason == "callback_on_step_end is given"
+    plain, fast = seen[:4], seen[4:]
+    assert [s[:2] for s in plain] == [s[:2] for s in fast]
+    assert all(relative(a[2], b[2]) <= BOUND for a, b in zip(plain, fast, strict=True))
+
+
+def test_a_callback_may_change_latents_and_prompts(sd):
+    def change(pipe, step, timestep, tensors):
+        text = tensors["prompt_embeds"]
+        return {"latents": tensors["latents"] * 0.9, "prompt_embeds": text.flip(1) if step == 1 else text}
+
+    names = ["latents", "prompt_embeds"]
+    assert sd.error(callback_on_step_end=change, callback_on_step_end_tensor_inputs=names) <= BOUND
+
+
+def test_a_callback_may_stop_the_loop(sd):
+    def stop(pipe, step, timestep, tensors):
+        pipe._interrupt = step == 1
+        return tensors
+
+    assert sd.error(callback_on_step_end=stop) <= BOUND
+    assert sd.error() <= BOUND and sd.reason == ""
+
+
+def test_a_scheduler_that_is_no_table_names_its_reason(sd):
+    before = sd.plain.scheduler
+    sd.use(diffusers.DDIMScheduler.from_config(before.config, thresholding=True, clip_sample=False))
+    assert sd.error(seed=2) <= BOUND
+    assert "thresholding" in sd.reason
+    assert sd.error(seed=3) <= BOUND
+    sd.use(before)
+
+
+def test_numbers_of_a_scheduler_that_its_configuration_does_not_give_are_used(sd):
+    before = sd.plain.scheduler
+    changed = diffusers.DDIMScheduler.from_config(before.config, clip_sample=False)
+    sd.use(changed)
+    assert sd.error() <= BOUND and sd.reason == ""
+    changed.alphas_cumprod = changed.alphas_cumprod**1.5
+    sd.use(changed)
+    assert sd.error() <= BOUND
+    assert "alphas_cumprod" in sd.reason
+    sd.use(before)
+
+
+@pytest.mark.parametrize("channels", [4, 9])
+def test_inpainting(folder, channels):
+    both = pair(stable_diffusion(folder, diffusers.StableDiffusionInpaintPipeline, channels))
+    generator = torch.Generator().manual_seed(1)
+    image, mask = torch.rand(1, 3, 16, 16, generator=generator), torch.zeros(1, 1, 16, 16)
+    mask[..., :8] = 1
+    assert both.error(image=image, mask_image=mask, height=16, width=16) <= BOUND
+    assert "not the scheduler's sample" in both.reason
+
+
+def test_more_calls_of_the_denoiser_than_guidance_makes(folder):
+    both = pair(stable_diffusion_3(folder))
+    assert both.error(skip_guidance_layers=[0], skip_layer_guidance_stop=0.9) <= BOUND
+    assert "several times" in both.reason
+
+
+class Loop(diffusers.DiffusionPipeline):
+    """A pipeline with a habit that a program cannot say."""
+
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self, habit, text, generator, steps=4):
+        self.scheduler.set_timesteps(steps)
+        sample = torch.randn(1, 4, 8, 8, generator=generator)
+        times = self.scheduler.timesteps
+        for i, t in enumerate(times[:-1] if habit == "ends early" else times):
+            seen = torch.cat([sample] * 2)
+            if habit == "scales by itself":
+                seen = seen * 0.99
+            if habit == "sets timesteps again" and i == 2:
+                self.scheduler.set_timesteps(steps)
+            words = text * (1 + 0.1 * i) if habit == "other conditions" else text
+            time = torch.stack([t, t + 1]) if habit == "two timesteps" else t
+            if habit == "no call" and i == 1:
+                prediction = sample
+            else:
+                if habit == "two calls" or (habit == "two calls later" and i == 2):
+                    first, second = (self.unet(sample, t, encoder_hidden_states=w).sample for w in words.split(1))
+                else:
+                    first, second = self.unet(seen, time, encoder_hidden_states=words).sample.chunk(2)
+                scale = 3.0 + (i if habit == "guidance changes" else 0)
+                prediction = first + scale * (second - first)
+            if habit == "clips the prediction":
+                prediction = prediction.clamp(-1, 1)
+            if habit == "unpacks the step":
+                sample, _ = self.scheduler.step(prediction, t, sample, generator=generator, return_dict=False)
+                continue
+            step = self.scheduler.step(prediction, t, sample, generator=generator)
+            sample = step.prev_sample
+            if habit == "reads more":
+                sample = sample + 0.1 * step.pred_original_sample
+            if habit == "writes to the sample":
+                sample.mul_(0.9)
+            if habit == "draws":
+                torch.randn(1, generator=generator)
+        return sample
+
+
+HABITS = {
+    "two calls later": "'encoder_hidden_states'",
+    "ends early": "ends before",
+    "scales by itself": "not the scheduler's sample",
+    "sets timesteps again": "sets its timesteps again",
+    "other conditions": "'encoder_hidden_states'",
+    "two timesteps": "several timesteps",
+    "no call": "without calling its denoiser",
+    "guidance changes": "guidance changes",
+    "clips the prediction": "guidance is not the usual one",
+    "reads more": "'pred_original_sample'",
+    "unpacks the step": "more of its scheduler's step",
+    "writes to the sample": "not the scheduler's sample",
+    "draws": "draws random numbers",
+}
+
+
+@pytest.fixture(scope="module")
+def loops():
+    return pair(quiet(Loop(unet(), diffusers.DDPMScheduler(clip_sample=False))))
+
+
+def sample_of(pipe, habit):
+    text = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(4))
+    return pipe(habit, text, torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("habit", ["none", "two calls"])
+def test_a_loop_with_guidance_in_one_batch_or_two_calls_is_one_program(loops, habit):
+    assert relative(sample_of(loops.plain, habit), sample_of(loops.fast, habit)) <= BOUND
+    assert loops.reason == ""
+
+
+@pytest.mark.parametrize("habit", HABITS)
+def test_a_habit_of_the_loop_is_noticed(loops, habit):
+    assert relative(sample_of(loops.plain, habit), sample_of(loops.fast, habit)) <= BOUND
+    assert HABITS[habit] in loops.reason
