@@ -31,7 +31,9 @@ from graphopt.program.noise import used_draws
 from graphopt.program.program import Program
 
 
-def loop_model(program: Program, models: Mapping[tuple[str, str], ir.Model]) -> ir.Model:
+def loop_model(
+    program: Program, models: Mapping[tuple[str, str], ir.Model], tables: Mapping[str, Sequence[Array]]
+) -> ir.Model:
     """The program as one model that any onnxruntime runs.
 
     Inputs: `noise` (unit normal), the conditions, those of the unconditional branch as `negative_<name>`,
@@ -41,6 +43,7 @@ def loop_model(program: Program, models: Mapping[tuple[str, str], ir.Model]) -> 
     Args:
         program: a program whose graphs are ONNX.
         models: its graphs, by body and unit name.
+        tables: those that are constants, by body; see `graphopt.backends.ort_tables.constant_tables`.
 
     Raises:
         UnsupportedError: the graphs import different operator sets, or a condition has the name of another input.
@@ -48,14 +51,15 @@ def loop_model(program: Program, models: Mapping[tuple[str, str], ir.Model]) -> 
     imports = Imports()
     for (body, unit), model in models.items():
         imports.add(f"{body}/{unit}", model)
-    graph = _Loop(program, Parts(models)).graph()
+    graph = _Loop(program, Parts(models), tables).graph()
     return imports.model(graph)
 
 
 class _Loop:
-    def __init__(self, program: Program, parts: Parts) -> None:
+    def __init__(self, program: Program, parts: Parts, tables: Mapping[str, Sequence[Array]]) -> None:
         self._program = program
         self._parts = parts
+        self._tables = tables
         self._sample = program.interface.sample
 
     def graph(self) -> ir.Graph:
@@ -84,6 +88,11 @@ class _Loop:
     def _evaluate_table(self, builder: Builder, name: str, body: Body, branches: Sequence[Branch]) -> None:
         """A Loop over the rows that call the body; its results are stacked along a new first axis."""
         if body.table is None:
+            return
+        if name in self._tables:
+            values = [builder.constant(array, f"{name}/table") for array in self._tables[name]]
+            for branch in branches:
+                branch.table[name] = dict(enumerate(values))
             return
         scope = f"rows of {name}"
         rows = calling_rows(self._program, name)

@@ -17,6 +17,7 @@ from graphopt.backends.ort_repair import without_idle_squeezes
 from graphopt.backends.ort_session import open_session
 from graphopt.backends.ort_sessions import ProgramSessions
 from graphopt.backends.ort_settings import Settings
+from graphopt.backends.ort_tables import constant_tables
 from graphopt.backends.ort_values import is_native, run_arrays
 from graphopt.errors import ModelError, PipelineError
 from graphopt.ir.onnx.save import Carried, save_model
@@ -60,12 +61,13 @@ class CompiledProgram:
             for body_name, body in called_bodies(program).items()
             for name, unit in body.units()
         }
+        self._tables = constant_tables(program, self._models, settings)
         _ = self._loop if self.form == "loop" else self._sessions
 
     @cached_property
     def model(self) -> ir.Model:
         """The program as one ONNX model; see `graphopt.backends.ort_loop.loop_model`."""
-        return loop_model(self.program, self._models)
+        return loop_model(self.program, self._models, self._tables)
 
     @cached_property
     def _loop(self) -> Any:
@@ -73,7 +75,7 @@ class CompiledProgram:
 
     @cached_property
     def _sessions(self) -> ProgramSessions:
-        return ProgramSessions(self.program, self._models, self._settings)
+        return ProgramSessions(self.program, self._models, self._tables, self._settings)
 
     def save(self, path: str | Path) -> None:
         """Write the program as one ONNX file, with its weights beside it if they exceed 2 GB."""

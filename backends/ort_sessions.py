@@ -28,12 +28,20 @@ class ProgramSessions:
     Nothing of a request is kept: prologues and tables are evaluated anew in every run.
     """
 
-    def __init__(self, program: Program, models: Mapping[tuple[str, str], ir.Model], settings: Settings) -> None:
-        """`models`: the program's graphs, by body and unit name."""
+    def __init__(
+        self,
+        program: Program,
+        models: Mapping[tuple[str, str], ir.Model],
+        tables: Mapping[str, Sequence[Array]],
+        settings: Settings,
+    ) -> None:
+        """`models`: the program's graphs, by body and unit name; `tables`: those that are constants, by body."""
         self._program = program
+        self._tables = {name: [[to_ort(row) for row in array] for array in table] for name, table in tables.items()}
         self._sessions = {
             (name, kind): open_session(step_model(program, name, models) if kind == "step" else model, settings)
             for (name, kind), model in models.items()
+            if kind != "table" or name not in tables
         }
 
     def run(
@@ -56,7 +64,8 @@ class ProgramSessions:
         Raises:
             RunError: onnxruntime failed.
         """
-        return _Run(self._program, self._sessions, branches, step_noise, scale).over_rows(sample, callback)
+        run = _Run(self._program, self._sessions, self._tables, branches, step_noise, scale)
+        return run.over_rows(sample, callback)
 
 
 class _Run:
@@ -66,12 +75,14 @@ class _Run:
         self,
         program: Program,
         sessions: Mapping[tuple[str, str], Any],
+        tables: Mapping[str, Sequence[Sequence[Any]]],
         branches: Sequence[Mapping[str, Array]],
         step_noise: Array,
         scale: Array | None,
     ) -> None:
         self._program = program
         self._sessions = sessions
+        self._tables = tables
         self._row = np.zeros((), dtype=np.int64)
         self._always = {"row": to_ort(self._row)}
         if len(step_noise):
@@ -90,8 +101,11 @@ class _Run:
         body = self._program.bodies[name]
         if body.prologue is not None:
             self._prologue[name, branch] = self._evaluate(name, "prologue", body.prologue, branch, None)
-        if body.table is not None:
-            rows = calling_rows(self._program, name)
+        rows = calling_rows(self._program, name)
+        if name in self._tables:
+            for place, row in enumerate(rows):
+                self._table[name, branch, row] = [column[place] for column in self._tables[name]]
+        elif body.table is not None:
             for row, timestep in zip(rows, timestep_table(self._program, rows), strict=True):
                 self._table[name, branch, row] = self._evaluate(name, "table", body.table, branch, to_ort(timestep))
 
