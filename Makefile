@@ -1,10 +1,10 @@
 # Everything runs in .venv, which the first target makes; only Python 3.11+ and make are needed.
 #
-#   make demo    optimise two real pretrained models, check them, and time them beside onnxruntime
+#   make demo    optimise two real pretrained models and a sampler of digits, check them, and time them beside others
 #   make test    the test-suite
 #   make lint    ruff, and mypy --strict on the package as it is installed
 #   make zoo     all 43 real models (or MODELS="id id") beside onnxsim, onnxslim and onnxoptimizer
-#   make bench   growth and speed of the rewriting engine beside other engines; cost of verification; memory at 3 GB
+#   make bench   the rewriting engine beside others; cost of verification; memory at 3 GB; schedules; whole samplers
 #   make clean   remove .venv and what was built (fetched models in .zoo stay)
 
 PYTHON ?= python3
@@ -19,7 +19,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 .PHONY: demo test lint ruff types zoo bench clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/base.stamp
+demo: $(VENV)/all.stamp
 	$(BIN)/python -m benchmarks.demo
 
 test: $(VENV)/all.stamp
@@ -43,6 +43,9 @@ bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.verification
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.schedules
+	$(BIN)/python -m benchmarks.sampling
+	$(BIN)/python -m benchmarks.hoist
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -23,12 +23,13 @@ from graphopt.backends.ort_branches import (
     output_types,
 )
 from graphopt.backends.ort_builder import Builder, Imports, empty_graph, input_with_default, new_input
-from graphopt.backends.ort_row import RowWriter, timestep_table
+from graphopt.backends.ort_row import RowWriter
 from graphopt.ir.graph import TensorType
 from graphopt.ir.weights import Array, numpy_dtype
 from graphopt.program.body import Body
 from graphopt.program.noise import used_draws
 from graphopt.program.program import Program
+from graphopt.program.runner import timestep_table
 
 
 def loop_model(
@@ -86,7 +87,7 @@ class _Loop:
         return np.asarray(value).astype(numpy_dtype(self._sample.dtype))
 
     def _evaluate_table(self, builder: Builder, name: str, body: Body, branches: Sequence[Branch]) -> None:
-        """A Loop over the rows that call the body; its results are stacked along a new first axis."""
+        """Results for all rows that call the body, stacked along a first axis: by one call, or by a Loop."""
         if body.table is None:
             return
         if name in self._tables:
@@ -96,6 +97,14 @@ class _Loop:
             return
         scope = f"rows of {name}"
         rows = calling_rows(self._program, name)
+        if body.batched:
+            times = builder.constant(timestep_table(self._program, rows), f"{name}/timesteps")
+            stacks = self._parts.call(
+                (name, "table"), body.table, branches, lambda f, b: feed_value(f, b, name, None, times), builder.graph
+            )
+            for branch, outputs in zip(branches, stacks, strict=True):
+                branch.table[name] = dict(enumerate(outputs))
+            return
         inner, row = _loop_body(scope)
         times = inner.constant(timestep_table(self._program, rows))
         timestep = inner.op("Gather", times, row, axis=0)

@@ -19,13 +19,13 @@ from graphopt.backends.ort_sessions import ProgramSessions
 from graphopt.backends.ort_settings import Settings
 from graphopt.backends.ort_tables import constant_tables
 from graphopt.backends.ort_values import is_native, run_arrays
-from graphopt.errors import ModelError, PipelineError
+from graphopt.errors import PipelineError
 from graphopt.ir.onnx.save import Carried, save_model
 from graphopt.ir.weights import Array, numpy_dtype
 from graphopt.program.interface import NEGATIVE
 from graphopt.program.noise import draw_noise
 from graphopt.program.program import Program
-from graphopt.program.runner import check_sample, like, to_numpy
+from graphopt.program.runner import check_sample, check_scale, like, to_numpy
 
 FORMS = ("auto", "loop", "sessions")
 Callback = Callable[[int, Any], Any]
@@ -175,10 +175,9 @@ class CompiledProgram:
         return [both]
 
     def _guidance_scale(self, given: float | None) -> Array | None:
+        check_scale(self.program, given)
         guidance = self.program.guidance
         if guidance is None:
-            if given is not None:
-                raise ModelError("guidance_scale is given and this program has no guidance; build it with guidance=...")
             return None
         return self._scalar(guidance.scale if given is None else given)
 

@@ -12,13 +12,7 @@ from graphopt.ir.weights import Array, numpy_dtype
 from graphopt.program.guidance import Guidance
 from graphopt.program.noise import used_draws
 from graphopt.program.program import Program
-from graphopt.program.runner import timestep_array
-
-
-def timestep_table(program: Program, rows: Sequence[int]) -> Array:
-    """The timesteps of some rows as the denoiser takes them, stacked along a new first axis."""
-    seen, scale = program.interface.seen("timestep"), program.interface.timestep_scale
-    return np.stack([timestep_array(seen, float(program.schedule.timesteps[row]), scale) for row in rows])
+from graphopt.program.runner import timestep_table
 
 
 class RowWriter:

@@ -11,15 +11,15 @@ import onnx_ir as ir
 
 from graphopt.backends.ort_branches import called_bodies, calling_rows
 from graphopt.backends.ort_compiled import RunError
-from graphopt.backends.ort_row import timestep_table
 from graphopt.backends.ort_session import open_session
 from graphopt.backends.ort_settings import Settings
 from graphopt.backends.ort_step import input_name, step_model
-from graphopt.backends.ort_values import to_ort
+from graphopt.backends.ort_values import from_ort, to_ort
 from graphopt.ir.onnx.dtypes import DATA_TYPES
 from graphopt.ir.weights import Array
 from graphopt.program.body import Feed, Unit
 from graphopt.program.program import Program
+from graphopt.program.runner import timestep_table
 
 
 class ProgramSessions:
@@ -105,6 +105,11 @@ class _Run:
         if name in self._tables:
             for place, row in enumerate(rows):
                 self._table[name, branch, row] = [column[place] for column in self._tables[name]]
+        elif body.table is not None and body.batched:
+            times = to_ort(timestep_table(self._program, rows))
+            stacked = [from_ort(value) for value in self._evaluate(name, "table", body.table, branch, times)]
+            for place, row in enumerate(rows):
+                self._table[name, branch, row] = [to_ort(column[place, ...]) for column in stacked]
         elif body.table is not None:
             for row, timestep in zip(rows, timestep_table(self._program, rows), strict=True):
                 self._table[name, branch, row] = self._evaluate(name, "table", body.table, branch, to_ort(timestep))

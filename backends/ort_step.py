@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from graphopt.backends.ort_branches import Branch, Parts, feed_value, output_types
+from graphopt.backends.ort_branches import Branch, Parts, feed_value
 from graphopt.backends.ort_builder import Builder, Imports, empty_graph, new_input
 from graphopt.backends.ort_row import RowWriter
 from graphopt.errors import UnsupportedError
@@ -74,9 +74,7 @@ def _declare(program: Program, name: str, number: int, graph: ir.Graph) -> Branc
 def _type(program: Program, body: Body, feed: Feed) -> TensorType:
     if feed.kind == "condition":
         return program.interface.seen("condition", feed.name)
-    unit = body.prologue if feed.kind == "prologue" else body.table
-    assert unit is not None
-    type_ = output_types(unit)[feed.index]
+    type_ = body.result_types(feed.kind)[feed.index]
     if type_ is None:
         raise UnsupportedError(f"the type of {feed} of {program.name} is not known; declare it in the graph")
     return type_

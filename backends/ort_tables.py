@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.backends.ort_branches import called_bodies, calling_rows
-from graphopt.backends.ort_row import timestep_table
 from graphopt.backends.ort_session import open_session
 from graphopt.backends.ort_settings import Settings
 from graphopt.ir.weights import Array
 from graphopt.program.program import Program
+from graphopt.program.runner import timestep_table
 
 LARGEST = 64 << 20
 """Bytes up to which such a table is stored; a larger one is evaluated in every request."""
@@ -35,8 +35,11 @@ def constant_tables(
             continue
         rows = calling_rows(program, name)
         session = open_session(models[name, "table"], settings)
-        results = [_evaluate(session, timestep) for timestep in timestep_table(program, rows)]
-        stacked = [np.stack(column) for column in zip(*results, strict=True)]
+        times = timestep_table(program, rows)
+        if body.batched:
+            stacked = _evaluate(session, times)
+        else:
+            stacked = [np.stack(column) for column in zip(*(_evaluate(session, t) for t in times), strict=True)]
         if sum(array.nbytes for array in stacked) <= LARGEST:
             found[name] = stacked
     return found

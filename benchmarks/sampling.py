@@ -1,6 +1,6 @@
 """Times whole sampling loops: 20 DPM++ steps with guidance, beside what people run today, interleaved.
 
-    python -m benchmarks.sampling [sd-like] [digits] [--rounds N] [--threads N] [--no-compile]
+    python -m benchmarks.sampling [sd-like] [digits-unet] [digits-dit] [--rounds N] [--threads N] [--no-compile]
 
 Peers: (i) diffusers' loop around the torch module, (ii) the same around torch.compile, (iii) the same around a plain
 onnxruntime session of the exported module. Ours: exact passes only, compiled with `program.lower("onnxruntime")`.
@@ -22,6 +22,9 @@ from rich.table import Table
 import graphopt
 from benchmarks.console import wide_console
 from benchmarks.interleave import Timing, always, interleave, paired_ratio
+from graphopt.tools.digits.data import NULL_CLASS
+from graphopt.tools.digits.models import load_dit, load_unet
+from graphopt.tools.digits.sampling import noise
 
 STEPS = 20
 SCALE = 7.5
@@ -31,17 +34,18 @@ Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """A denoiser and one request."""
+    """A denoiser, called as module(sample, timestep, condition), and one request."""
 
     name: str
     module: torch.nn.Module
+    condition_name: str
     noise: torch.Tensor
-    text: torch.Tensor
+    condition: torch.Tensor
     negative: torch.Tensor
 
     @property
     def both(self) -> torch.Tensor:
-        return torch.cat([self.negative, self.text])
+        return torch.cat([self.negative, self.condition])
 
 
 def sd_like() -> Case:
@@ -49,22 +53,24 @@ def sd_like() -> Case:
     torch.manual_seed(0)
     module = UNet2DConditionModel(sample_size=32, block_out_channels=(128, 256, 512, 512), cross_attention_dim=768)
     noise, text, negative = torch.randn(1, 4, 32, 32), torch.randn(1, 77, 768), torch.randn(1, 77, 768)
-    return Case("sd-like", module.eval(), noise, text, negative)
+    return Case("sd-like", module.eval(), "encoder_hidden_states", noise, text, negative)
 
 
-def digits() -> Case:
-    """The small pretrained U-Net that graphopt ships."""
-    from graphopt.tools.digits.data import CLASSES
-    from graphopt.tools.digits.models import load_unet
-
-    torch.manual_seed(0)
-    model = load_unet()
-    with torch.no_grad():
-        text, negative = (model.condition(torch.tensor([label])) for label in (3, CLASSES))
-    return Case("digits", model.unet, torch.randn(1, 1, 16, 16), text, negative)
+def digits_unet() -> Case:
+    """The pretrained U-Net that graphopt ships."""
+    return _digits("digits-unet", load_unet())
 
 
-CASES = {"sd-like": sd_like, "digits": digits}
+def digits_dit() -> Case:
+    """The pretrained DiT that graphopt ships."""
+    return _digits("digits-dit", load_dit())
+
+
+def _digits(name: str, module: torch.nn.Module) -> Case:
+    return Case(name, module, "class_labels", noise(1, 0), torch.tensor([3]), torch.tensor([NULL_CLASS]))
+
+
+CASES = {"sd-like": sd_like, "digits-unet": digits_unet, "digits-dit": digits_dit}
 
 
 def scheduler() -> Any:
@@ -87,12 +93,17 @@ def loop(case: Case, predict: Predict) -> torch.Tensor:
 
 def eager(case: Case) -> Callable[[], torch.Tensor]:
     both = case.both
-    return lambda: loop(case, lambda x, t: case.module(x, t, both, return_dict=False)[0])
+    return lambda: loop(case, lambda x, t: _prediction(case.module(x, t, both)))
+
+
+def _prediction(result: Any) -> torch.Tensor:
+    """The denoiser's output: a tensor, or the first of what diffusers returns."""
+    return result if isinstance(result, torch.Tensor) else result[0]
 
 
 def compiled(case: Case) -> Callable[[], torch.Tensor]:
     both, module = case.both, torch.compile(case.module)
-    return lambda: loop(case, lambda x, t: module(x, t, both, return_dict=False)[0])
+    return lambda: loop(case, lambda x, t: _prediction(module(x, t, both)))
 
 
 def plain_onnxruntime(case: Case, threads: int) -> Callable[[], torch.Tensor]:
@@ -115,11 +126,12 @@ def plain_onnxruntime(case: Case, threads: int) -> Callable[[], torch.Tensor]:
 
 
 def ours(case: Case, threads: int, passes: Sequence[str], form: str = "auto") -> Callable[[], torch.Tensor]:
-    example = {"sample": case.noise, "timestep": torch.tensor(1), "encoder_hidden_states": case.text}
+    example = {"sample": case.noise, "timestep": torch.tensor(1), case.condition_name: case.condition}
     program = graphopt.Sampler(case.module, scheduler(), STEPS, example_inputs=example, guidance=SCALE)
     optimized = graphopt.optimize(program, passes=list(passes), target="onnxruntime")
     run = optimized.lower("onnxruntime", form=form, threads=threads)
-    return lambda: run(case.noise, encoder_hidden_states=case.text, negative_encoder_hidden_states=case.negative)
+    given = {case.condition_name: case.condition, f"negative_{case.condition_name}": case.negative}
+    return lambda: run(case.noise, **given)
 
 
 def main(

@@ -115,10 +115,8 @@ def _apply(program: Program, name: str, place: Place, cut: Split, context: RunCo
     body = program.bodies[name]
     try:
         first, rest = split(body.step, place, cut)
-        changed = Body(
-            step=rest,
-            prologue=first if place == "prologue" else body.prologue,
-            table=first if place == "table" else body.table,
+        changed = (
+            replace(body, step=rest, prologue=first) if place == "prologue" else replace(body, step=rest, table=first)
         )
         evidence = check_split(program, body, changed, name, context.verify)
     except Rejected as rejected:

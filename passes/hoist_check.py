@@ -53,7 +53,7 @@ def check_split(program: Program, before: Body, after: Body, name: str, verify: 
 
 def _types_differ(before: Body, after: Body) -> str | None:
     """Why the units of `after` do not fit together, or do not return what `before` does."""
-    returned = {name: _types(u.model, u.model.main.outputs()) for name, u in after.units()}
+    returned = {name: after.result_types(name) for name, _ in after.units()}
     for name, unit in after.units():
         for feed, type_ in zip(unit.feeds, _types(unit.model, unit.model.main.inputs()), strict=True):
             if feed.kind not in _KNOWN[name]:
@@ -61,7 +61,7 @@ def _types_differ(before: Body, after: Body) -> str | None:
             given = returned[feed.kind][feed.index] if feed.kind in returned else type_
             if given is not None and type_ is not None and not compatible(given, type_):
                 return f"the {name} takes {feed} as {type_}, and it is {given}"
-    was, is_ = _types(before.step.model, before.step.model.main.outputs()), returned["step"]
+    was, is_ = before.result_types("step"), returned["step"]
     if was != is_:
         return f"the step returned {_listed(was)} and would return {_listed(is_)}"
     return None
@@ -85,7 +85,7 @@ def _execute(program: Program, before: Body, after: Body, name: str) -> Evidence
     try:
         whole, parts = _Runs(before), _Runs(after)
         for request in range(REQUESTS):
-            given = _request(program, request)
+            given = draw_request(program, request)
             expected, got = whole.request(given, program.storage), parts.request(given, program.storage)
             for timestep in _timesteps(program, name):
                 sample = _sample(program, runs)
@@ -133,11 +133,21 @@ class _Runs:
         def step(sample: Array, timestep: Array) -> Sequence[Any]:
             known["sample"], known["timestep"] = own(sample), own(timestep)
             if self._body.table is not None:
-                known["table"] = run("table", self._body.table)
+                known["table"] = self._table(run, known)
             outputs: Sequence[Any] = run("step", self._body.step)
             return outputs
 
         return step
+
+    def _table(self, run: Any, known: dict[str, Any]) -> Sequence[Any]:
+        """The table of one row; one that takes all rows is given this one alone."""
+        assert self._body.table is not None
+        timestep = known["timestep"]
+        if self._body.batched:
+            known["timestep"] = timestep[None]
+        results: Sequence[Any] = run("table", self._body.table)
+        known["timestep"] = timestep
+        return [result[0, ...] for result in results] if self._body.batched else results
 
 
 def _timesteps(program: Program, name: str) -> list[Array]:
@@ -149,7 +159,7 @@ def _timesteps(program: Program, name: str) -> list[Array]:
     return [timestep_array(interface.seen("timestep"), v, interface.timestep_scale) for v in values]
 
 
-def _request(program: Program, number: int) -> dict[str, Array]:
+def draw_request(program: Program, number: int) -> dict[str, Array]:
     """Seeded conditions, others for every request. Integers are indices for all that is known: 0 and 1 are valid
     where any two are."""
     rng = np.random.default_rng(number)
@@ -159,4 +169,3 @@ def _request(program: Program, number: int) -> dict[str, Array]:
 
 def _sample(program: Program, number: int) -> Array:
     return draw_input(np.random.default_rng(1000 + number), program.interface.seen("sample"))
-

@@ -56,7 +56,7 @@ def _write(scratch: ScratchGraph, graph: Graph, before: Any) -> None:
             data: TensorRef | None = scratch.constant(value)
             if data is None:
                 raise KeyError(value)  # its producer could not be written, which is reported
-            env[value] = graph.add_constant(data, "weight")[0]
+            env[value] = graph.add_constant(data, scratch.name(value))[0]
         return env[value]
 
     for node in scratch.nodes():

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from graphopt.ir.graph import TensorType
 from graphopt.ir.model import Model
 
 FeedKind: TypeAlias = Literal["sample", "timestep", "condition", "prologue", "table"]
@@ -41,13 +42,16 @@ class Body:
     """What one row of a program calls.
 
     The first output of `step` is the model's prediction. Its inputs may come from the other two units: the prologue
-    runs once a request and reads conditions only; the table runs once for each row of the schedule, before the
+    runs once a request and reads conditions only; the table gives its results for each row of the schedule, before the
     loop, and reads timestep, conditions and the prologue's results.
     """
 
     step: Unit
     prologue: Unit | None = None
     table: Unit | None = None
+    batched: bool = False
+    """Whether the table takes all rows that call the body at once: then its timestep and all its results have a new
+    first axis, one entry for each of these rows. Otherwise it runs once for each of them."""
 
     def units(self) -> Iterator[tuple[str, Unit]]:
         """The units that exist, by name, in the order in which they run."""
@@ -55,3 +59,14 @@ class Body:
             unit: Unit | None = getattr(self, name)
             if unit is not None:
                 yield name, unit
+
+    def result_types(self, name: str) -> list[TensorType | None]:
+        """The types of a unit's results as one row sees them, as far as they are known."""
+        unit: Unit = getattr(self, name)
+        main = unit.model.main
+        types = [main.type(value) for value in main.outputs()]
+        return [_of_row(t) for t in types] if name == "table" and self.batched else types
+
+
+def _of_row(type_: TensorType | None) -> TensorType | None:
+    return type_ if type_ is None or type_.shape is None else TensorType(type_.dtype, type_.shape[1:])

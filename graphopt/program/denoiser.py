@@ -59,7 +59,12 @@ def _trace_module(
     single = {name: _tensor_timestep(name, v, timestep_dtype, role_of) for name, v in given.items()}
     _require_matching_batch(title, single, role_of)
     traced = _map_leaves(single, lambda name, v: _doubled(v, role_of(name)) if doubled else v)
-    model = load_model(module, example_inputs=traced)
+    model: Any = load_model(module, example_inputs=traced)
+    if model.result_keys is not None and len(model.result_keys) > 1 and model.result_keys[0] != "sample":
+        raise ModelError(
+            f"{title} returns a dict of {', '.join(model.result_keys)}: it is unclear which of them is the prediction; "
+            "return a tensor, a tuple whose first element is the prediction, or a dict whose first entry is 'sample'"
+        )
     found = _describe(title, model, single, None, role_of, doubled)
     return Denoiser(title, found.model, found.names, found.roles, found.types, timestep_scale_of(module))
 

@@ -12,6 +12,7 @@ from graphopt.program.body import Body, Unit
 from graphopt.program.program import Program
 
 _WHEN = {"prologue": "once a request", "table": "once a row, before the loop", "step": "in every row"}
+_BATCHED = "in one call for all rows, before the loop"
 
 
 def dump_program(program: Program, *, graphs: bool = False) -> str:
@@ -26,7 +27,8 @@ def _lines(program: Program, graphs: bool) -> Iterator[str]:
     yield "calls: " + ", ".join(f"{name} in {_rows(numbers)}" for name, numbers in _runs(program.calls))
     for body_name, body in program.bodies.items():
         for name, unit in body.units():
-            yield f"{body_name}/{name}, {_WHEN[name]}: {_describe(unit, name, body)}"
+            when = _BATCHED if name == "table" and body.batched else _WHEN[name]
+            yield f"{body_name}/{name}, {when}: {_describe(unit, name, body)}"
     yield program.schedule.table()
     if graphs:
         for body_name, body in program.bodies.items():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.errors import UnsupportedError
+from graphopt.program.noise import draws_from
 
 if TYPE_CHECKING:
     from graphopt.program.schedule import Schedule
@@ -97,24 +98,38 @@ def noise_source(schedule: Schedule, sample: Any, generator: Any = None, noise: 
 
 
 def _drawn(schedule: Schedule, sample: Any, generator: Any) -> Iterator[Any]:
-    if isinstance(sample, np.ndarray) and (generator is None or isinstance(generator, np.random.Generator)):
-        source = generator or np.random.default_rng()
+    wide = schedule.noise_dtype == "float32"
+    if isinstance(sample, np.ndarray) or not _is_torch(generator):
+        dtype = "float32" if wide else str(sample.dtype).removeprefix("torch.")
+        draw = draws_from(generator, tuple(sample.shape), dtype)
         while True:
-            yield np.asarray(source.standard_normal(sample.shape)).astype(sample.dtype)
+            yield _as(sample, draw())
     import torch
 
-    reference = torch.from_numpy(sample) if isinstance(sample, np.ndarray) else sample
-    dtype = torch.float32 if schedule.noise_dtype == "float32" else reference.dtype
     while True:
-        drawn = torch_normal(reference.shape, generator, reference.device, dtype).to(reference.dtype)
-        yield drawn.numpy() if isinstance(sample, np.ndarray) else drawn
+        yield torch_normal(sample.shape, generator, sample.device, torch.float32 if wide else sample.dtype).to(sample)
+
+
+def _is_torch(generator: Any) -> bool:
+    """Whether torch draws: from one of its generators, from a list of them, or from its own state."""
+    each = generator if isinstance(generator, list | tuple) else [generator]
+    return all(g is None or type(g).__module__.partition(".")[0] == "torch" for g in each)
+
+
+def _as(sample: Any, drawn: Any) -> Any:
+    """An array as the kind, dtype and device of `sample`."""
+    if isinstance(sample, np.ndarray):
+        return np.asarray(drawn).astype(sample.dtype)
+    import torch
+
+    return torch.from_numpy(np.asarray(drawn)).to(sample)
 
 
 def torch_normal(shape: Sequence[int], generator: Any, device: Any, dtype: Any) -> Any:
     """Unit normal noise as diffusers draws it: on the generator's device, with a list one image at a time."""
     import torch
 
-    generators = generator if isinstance(generator, list) else [generator]
+    generators = generator if isinstance(generator, list | tuple) else [generator]
     device = torch.device(device)
     of_generator = generators[0].device if generators[0] is not None else device
     on = of_generator if of_generator.type == "cpu" else device

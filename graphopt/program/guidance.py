@@ -14,7 +14,8 @@ class Guidance:
 
     prediction = unconditional + scale · (conditional − unconditional)
 
-    Conditions of the unconditional branch are given as `negative_<name>`; what is not given is shared.
+    Conditions of the unconditional branch are given as `negative_<name>`, at least one of them; the others are
+    shared by both branches.
     """
 
     scale: float = 7.5

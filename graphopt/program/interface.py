@@ -83,6 +83,12 @@ class Interface:
             _check(name, known[name].type, value)
         if missing := [c.name for c in self.conditions if c.name not in flat]:
             raise ModelError(f"condition {missing[0]!r} is missing; this program takes {', '.join(known)}")
+        negatives = [NEGATIVE + c.name for c in self.conditions if c.branched] if guided else []
+        if negatives and not any(name in flat for name in negatives):
+            raise ModelError(
+                f"guidance compares with an unconditional branch, and nothing is given for it; give "
+                f"{' or '.join(negatives)}"
+            )
         return flat
 
 

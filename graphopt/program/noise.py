@@ -114,7 +114,7 @@ def draw_noise(schedule: Schedule, shape: Sequence[int], dtype: str, generator: 
         UnsupportedError: a dtype that this generator does not draw.
     """
     drawn_as = "float32" if schedule.noise_dtype == "float32" else dtype
-    draw = _source(generator, tuple(shape), drawn_as)
+    draw = draws_from(generator, tuple(shape), drawn_as)
     kept = []
     for row, used in enumerate(used_draws(schedule)):
         for number in range(int(schedule.draws[row])):
@@ -124,7 +124,12 @@ def draw_noise(schedule: Schedule, shape: Sequence[int], dtype: str, generator: 
     return np.stack(kept) if kept else np.empty((0, *shape), numpy_dtype(dtype))
 
 
-def _source(generator: Generator, shape: tuple[int, ...], dtype: str) -> Callable[[], Array]:
+def draws_from(generator: Generator, shape: tuple[int, ...], dtype: str) -> Callable[[], Array]:
+    """What draws unit normal noise of `shape` from `generator`, call by call.
+
+    Raises:
+        ModelError: no generator, or a list of another length than the batch.
+    """
     if not isinstance(generator, list | tuple):
         return _draws_of(generator, shape, dtype)
     if len(generator) == 1:

@@ -48,7 +48,8 @@ class Program:
         Args:
             noise: unit normal noise of the shape and dtype of `interface.sample`, torch or numpy; the schedule's
                 initial sigma is applied here.
-            generator: source of the noise that stochastic rows draw, as diffusers takes it.
+            generator: source of the noise that stochastic rows draw, as diffusers takes it; or a seed, which draws
+                what a torch.Generator on the CPU draws.
             guidance_scale: instead of the guidance's own.
             callback: called after every row with its number and the sample; may return another sample.
             conditions: by name; those of the unconditional branch as `negative_<name>`.
@@ -89,12 +90,12 @@ class Program:
 
     def map_models(self, change: Callable[[str, Model], Model]) -> Program:
         """The program with every model replaced by `change(name, model)`; names are like "denoiser/step"."""
-        bodies = {}
+        bodies: dict[str, Body] = {}
         for body_name, body in self.bodies.items():
-            units = {
+            units: dict[str, Any] = {
                 name: Unit(change(f"{body_name}/{name}", unit.model), unit.feeds) for name, unit in body.units()
             }
-            bodies[body_name] = Body(**units)
+            bodies[body_name] = replace(body, **units)
         return replace(self, bodies=bodies)
 
     def __str__(self) -> str:

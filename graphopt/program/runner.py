@@ -67,6 +67,7 @@ class Runner:
         """As calling it, from a `sample` that has the scale of the first row already (image to image)."""
         program = self.program
         check_sample(program.interface.sample, sample)
+        check_scale(program, guidance_scale)
         branches = self._branches(program.interface.gather(conditions, guided=program.guidance is not None))
         request = _Request(self, branches, guidance_scale)
         schedule = program.schedule
@@ -77,8 +78,10 @@ class Runner:
             noise = [next(draws) for _ in range(int(schedule.draws[row]))]
             state = next_state(schedule, row, state, prediction, noise)
             if callback is not None:
-                changed = callback(row, like(sample, state[0]))
-                state[0] = state[0] if changed is None else self._to_own(changed)
+                changed = callback(row, _copy(like(sample, state[0])))
+                if changed is not None:
+                    check_sample(program.interface.sample, changed)
+                    state[0] = self._to_own(changed)
         return like(sample, state[0])
 
     def _branches(self, given: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -120,10 +123,15 @@ class _Request:
             feeds = [conditions[f.name] for f in body.prologue.feeds]
             prologue = units[name, "prologue"](feeds)
         if body.table is not None:
-            for row, called in enumerate(self._program.calls):
-                if called == name:
-                    feeds = [self._value(f, row, None, conditions, prologue, ()) for f in body.table.feeds]
-                    tables[row] = units[name, "table"](feeds)
+            rows = [row for row, called in enumerate(self._program.calls) if called == name]
+            if body.batched:
+                times = self._runner._to_own(timestep_table(self._program, rows))
+                feeds = [self._value(f, 0, None, conditions, prologue, (), times) for f in body.table.feeds]
+                stacked = units[name, "table"](feeds)
+                return prologue, {row: [column[place, ...] for column in stacked] for place, row in enumerate(rows)}
+            for row in rows:
+                feeds = [self._value(f, row, None, conditions, prologue, ()) for f in body.table.feeds]
+                tables[row] = units[name, "table"](feeds)
         return prologue, tables
 
     def predict(self, row: int, x: Any) -> Any:
@@ -153,13 +161,21 @@ class _Request:
         return prediction if channels is None else prediction[:, :channels]
 
     def _value(
-        self, feed: Feed, row: int, x: Any, conditions: dict[str, Any], prologue: Sequence[Any], table: Sequence[Any]
+        self,
+        feed: Feed,
+        row: int,
+        x: Any,
+        conditions: dict[str, Any],
+        prologue: Sequence[Any],
+        table: Sequence[Any],
+        times: Any = None,
     ) -> Any:
+        """What a unit reads; `times` is given instead of the row's timestep."""
         match feed.kind:
             case "sample":
                 return x
             case "timestep":
-                return self._timestep(row)
+                return self._timestep(row) if times is None else times
             case "condition":
                 return conditions[feed.name]
             case "prologue":
@@ -167,9 +183,13 @@ class _Request:
         return table[feed.index]
 
     def _timestep(self, row: int) -> Any:
-        interface = self._program.interface
-        value = float(self._program.schedule.timesteps[row])
-        return self._runner._to_own(timestep_array(interface.seen("timestep"), value, interface.timestep_scale))
+        return self._runner._to_own(timestep_table(self._program, [row])[0, ...])
+
+
+def timestep_table(program: Program, rows: Sequence[int]) -> np.ndarray[Any, Any]:
+    """The timesteps of some rows as the denoiser takes them, stacked along a new first axis."""
+    seen, scale = program.interface.seen("timestep"), program.interface.timestep_scale
+    return np.stack([timestep_array(seen, float(program.schedule.timesteps[row]), scale) for row in rows])
 
 
 def timestep_array(type_: TensorType, value: float, scale: float = 1.0) -> np.ndarray[Any, Any]:
@@ -188,6 +208,20 @@ def check_sample(type_: TensorType, sample: Any) -> None:
             f"the initial sample: expected {type_}, got {got}; build the sampler with example_inputs of the sizes that "
             "you use"
         )
+
+
+def check_scale(program: Program, scale: Any) -> None:
+    """Raise ModelError unless `scale` is a guidance scale that `program` takes, or None."""
+    if scale is None:
+        return
+    if program.guidance is None:
+        raise ModelError("guidance_scale is given and this program has no guidance; build it with guidance=...")
+    if isinstance(scale, bool | str) or not np.isscalar(scale) or not np.isfinite(float(scale)):  # type: ignore[arg-type]
+        raise ModelError(f"guidance_scale={scale!r}: expected a finite number")
+
+
+def _copy(value: Any) -> Any:
+    return value.copy() if isinstance(value, np.ndarray) else value.clone()
 
 
 def concatenate(parts: Sequence[Any]) -> Any:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from graphopt.errors import ModelError, UnsupportedError
 from graphopt.ir.graph import TensorType
+from graphopt.ir.weights import FLOATS, numpy_dtype
 from graphopt.pipeline.options import did_you_mean
 from graphopt.program.body import Body, Feed, Unit
 from graphopt.program.denoiser import Denoiser, trace
 from graphopt.program.guidance import Guidance
-from graphopt.program.interface import Condition, Interface
+from graphopt.program.interface import NEGATIVE, Condition, Interface
 from graphopt.program.program import Program
 from graphopt.program.schedule import Schedule
 
@@ -59,13 +63,13 @@ def Sampler(  # reads as the constructor that it is to users
         UnsupportedError: the scheduler is not affine, timesteps are per token, or the denoiser's graph mutates state.
     """
     schedule = _schedule(scheduler, steps, schedule_options)
-    if isinstance(guidance, int | float):
-        guidance = Guidance(float(guidance))
+    guidance = _guidance(guidance)
     doubled = guidance is not None and guidance.mode == "batch"
     found = trace(denoiser, example_inputs, schedule.timestep_dtype, _role_of(roles), doubled)
     _require_roles(found, roles)
-    _require_timesteps(found, schedule)
     interface = _interface(found, timestep_scale, doubled)
+    _require_names(interface, guidance)
+    _require_timesteps(found.title, interface, schedule)
     feeds = tuple(_feed(name, found.roles[name]) for name in found.names)
     body = Body(Unit(found.model, feeds))
     return Program(
@@ -88,12 +92,35 @@ def _schedule(scheduler: Any, steps: int | None, options: dict[str, Any]) -> Sch
     return Schedule.from_diffusers(scheduler, steps, **options)
 
 
+def _guidance(guidance: Any) -> Guidance | None:
+    if guidance is None or isinstance(guidance, Guidance):
+        return guidance
+    if isinstance(guidance, bool) or not isinstance(guidance, int | float):
+        raise ModelError(f"guidance={guidance!r}: expected a scale, a graphopt.Guidance or None")
+    return Guidance(float(guidance))
+
+
+def _require_names(interface: Interface, guidance: Guidance | None) -> None:
+    """Conditions must not have the names of other arguments of a program's call."""
+    names = {c.name for c in interface.conditions}
+    taken = {"noise", "generator", "guidance_scale", "callback"}
+    if guidance is not None:
+        taken |= {NEGATIVE + c.name for c in interface.conditions if c.branched}
+    if clash := sorted(names & taken):
+        raise ModelError(
+            f"an input of the denoiser is named {clash[0]!r}, as is an argument of a program; wrap the denoiser in a "
+            "module that calls it something else"
+        )
+
+
 def _role_of(roles: Mapping[str, str] | None) -> Any:
+    if roles is not None and not isinstance(roles, Mapping):
+        raise ModelError(f"roles is a {type(roles).__name__}: expected a dict from input names to roles")
     given = dict(roles or {})
     for name, role in given.items():
         if role not in ROLES:
             raise ModelError(
-                f"role {role!r} of input {name!r}{did_you_mean(role, ROLES)}: expected one of {', '.join(ROLES)}"
+                f"role {role!r} of input {name!r}{did_you_mean(str(role), ROLES)}: expected one of {', '.join(ROLES)}"
             )
 
     def role_of(name: str) -> str:
@@ -119,19 +146,19 @@ def _require_roles(found: Denoiser, roles: Mapping[str, str] | None) -> None:
             )
 
 
-def _require_timesteps(found: Denoiser, schedule: Schedule) -> None:
-    type_ = found.types[found.role("timestep")]
-    sample = found.types[found.role("sample")]
+def _require_timesteps(title: str, interface: Interface, schedule: Schedule) -> None:
+    type_, sample = interface.timestep, interface.sample
     if type_.shape not in ((), (1,), sample.shape[:1] if sample.shape else ()):
         raise UnsupportedError(
-            f"the timestep of {found.title} is {type_}, one value per token; a sampling program has one timestep per "
+            f"the timestep of {title} is {type_}, one value per token; a sampling program has one timestep per "
             "row, as a scalar or one per batch element"
         )
-    whole = bool((schedule.timesteps == schedule.timesteps.round()).all())
-    if type_.dtype.startswith("int") and not whole:
+    values = schedule.timesteps * interface.timestep_scale
+    if type_.dtype not in FLOATS and not np.array_equal(values.astype(numpy_dtype(type_.dtype)), values):
         raise ModelError(
-            f"the schedule has fractional timesteps ({schedule.source}) and {found.title} was traced with timesteps of "
-            f"dtype {type_.dtype}; pass an example timestep of dtype float32"
+            f"the schedule ({schedule.source}) gives timesteps from {values.min():g} to {values.max():g}, fractional "
+            f"timesteps among them or such that {type_.dtype} does not hold, and {title} was traced with that dtype; "
+            "pass an example timestep of dtype float32"
         )
 
 
@@ -143,26 +170,27 @@ def _interface(found: Denoiser, timestep_scale: float | None, doubled: bool) -> 
         for name in found.names
         if found.roles[name] in ("condition", "shared")
     )
-    return Interface(
+    interface = Interface(
         sample=sample,
         timestep=found.types[found.role("timestep")],
         timestep_scale=found.timestep_scale if timestep_scale is None else timestep_scale,
         conditions=conditions,
-        prediction_channels=_prediction_channels(found, sample, output),
         doubled=doubled,
     )
+    return replace(interface, prediction_channels=_prediction_channels(found, interface.seen("sample"), output))
 
 
-def _prediction_channels(found: Denoiser, sample: TensorType, output: TensorType | None) -> int | None:
-    if output is None or output.shape is None or sample.shape is None or len(output.shape) < 2:
+def _prediction_channels(found: Denoiser, seen: TensorType, output: TensorType | None) -> int | None:
+    """How many channels of the output are the prediction for the sample as the denoiser sees it; None for all."""
+    if output is None or output.shape is None or seen.shape is None or len(output.shape) < 2:
         raise ModelError(f"the output of {found.title} is {output}: expected a prediction shaped like its sample")
-    if output.shape[1:] == sample.shape[1:]:
+    if output == seen:
         return None
-    channels = sample.shape[1]
-    if isinstance(channels, int) and output.shape[1:] == (2 * channels, *sample.shape[2:]):
+    batch, channels, *others = seen.shape
+    if output.dtype == seen.dtype and isinstance(channels, int) and output.shape == (batch, 2 * channels, *others):
         return channels
     raise ModelError(
-        f"the output of {found.title} is {output} for a sample {sample}: expected the same sizes, or twice the "
+        f"the output of {found.title} is {output} for a sample {seen}: expected the same type, or twice the "
         "channels (a learned variance, which samplers ignore)"
     )
 

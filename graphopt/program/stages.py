@@ -22,7 +22,7 @@ from graphopt.ir.graph import Graph, Literal, Node, TensorType, Value
 from graphopt.ir.weights import TensorRef, numpy_dtype
 from graphopt.pipeline.flops import node_flops
 from graphopt.pipeline.report_table import scaled
-from graphopt.program.body import Feed, Unit
+from graphopt.program.body import Body, Feed, Unit
 from graphopt.verify.fragment import captured
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def stage_table(program: Program) -> str:
     lines = []
     for body_name, body in program.bodies.items():
         for name, unit in body.units():
-            lines.append(f"{body_name}/{name}{_handed_on(name, unit)}")
+            lines.append(f"{body_name}/{name}{_handed_on(name, body)}")
             lines += stage_lines(stages(unit.model.main, input_stages(unit)))
     return "\n".join(lines)
 
@@ -218,10 +218,9 @@ def stage_lines(staging: Staging) -> list[str]:
     return lines
 
 
-def _handed_on(name: str, unit: Unit) -> str:
+def _handed_on(name: str, body: Body) -> str:
     if name == "step":
         return ""
-    graph = unit.model.main
-    sizes = [type_bytes(graph.type(v)) for v in graph.outputs()]
+    sizes = [type_bytes(type_) for type_ in body.result_types(name)]
     total = "of unknown size" if None in sizes else f"of {sum(s for s in sizes if s is not None):,} bytes"
     return f": keeps {len(sizes)} values {total}{' per row' if name == 'table' else ''}"

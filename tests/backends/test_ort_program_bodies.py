@@ -247,10 +247,12 @@ def test_samples_of_other_precisions_keep_theirs(element, dtype, near, guidance)
     timestep = TensorType(dtype, (2,))
     made = replace(made, interface=replace(made.interface, sample=type_, timestep=timestep,
                                            conditions=(Condition("text", type_),)))  # fmt: skip
-    start, condition = START.astype(dtype), START[::-1].astype(dtype)
-    results = [lower(made, form=f)(start, np.random.default_rng(3), text=condition) for f in FORMS]
+    start, given = START.astype(dtype), {"text": START[::-1].astype(dtype)}
+    if guidance is not None:
+        given["negative_text"] = -START.astype(dtype)
+    results = [lower(made, form=f)(start, np.random.default_rng(3), **given) for f in FORMS]
     assert results[0].dtype == dtype and np.array_equal(*results)
-    assert distance(results[0], made(start, np.random.default_rng(3), text=condition)) <= near
+    assert distance(results[0], made(start, np.random.default_rng(3), **given)) <= near
 
 
 def test_bodies_and_values_may_have_any_names():

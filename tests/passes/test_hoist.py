@@ -67,7 +67,10 @@ def request(program: Program, seed: int = 0) -> tuple[torch.Tensor, dict[str, to
             return torch.randint(0, 9, type_.shape, generator=generator)
         return torch.randn(type_.shape, generator=generator)
 
-    return drawn(program.interface.sample), {c.name: drawn(c.type) for c in program.interface.conditions}
+    conditions = {c.name: drawn(c.type) for c in program.interface.conditions}
+    if program.guidance is not None:
+        conditions |= {f"negative_{c.name}": drawn(c.type) for c in program.interface.conditions if c.branched}
+    return drawn(program.interface.sample), conditions
 
 
 def applications(result: OptimizedProgram) -> list[tuple[str, str, str]]:

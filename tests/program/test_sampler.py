@@ -286,7 +286,126 @@ def test_wrong_conditions_are_named(change, message):
         program(draw(2, 4), **given)
 
 
+def test_a_seed_draws_what_a_torch_generator_draws():
+    unet, inputs = tiny("unet")
+    program = graphopt.Sampler(unet, EulerAncestralDiscreteScheduler(), 3, example_inputs=inputs)
+    noise, text = draw(2, 4, 16, 16), inputs["encoder_hidden_states"]
+    expected = program(noise, torch.Generator().manual_seed(11), encoder_hidden_states=text)
+    assert_close(program(noise, 11, encoder_hidden_states=text), expected)
+    as_array = program(noise.numpy(), 11, encoder_hidden_states=text.numpy())
+    assert_close(torch.from_numpy(as_array), expected)
+
+
+def test_a_guidance_scale_without_guidance_is_refused():
+    _, program = custom()
+    with pytest.raises(ModelError, match="no guidance"):
+        program(draw(2, 4), guidance_scale=2.0, **{"extra.text": draw(2, 4), "extra.style.bias": draw(4)})
+
+
 def test_noise_of_another_size_is_refused():
     _, program = custom()
     with pytest.raises(ModelError, match=r"expected float32\[2,4\], got float32\[3,4\]"):
         program(draw(3, 4), **{"extra.text": draw(2, 4), "extra.style.bias": draw(4)})
+
+
+class Two(torch.nn.Module):
+    def forward(self, sample, timestep, a, b):
+        return torch.tanh(sample) + a - 2 * b
+
+
+def test_one_tensor_given_for_two_inputs_stays_two_inputs():
+    x = draw(2, 4)
+    example = {"sample": draw(2, 4), "timestep": torch.tensor(1), "a": x, "b": x}
+    program = graphopt.Sampler(Two().eval(), DDIMScheduler(clip_sample=False), 3, example_inputs=example)
+    a, b, noise = draw(2, 4, seed=1), draw(2, 4, seed=2), draw(2, 4, seed=3)
+    expected = diffusers_loop(DDIMScheduler(clip_sample=False), 3, noise, lambda x, t: Two()(x, t, a, b))
+    assert_close(program(noise, a=a, b=b), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.bool])
+def test_timesteps_that_a_dtype_does_not_hold_are_refused(dtype):
+    example = {"sample": draw(2, 4), "timestep": torch.ones((), dtype=dtype), "a": draw(2, 4), "b": draw(2, 4)}
+    with pytest.raises(ModelError, match="does not hold"):
+        graphopt.Sampler(Two().eval(), DDIMScheduler(), 3, example_inputs=example)
+
+
+def test_timesteps_that_scaling_makes_fractional_need_a_float_example():
+    example = {"sample": draw(2, 4), "timestep": torch.tensor(1), "a": draw(2, 4), "b": draw(2, 4)}
+    with pytest.raises(ModelError, match="fractional timesteps"):
+        graphopt.Sampler(Two().eval(), DDIMScheduler(), 3, example_inputs=example, timestep_scale=0.001)
+
+
+def returning(result):
+    """A denoiser that returns `result(sample)`."""
+
+    class Returning(torch.nn.Module):
+        def forward(self, sample, timestep):
+            return result(sample * timestep)
+
+    return Returning().eval()
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (lambda x: {"aux": x * 2, "sample": x}, "returns a dict of aux, sample"),
+        (lambda x: x[:1], "expected the same type"),
+        (lambda x: x.double(), "expected the same type"),
+    ],
+)
+def test_what_is_no_prediction_is_refused(result, message):
+    example = {"sample": draw(2, 4), "timestep": torch.tensor(1)}
+    with pytest.raises(ModelError, match=message):
+        graphopt.Sampler(returning(result), DDIMScheduler(), 2, example_inputs=example)
+
+
+class Named(torch.nn.Module):
+    def forward(self, sample, timestep, prompt, negative_prompt=None, generator=None):
+        return sample * 0.5 + prompt + sum(x for x in (negative_prompt, generator) if x is not None)
+
+
+@pytest.mark.parametrize("name", ["negative_prompt", "generator"])
+def test_a_condition_with_the_name_of_another_argument_is_refused(name):
+    example = {"sample": draw(2, 4), "timestep": torch.tensor(1), "prompt": draw(2, 4), name: draw(2, 4)}
+    with pytest.raises(ModelError, match=f"named '{name}'"):
+        graphopt.Sampler(Named().eval(), DDIMScheduler(), 2, example_inputs=example, guidance=2.0)
+
+
+def test_guidance_without_an_unconditional_branch_is_refused():
+    _, program = custom(2.0)
+    with pytest.raises(ModelError, match="give negative_extra.text"):
+        program(draw(2, 4), **{"extra.text": draw(2, 4), "extra.style.bias": draw(4)})
+
+
+def test_a_callback_gets_a_copy_and_its_result_is_checked():
+    _, program = custom()
+    given = {"extra.text": draw(2, 4), "extra.style.bias": draw(4)}
+    expected = program(draw(2, 4), **given)
+    seen = []
+    got = program(draw(2, 4), callback=lambda row, x: seen.append(x.mul_(0.0)), **given)
+    assert torch.equal(got, expected) and len(seen) == 5
+    with pytest.raises(ModelError, match=r"got float32\[3,4\]"):
+        program(draw(2, 4), callback=lambda row, x: draw(3, 4), **given)
+
+
+@pytest.mark.parametrize("guidance", ["7", True])
+def test_guidance_that_is_no_scale_is_refused(guidance):
+    with pytest.raises(ModelError, match="expected a scale"):
+        custom(guidance)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), "a", True])
+def test_a_scale_that_is_no_number_is_refused(scale):
+    _, program = custom(2.0)
+    given = {"extra.text": draw(2, 4), "extra.style.bias": draw(4), "negative_extra.text": draw(2, 4)}
+    with pytest.raises(ModelError, match="finite number"):
+        program(draw(2, 4), guidance_scale=scale, **given)
+
+
+@pytest.mark.parametrize("kind", [np.int64(11), [11, 12], (torch.Generator(), torch.Generator())])
+def test_all_kinds_of_generators_are_taken(kind):
+    unet, inputs = tiny("unet")
+    program = graphopt.Sampler(unet, EulerAncestralDiscreteScheduler(), 2, example_inputs=inputs)
+    assert program(draw(2, 4, 16, 16), kind, encoder_hidden_states=inputs["encoder_hidden_states"]).isfinite().all()
+    with pytest.raises(ModelError, match="no source of noise"):
+        program(draw(2, 4, 16, 16), "abc", encoder_hidden_states=inputs["encoder_hidden_states"])

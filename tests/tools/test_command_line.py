@@ -199,7 +199,7 @@ def test_the_json_report_has_the_documented_keys(call, source):
     }  # fmt: skip
     assert (report["input"], report["output"], report["verify"]) == (str(source), None, "match")
     (record,) = report["passes"]
-    assert set(record) == {"pass", "before", "after", "rules", "applications", "seconds", "notes"}
+    assert set(record) == {"pass", "before", "after", "rules", "applications", "seconds", "notes", "where"}
     (application,) = record["applications"]
     assert application["id"] == "fuse-conv-bn/conv-batch-norm#1"
     assert application["status"] == "kept"

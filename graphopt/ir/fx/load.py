@@ -74,11 +74,29 @@ def _export(
 ) -> Any:
     import torch
 
+    args, kwargs = _distinct((args, kwargs))
     try:
         return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:
         name = type(module).__name__
         raise ModelError(f"torch.export cannot trace {name} with these example inputs: {error}") from error
+
+
+def _distinct(example: Any) -> Any:
+    """`example` with a copy for every further occurrence of a tensor: torch.export takes one tensor that is given
+    twice for one input."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    seen: set[int] = set()
+
+    def once(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor) and id(leaf) in seen:
+            return leaf.clone()
+        seen.add(id(leaf))
+        return leaf
+
+    return pytree.tree_map(once, example)
 
 
 def _functional(program: Any) -> Any:

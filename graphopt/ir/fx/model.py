@@ -78,6 +78,12 @@ class FxModel(Model):
         """The (positional, keyword) inputs that the model was traced with; None if it came with none."""
         return self._program.example_inputs
 
+    @property
+    def result_keys(self) -> list[str] | None:
+        """The keys of what the model returns, if that is a dict."""
+        returned = self._program.call_spec.out_spec
+        return [str(key) for key in returned.context] if returned is not None and returned.type is dict else None
+
     def refresh(self) -> None:
         self._main.drop_unused_weights()
 

@@ -59,7 +59,11 @@ class StepwiseRequest:
     def _evaluate(self, name: str, unit: Unit | None, call: DenoiserCall, table: Sequence[Any] = ()) -> Sequence[Any]:
         if unit is None:
             return ()
-        return self._stepper.run(name, [self._value(feed, call, table) for feed in unit.feeds])
+        feeds = [self._value(feed, call, table) for feed in unit.feeds]
+        if name != "table" or not self._stepper._body.batched:
+            return self._stepper.run(name, feeds)
+        one = [value[None] if f.kind == "timestep" else value for f, value in zip(unit.feeds, feeds, strict=True)]
+        return [result[0, ...] for result in self._stepper.run(name, one)]
 
     def _value(self, feed: Feed, call: DenoiserCall, table: Sequence[Any]) -> Any:
         match feed.kind:

@@ -1,0 +1,105 @@
+"""The evidence that a table of all rows holds what the table of one row gives for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from graphopt.ir.transcribe import transcribe
+from graphopt.ir.weights import FLOATS, Array
+from graphopt.passes.hoist_check import REQUESTS, draw_request
+from graphopt.program.body import Body, Feed, Unit
+from graphopt.program.program import Program
+from graphopt.program.reference import run_unit
+from graphopt.program.runner import timestep_table
+from graphopt.program.stages import is_stored
+from graphopt.rewrite.change import Rejected
+from graphopt.rewrite.contract import Evidence, Rounding
+from graphopt.verify.compare import EPS, rounding_ratio
+from graphopt.verify.execute import evaluate
+
+
+def check_batched(program: Program, before: Body, after: Body, name: str, verify: str) -> Evidence:
+    """Evidence that the table of `after` holds what that of `before` gives, at every timestep of the schedule.
+
+    Every row is judged against the float64 meaning of the original table, by `Rounding`.
+
+    Raises:
+        Rejected: types or results differ, or something cannot be run to compare.
+    """
+    was, is_ = before.result_types("table"), after.result_types("table")
+    if was != is_:
+        changed = next(f"{a} and would be {b}" for a, b in zip(was, is_, strict=True) if a != b)
+        raise Rejected(f"a row of the table was {changed}", Evidence("none"))
+    if verify == "off":
+        return Evidence("none")
+    if verify == "structure":
+        return Evidence("types", notes=("types only: nothing was executed",))
+    try:
+        return _execute(program, before, after, name)
+    except Rejected:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:300] if str(error) else type(error).__name__
+        raise Rejected(f"cannot be run to compare: {reason}", Evidence("none")) from error
+
+
+def _execute(program: Program, before: Body, after: Body, name: str) -> Evidence:
+    assert before.table is not None and after.table is not None
+    one, all_rows = run_unit(before.table.model), run_unit(after.table.model)
+    graph = before.table.model.main
+    nodes = [n for n in graph.nodes() if not is_stored(graph, n)]
+    meaning = transcribe(graph, nodes, graph.inputs(), graph.outputs(), wide=True)[0]
+    times = timestep_table(program, [row for row, called in enumerate(program.calls) if called == name])
+    worst, runs = 0.0, 0
+    for request in range(REQUESTS):
+        known = _Known(program, before, request)
+        batched = all_rows(known.feeds(after.table, times))
+        for row in range(len(times)):
+            feeds = known.feeds(before.table, times[row, ...])
+            runs += 1
+            got = [np.asarray(result)[row, ...] for result in batched]
+            for index, ratio in enumerate(_ratios(evaluate(meaning, feeds), one(feeds), got)):
+                worst = max(worst, ratio)
+                if not ratio <= 1.0:
+                    where = f"result {index} at row {row} of request {request}"
+                    raise Rejected(
+                        f"{where} has {ratio:.3g} times the error that {Rounding()} allows",
+                        Evidence("executed", runs, ratio),
+                    )
+    return Evidence("executed", runs, worst)
+
+
+def _ratios(reference: Sequence[Array], before: Sequence[Array], after: Sequence[Array]) -> list[float]:
+    """Of every result: its error as a multiple of what is allowed; of what is no float, whether it is the same."""
+    found = []
+    for exact, old, new in zip(reference, before, after, strict=True):
+        if old.shape != new.shape or old.dtype != new.dtype:
+            found.append(float("inf"))
+        elif old.dtype.name in FLOATS:
+            found.append(rounding_ratio(exact, old, new, EPS[old.dtype.name], Rounding().factor))
+        else:
+            found.append(0.0 if np.array_equal(old, new) else float("inf"))
+    return found
+
+
+class _Known:
+    """One request: seeded conditions and what the prologue makes of them."""
+
+    def __init__(self, program: Program, body: Body, request: int) -> None:
+        self._conditions = draw_request(program, request)
+        self._prologue: Sequence[Array] = ()
+        if body.prologue is not None:
+            self._prologue = run_unit(body.prologue.model)([self._conditions[f.name] for f in body.prologue.feeds])
+
+    def feeds(self, table: Unit, timestep: Array) -> list[Array]:
+        return [np.asarray(self._value(feed, timestep)) for feed in table.feeds]
+
+    def _value(self, feed: Feed, timestep: Array) -> Array:
+        match feed.kind:
+            case "timestep":
+                return timestep
+            case "condition":
+                return self._conditions[feed.name]
+        return self._prologue[feed.index]
