@@ -114,10 +114,9 @@ class TestCalls:
         assert torch.equal(run(NOISE, guidance_scale=5.0, **GUIDED), other(NOISE, **GUIDED))
         assert not torch.equal(run(NOISE, **GUIDED), other(NOISE, **GUIDED))
 
-    def test_without_a_negative_condition_both_branches_have_the_same(self, form):
-        run = guided(form)
-        assert torch.equal(run(NOISE, 1, **GIVEN), run(NOISE, 1, **GIVEN, negative_encoder_hidden_states=TEXT))
-        assert not torch.equal(run(NOISE, 1, **GIVEN), run(NOISE, 1, **GUIDED))
+    def test_guidance_without_an_unconditional_branch_is_refused(self, form):
+        with pytest.raises(ModelError, match="give negative_encoder_hidden_states"):
+            guided(form)(NOISE, 1, **GIVEN)
 
     def test_run_starts_from_a_scaled_sample(self, form):
         run = guided(form)
@@ -152,12 +151,16 @@ class TestCalls:
 
     def test_a_new_prompt_in_the_same_memory_is_not_served_stale(self, form):
         run = guided(form)
-        text = TEXT.clone()
-        before = run(NOISE, 1, encoder_hidden_states=text)
-        text.copy_(NEGATIVE)
-        assert torch.equal(run(NOISE, 1, encoder_hidden_states=text), run(NOISE, 1, encoder_hidden_states=NEGATIVE))
+        text, other = TEXT.clone(), TEXT.flip(0) * 0.5
+
+        def sample(prompt):
+            return run(NOISE, 1, encoder_hidden_states=prompt, negative_encoder_hidden_states=NEGATIVE)
+
+        before = sample(text)
+        text.copy_(other)
+        assert torch.equal(sample(text), sample(other)) and not torch.equal(sample(text), before)
         text.copy_(TEXT)
-        assert torch.equal(run(NOISE, 1, encoder_hidden_states=text), before)
+        assert torch.equal(sample(text), before)
 
     def test_a_result_is_the_callers_own(self, form):
         run = guided(form)
