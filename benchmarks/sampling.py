@@ -28,7 +28,7 @@ from graphopt.tools.digits.sampling import noise
 
 STEPS = 20
 SCALE = 7.5
-PASSES = ("hoist", "fuse-attention", "clean-up")
+PASSES = ("hoist", "batch-tables", "fuse-attention", "clean-up")
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 

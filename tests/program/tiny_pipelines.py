@@ -40,7 +40,7 @@ WORDS = ("cat", "dog", "red", "blue", "blurry")
 class ReferenceBackend(Backend):
     """Runs programs as they are in torch: quick to compile."""
 
-    name = "reference"
+    name = "as-it-is"
 
     def lower(self, model, **options):
         run = run_unit(model)
