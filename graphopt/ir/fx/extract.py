@@ -23,7 +23,8 @@ from torch.utils import _pytree as pytree
 from graphopt.errors import UnsupportedError
 from graphopt.ir.fx.fragment import copy_bodies, copy_node, weights_of
 from graphopt.ir.fx.schema import bodies_of
-from graphopt.ir.fx.storage import FxGraph, Weight
+from graphopt.ir.fx.storage import FxGraph
+from graphopt.ir.fx.weight import Weight
 from graphopt.ir.graph import Literal, Value
 
 INPUT_KINDS = {

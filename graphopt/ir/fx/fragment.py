@@ -12,11 +12,12 @@ from torch import fx
 
 from graphopt.errors import UnsupportedError
 from graphopt.ir.fx.schema import bodies_of
+from graphopt.ir.fx.weight import Weight
 from graphopt.ir.fx.write import plan
 from graphopt.ir.graph import Node, Unreadable, Value
 
 if TYPE_CHECKING:
-    from graphopt.ir.fx.storage import FxGraph, Weight
+    from graphopt.ir.fx.storage import FxGraph
 
 
 def cut(source: FxGraph, nodes: Iterable[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> FxGraph:

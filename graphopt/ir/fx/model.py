@@ -22,8 +22,9 @@ from torch.export.graph_signature import (
 from torch.utils import _pytree as pytree
 
 from graphopt.ir.fx.extract import INPUT_KINDS, extract_program, in_state_dict, input_spec
-from graphopt.ir.fx.storage import FxGraph, Weight
+from graphopt.ir.fx.storage import FxGraph
 from graphopt.ir.fx.tensors import storage_pointer, tensor_identity, to_numpy
+from graphopt.ir.fx.weight import Weight
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.model import Model
 from graphopt.ir.weights import Array

@@ -199,3 +199,15 @@ def alias_root(value: Value) -> Value:
             break
         value = value.args[0]
     return value
+
+
+def exposes(old: fx.Node, new: fx.Node, output: fx.Node) -> bool:
+    """Whether returning `new` in the place of `old` would give the caller memory of an input, a weight or another
+    result, where it did not before. `output` is the node that returns."""
+    if new.op != "call_function" or output in new.users:
+        return True
+    root = alias_root(new)
+    if root is alias_root(old):
+        return False
+    others = (alias_root(n) for n in output.all_input_nodes if n is not old)
+    return root.op != "call_function" or root in others

@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
+from graphopt.ir.fx.fake import compute
 from graphopt.ir.fx.names import Names
 from graphopt.ir.fx.read import read
-from graphopt.ir.fx.schema import (
-    alias_root,
-    bodies_of,
-    has_effects,
-    raw_name_of,
-    split_arguments,
-)
-from graphopt.ir.fx.tensors import DTYPE_NAMES, LiteralRef, TorchRef, tensor_identity, to_torch, type_of
+from graphopt.ir.fx.schema import bodies_of, exposes, has_effects, raw_name_of, split_arguments
+from graphopt.ir.fx.tensors import LiteralRef, TorchRef, tensor_identity, to_torch, type_of
 from graphopt.ir.fx.vocabulary import Target
-from graphopt.ir.fx.write import Plan, check_types, plan
+from graphopt.ir.fx.weight import Weight
+from graphopt.ir.fx.write import check_types, plan
 from graphopt.ir.graph import Call, CannotEmit, Graph, Literal, Node, TensorType, Undo, Unreadable, Value
 from graphopt.ir.weights import FLOATS, Array, TensorRef
 
 _IDENTITY = torch.ops.aten.clone.default
 _PROVENANCE = ("stack_trace", "nn_module_stack", "from_node", "torch_fn")
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A stored tensor that a placeholder stands for."""
-
-    name: str
-    """Its qualified name in the module ("layer1.0.conv.weight")."""
-    tensor: torch.Tensor
-    kind: str
-    """"parameter", "buffer" or "constant"."""
-    persistent: bool = True
-    mutable: bool = False
-    """Whether a run of the model may write it: then it is no constant."""
 
 
 class FxGraph(Graph):
@@ -191,9 +171,10 @@ class FxGraph(Graph):
         return str(node.name)
 
     def subgraphs(self, node: Node) -> Sequence[Graph]:
-        return [self.body(n) for n in bodies_of(node) if self._is_body(n)]
+        return [self.body(n) for n in bodies_of(node) if self.is_body(n)]
 
-    def _is_body(self, node: fx.Node) -> bool:
+    def is_body(self, node: fx.Node) -> bool:
+        """Whether a `get_attr` node stands for a control-flow body."""
         return isinstance(self._attribute(node), fx.GraphModule)
 
     def _attribute(self, node: fx.Node) -> Any:
@@ -267,7 +248,7 @@ class FxGraph(Graph):
     ) -> tuple[list[Value], list[Node], Undo]:
         given = [None if v is None else self.type(v) for v in operands]
         planned = plan(op, operands, fields, given)
-        computed = self._compute(planned)
+        computed = compute(planned, self.fake_mode)
         if types:
             check_types(op, computed if isinstance(computed, (tuple, list)) else [computed], types)
         node = self._create(planned.target, planned.args, planned.kwargs, computed, before, before)
@@ -343,20 +324,10 @@ class FxGraph(Graph):
 
     def _as_output(self, old: fx.Node, new: fx.Node) -> tuple[fx.Node, fx.Node | None]:
         """`new`, or a copy of it where returning it would hand out memory that `old` did not share."""
-        if not self._exposes(old, new):
+        if not exposes(old, new, self.output_node):
             return new, None
         copied = self._create(_IDENTITY, (new,), {}, new.meta.get("val"), new, self.output_node)
         return copied, copied
-
-    def _exposes(self, old: fx.Node, new: fx.Node) -> bool:
-        """Whether the caller would get memory of an input, weight or other output where it did not before."""
-        if new.op != "call_function" or self.output_node in new.users:
-            return True
-        root = alias_root(new)
-        if root is alias_root(old):
-            return False
-        others = (alias_root(n) for n in self.output_node.all_input_nodes if n is not old)
-        return root.op != "call_function" or root in others
 
     def _after_weights(self) -> fx.Node:
         """The node in front of which a new weight goes: the first input, or the first node without one."""
@@ -402,21 +373,6 @@ class FxGraph(Graph):
     def _fake(self, tensor: torch.Tensor) -> Any:
         return self.fake_mode.from_tensor(tensor, static_shapes=True)
 
-    def _compute(self, planned: Plan) -> Any:
-        """What `planned` computes, as fake tensors. Raises CannotEmit if torch rejects it."""
-        if planned.same_type and _is_plain(first := planned.args[0].meta["val"]):
-            return first
-        args, kwargs = fx.map_arg((planned.args, planned.kwargs), lambda n: n.meta["val"])
-        environment = self.fake_mode.shape_env
-        try:
-            with torch.no_grad(), self.fake_mode:
-                if environment is None:
-                    return planned.target(*args, **kwargs)
-                with environment.suppress_guards():
-                    return planned.target(*args, **kwargs)
-        except Exception as error:
-            raise CannotEmit(f"torch rejects {raw_name_of(planned.target)}: {error}") from error
-
     # ---- fragments -----------------------------------------------------------------------------------------
 
     def cut(self, nodes: Iterable[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> FxGraph:
@@ -431,24 +387,9 @@ class FxGraph(Graph):
         return run(self, feeds)
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for node in self.graph.nodes:
-            target = raw_name_of(node.target) if node.op == "call_function" else node.target
-            weight = self.weights.get(node)
-            stored = None if weight is None else (weight.name, weight.kind, weight.mutable)
-            digest.update(repr((node.op, node.name, target, node.args, node.kwargs, stored)).encode())
-            if node.op == "get_attr" and self._is_body(node):
-                digest.update(self.body(node).fingerprint().encode())
-        return digest.hexdigest()
+        from graphopt.ir.fx.fingerprint import graph_fingerprint
 
-
-def _is_plain(value: Any) -> bool:
-    """Whether every elementwise op of one operand takes a tensor like `value` and gives one like it."""
-    if not isinstance(value, torch.Tensor) or DTYPE_NAMES.get(value.dtype) not in FLOATS:
-        return False
-    # Asking for the layout of a dynamic shape would add guards to it.
-    static = value.layout is torch.strided and all(type(size) is int for size in value.shape)
-    return static and value.is_contiguous()
+        return graph_fingerprint(self)
 
 
 def _is_given(node: fx.Node) -> bool:
