@@ -28,7 +28,12 @@ def chain(nodes: int, emit: Emit, x: Any) -> Any:
 
 
 def wide(nodes: int, emit: Emit, x: Any) -> Any:
-    level = [emit("tanh", emit("relu", emit("neg", x))) for _ in range(nodes // 4)]
+    """Branches from one value that has very many readers."""
+    return sum_of([emit("tanh", emit("relu", emit("neg", x))) for _ in range(nodes // 4)], emit)
+
+
+def sum_of(level: list[Any], emit: Emit) -> Any:
+    """Adds the values up pairwise."""
     while len(level) > 1:
         pairs = zip(level[::2], level[1::2], strict=False)
         level = [emit("add", a, b) for a, b in pairs] + level[len(level) & ~1 :]
@@ -227,10 +232,11 @@ def graphopt_rules(count: int) -> Sequence[Any]:
             return build.sigmoid(m.x)
 
     pairs = [(outer, inner) for inner in IDLE_OPS for outer in ("neg", "relu", "tanh", "abs")]
-    return (ReluOfNeg, *(_idle_rule(*pair) for pair in pairs[: count - 1]))
+    return (ReluOfNeg, *(idle_rule(*pair) for pair in pairs[: count - 1]))
 
 
-def _idle_rule(outer: str, inner: str) -> Any:
+def idle_rule(outer: str, inner: str) -> Any:
+    """A rule that is rooted in an op of the graphs and matches nowhere."""
     from graphopt import Exact, rule
 
     class Idle:

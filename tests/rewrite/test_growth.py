@@ -11,7 +11,8 @@ import onnx_ir as ir
 import pytest
 from graphs import VECTOR, run_rules
 
-from graphopt import Exact, Rounding, load, rule
+from benchmarks.rewriters import Emit, chain, graphopt_rules, idle_rule, sum_of, wide
+from graphopt import Exact, load, rule
 from graphopt.ir.graph import Graph
 from graphopt.ir.scratch import ScratchGraph
 from graphopt.rewrite.driver import Driver
@@ -20,17 +21,6 @@ from graphopt.verify.verifier import Structural
 
 SMALL, LARGE = 200, 800
 WORK = ("call", "insert", "replace", "remove", "add_constant")
-
-
-@rule(contract=Rounding())
-class ReluOfNeg:
-    "relu(neg(x)) becomes sigmoid(x)."
-
-    def pattern(self, op: Any, x: Any) -> Any:
-        return op.relu(op.neg(x))
-
-    def rewrite(self, m: Any, build: Any) -> Any:
-        return build.sigmoid(m.x)
 
 
 @rule(contract=Exact())
@@ -44,48 +34,12 @@ class NegOfNeg:
         return m.x
 
 
-def idle(outer: str, inner: str) -> Rule:
-    """A rule that is rooted in an op of the graphs and matches nowhere."""
-
-    class Idle:
-        "Matches nothing here."
-
-        def pattern(self, op: Any, x: Any) -> Any:
-            return getattr(op, outer)(getattr(op, inner)(x))
-
-        def rewrite(self, m: Any, build: Any) -> Any:
-            return m.x
-
-    return rule(contract=Exact(), name=f"{outer}-of-{inner}")(Idle)
-
-
-IDLE = [idle(outer, inner) for outer in ("neg", "relu", "tanh", "abs") for inner in ("exp", "log", "sin", "erf")]
-
-Emit = Callable[..., Any]
-
-
-def chain(nodes: int, emit: Emit, x: Any) -> Any:
-    for _ in range(nodes // 4):
-        for op in ("neg", "relu", "tanh", "abs"):
-            x = emit(op, x)
-    return x
-
-
-def wide(nodes: int, emit: Emit, x: Any) -> Any:
-    """Branches from one value that has very many readers."""
-    level = [emit("tanh", emit("relu", emit("neg", x))) for _ in range(nodes // 4)]
-    return sum_of(level, emit)
+(ReluOfNeg,) = graphopt_rules(1)
+IDLE = [idle_rule(outer, inner) for outer in ("neg", "relu", "tanh", "abs") for inner in ("exp", "log", "sin", "erf")]
 
 
 def double_negations(nodes: int, emit: Emit, x: Any) -> Any:
     return sum_of([emit("tanh", emit("neg", emit("neg", x))) for _ in range(nodes // 4)], emit)
-
-
-def sum_of(level: list[Any], emit: Emit) -> Any:
-    while len(level) > 1:
-        pairs = zip(level[::2], level[1::2], strict=False)
-        level = [emit("add", a, b) for a, b in pairs] + level[len(level) & ~1 :]
-    return level[0]
 
 
 def scratch(shape: Callable[..., Any], nodes: int) -> Graph:
