@@ -73,7 +73,7 @@ class OnnxRuntimeBackend(Backend):
         from graphopt.backends.ort_settings import Settings
 
         settings = read_options(Settings, self.name, options)
-        return CompiledProgram(program.map_models(lambda name, model: self.convert(model)), form, settings)
+        return CompiledProgram(program.convert(self.name), form, settings)
 
     def convert(self, model: Model) -> Model:
         """A torch model through torch's exporter; an ONNX model as it is.

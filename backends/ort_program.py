@@ -25,7 +25,7 @@ from graphopt.ir.weights import Array, numpy_dtype
 from graphopt.program.interface import NEGATIVE
 from graphopt.program.noise import draw_noise
 from graphopt.program.program import Program
-from graphopt.program.runner import check_sample, check_scale, like, to_numpy
+from graphopt.program.runner import check_sample, check_scale, concatenate, like, to_numpy
 
 FORMS = ("auto", "loop", "sessions")
 Callback = Callable[[int, Any], Any]
@@ -130,7 +130,8 @@ class CompiledProgram:
             result = self._run_loop(first, given, step_noise, scale, initial)
         else:
             report = None if callback is None else self._reporter(callback, start)
-            result = self._sessions.run(first * initial, self._branches(given), step_noise, scale, report)
+            branches = program.interface.branches(given, concatenate, guided=program.guidance is not None)
+            result = self._sessions.run(first * initial, branches, step_noise, scale, report)
         return like(start, result)
 
     def _run_loop(
@@ -158,21 +159,6 @@ class CompiledProgram:
                 if condition.branched:
                     given.setdefault(NEGATIVE + condition.name, given[condition.name])
         return given
-
-    def _branches(self, given: Mapping[str, Array]) -> list[dict[str, Array]]:
-        """The conditions of each call of the denoiser, as it sees them."""
-        interface = self.program.interface
-        own = {c.name: given[c.name] for c in interface.conditions}
-        if self.program.guidance is None:
-            return [own]
-        negative = {c.name: given[NEGATIVE + c.name] if c.branched else own[c.name] for c in interface.conditions}
-        if not interface.doubled:
-            return [negative, own]
-        both = {
-            c.name: np.concatenate([negative[c.name], own[c.name]]) if c.branched else own[c.name]
-            for c in interface.conditions
-        }
-        return [both]
 
     def _guidance_scale(self, given: float | None) -> Array | None:
         check_scale(self.program, given)

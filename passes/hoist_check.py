@@ -13,7 +13,7 @@ from graphopt.ir.weights import Array
 from graphopt.program.body import Body, Feed, Unit
 from graphopt.program.program import Program
 from graphopt.program.reference import run_unit
-from graphopt.program.runner import timestep_array, to_numpy, to_torch
+from graphopt.program.runner import timestep_table, to_numpy, to_torch
 from graphopt.rewrite.change import Rejected, compatible
 from graphopt.rewrite.contract import Evidence
 from graphopt.verify.compare import bit_equal
@@ -152,11 +152,9 @@ class _Runs:
 
 def _timesteps(program: Program, name: str) -> list[Array]:
     """First, last and middle timestep of the rows that call the body, as the denoiser takes them."""
-    interface = program.interface
     rows = [row for row, called in enumerate(program.calls) if called == name]
     chosen = sorted({rows[round(i * (len(rows) - 1) / max(1, ROWS - 1))] for i in range(ROWS)})
-    values = [float(program.schedule.timesteps[row]) for row in chosen]
-    return [timestep_array(interface.seen("timestep"), v, interface.timestep_scale) for v in values]
+    return [np.asarray(timestep) for timestep in timestep_table(program, chosen)]
 
 
 def draw_request(program: Program, number: int) -> dict[str, Array]:

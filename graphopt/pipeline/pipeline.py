@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from graphopt.errors import PipelineError, RuleError
 from graphopt.ir.model import Model
-from graphopt.pipeline.context import Context
+from graphopt.pipeline.context import Context, RunContext
 from graphopt.pipeline.flops import count_flops
 from graphopt.pipeline.instrument import Instrument, model_fingerprint
 from graphopt.pipeline.pass_ import GraphPass, Pass, RulePass, instantiate
@@ -100,15 +100,7 @@ class Pipeline:
                 f"pass {pass_.name} changed the model and reported no change; it must edit through the journal"
             )
         model.refresh()
-        record = PassRecord(
-            text=str(pass_),
-            before=before,
-            after=size_of(model),
-            rules=dict(context.ledger.stats),
-            applications=list(context.ledger.applications),
-            seconds=time.perf_counter() - started,
-            notes=list(context.notes),
-        )
+        record = record_of(pass_, context, before, size_of(model), started)
         for instrument in self.instruments:
             instrument.after_pass(pass_, model, record)
         return record
@@ -124,6 +116,19 @@ class Pipeline:
                     f"{', '.join(sorted(properties))}"
                 )
             properties.update(pass_.ensures)
+
+
+def record_of(pass_: Pass, context: RunContext, before: Size, after: Size, started: float) -> PassRecord:
+    """What `pass_`, which has just run, left in its context; `started` is of `time.perf_counter`."""
+    return PassRecord(
+        text=str(pass_),
+        before=before,
+        after=after,
+        rules=dict(context.ledger.stats),
+        applications=list(context.ledger.applications),
+        seconds=time.perf_counter() - started,
+        notes=list(context.notes),
+    )
 
 
 class _Watched:

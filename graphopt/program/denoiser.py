@@ -11,6 +11,8 @@ from graphopt.errors import ModelError, UnsupportedError
 from graphopt.ir.graph import TensorType
 from graphopt.ir.load import is_torch, load_model
 from graphopt.ir.model import Model
+from graphopt.program.body import Feed
+from graphopt.program.interface import Condition, halved
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,27 @@ class Denoiser:
     def role(self, role: str) -> str:
         """The input that has a role of which there is one."""
         return next(n for n in self.names if self.roles[n] == role)
+
+    def feeds(self) -> tuple[Feed, ...]:
+        """Where the inputs of `model` come from, in order."""
+        return tuple(_feed(name, self.roles[name]) for name in self.names)
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """The inputs that are fixed for a request."""
+        return tuple(
+            Condition(name, self.types[name], self.roles[name] == "condition")
+            for name in self.names
+            if self.roles[name] in ("condition", "shared")
+        )
+
+
+def _feed(name: str, role: str) -> Feed:
+    match role:
+        case "sample":
+            return Feed("sample")
+        case "timestep":
+            return Feed("timestep")
+    return Feed("condition", name=name)
 
 
 def trace(
@@ -185,13 +208,13 @@ def _of_example(name: str, type_: TensorType | None, example: Any) -> TensorType
 def _halved(title: str, name: str, type_: TensorType) -> TensorType:
     if not type_.shape:
         return type_
-    first, *others = type_.shape
+    first = type_.shape[0]
     if not isinstance(first, int) or first % 2:
         raise ModelError(
             f"input {name!r} of {title} is {type_}: guidance in one batch needs twice the batch; pass example_inputs "
             "of the sizes of one branch to a torch module, or use Guidance(mode='calls')"
         )
-    return TensorType(type_.dtype, (first // 2, *others))
+    return halved(type_)
 
 
 def _require_no_state(title: str, model: Model) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,7 @@ class Interface:
             if name not in known:
                 listed = ", ".join(known) or "none"
                 raise ModelError(f"unknown condition {name!r}{did_you_mean(name, list(known))}; it takes {listed}")
-            _check(name, known[name].type, value)
+            require_type(f"condition {name!r}", known[name].type, value)
         if missing := [c.name for c in self.conditions if c.name not in flat]:
             raise ModelError(f"condition {missing[0]!r} is missing; this program takes {', '.join(known)}")
         negatives = [NEGATIVE + c.name for c in self.conditions if c.branched] if guided else []
@@ -92,6 +92,29 @@ class Interface:
         return flat
 
 
+    def branches(
+        self, given: Mapping[str, Any], join: Callable[[list[Any]], Any], *, guided: bool
+    ) -> list[dict[str, Any]]:
+        """The conditions that each call of the denoiser in a row sees, from what `gather` returned: one set, or that
+        of the unconditional branch and then the other; `join` concatenates along the first axis."""
+        own = {c.name: given[c.name] for c in self.conditions}
+        if not guided:
+            return [own]
+        negative = {name: given.get(NEGATIVE + name, value) for name, value in own.items()}
+        if not self.doubled:
+            return [negative, own]
+        return [{c.name: join([negative[c.name], own[c.name]]) if c.branched else own[c.name] for c in self.conditions}]
+
+
+def halved(type_: TensorType) -> TensorType:
+    """One branch of what both branches of the guidance make in one batch; a scalar as it is."""
+    if not type_.shape:
+        return type_
+    first, *others = type_.shape
+    assert isinstance(first, int) and first % 2 == 0
+    return TensorType(type_.dtype, (first // 2, *others))
+
+
 def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -100,12 +123,13 @@ def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def _check(name: str, type_: TensorType, value: Any) -> None:
+def require_type(what: str, type_: TensorType, value: Any) -> None:
+    """Raise ModelError unless `value` is an array or a tensor of a static type; `what` names it."""
     shape, dtype = getattr(value, "shape", None), str(getattr(value, "dtype", "")).removeprefix("torch.")
     if shape is None:
-        raise ModelError(f"condition {name!r}: expected an array or a tensor {type_}, got {type(value).__name__}")
+        raise ModelError(f"{what}: expected an array or a tensor {type_}, got {type(value).__name__}")
     if tuple(shape) != type_.shape or dtype != type_.dtype:
         raise ModelError(
-            f"condition {name!r}: expected {type_}, got {TensorType(dtype, tuple(shape))}; build the sampler with "
-            "example_inputs of the sizes that you use"
+            f"{what}: expected {type_}, got {TensorType(dtype, tuple(shape))}; build the sampler with example_inputs "
+            "of the sizes that you use"
         )

@@ -13,7 +13,7 @@ from graphopt.ir.model import Model
 from graphopt.ir.weights import Array
 from graphopt.pipeline.context import Context, RunContext
 from graphopt.pipeline.pass_ import Pass, ProgramPass
-from graphopt.pipeline.pipeline import Pipeline, size_of
+from graphopt.pipeline.pipeline import Pipeline, record_of, size_of
 from graphopt.pipeline.report import PassRecord, Report, Size
 from graphopt.program.interface import NEGATIVE
 from graphopt.program.program import Program
@@ -72,16 +72,7 @@ def _run_program_pass(pass_: ProgramPass, program: Program, context: RunContext)
     context.ledger.open_pass(pass_.name)
     started = time.perf_counter()
     changed = pass_.run(program, context)
-    record = PassRecord(
-        text=str(pass_),
-        before=before,
-        after=program_size(changed),
-        rules=dict(context.ledger.stats),
-        applications=list(context.ledger.applications),
-        seconds=time.perf_counter() - started,
-        notes=list(context.notes),
-    )
-    return changed, record
+    return changed, record_of(pass_, context, before, program_size(changed), started)
 
 
 def program_size(program: Program) -> Size:

@@ -12,7 +12,7 @@ from graphopt.ir.graph import TensorType
 from graphopt.program.body import Body, Feed
 from graphopt.program.executor import next_state, noise_source
 from graphopt.program.guidance import combine
-from graphopt.program.interface import NEGATIVE
+from graphopt.program.interface import require_type
 from graphopt.program.program import Program
 
 RunUnit: TypeAlias = Callable[[Sequence[Any]], Sequence[Any]]
@@ -35,7 +35,6 @@ class Runner:
         self.program = program
         self._units = units
         self._to_own = to_torch if arrays == "torch" else to_numpy
-        self._own = arrays
 
     def __call__(
         self,
@@ -68,7 +67,10 @@ class Runner:
         program = self.program
         check_sample(program.interface.sample, sample)
         check_scale(program, guidance_scale)
-        branches = self._branches(program.interface.gather(conditions, guided=program.guidance is not None))
+        guided = program.guidance is not None
+        given = program.interface.gather(conditions, guided=guided)
+        own = {name: self._to_own(value) for name, value in given.items()}
+        branches = program.interface.branches(own, concatenate, guided=guided)
         request = _Request(self, branches, guidance_scale)
         schedule = program.schedule
         state: list[Any] = [self._to_own(sample)] + [None] * (schedule.live_tensors - 1)
@@ -84,22 +86,6 @@ class Runner:
                     state[0] = self._to_own(changed)
         return like(sample, state[0])
 
-    def _branches(self, given: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The conditions that each call of the denoiser sees: one set, or the unconditional one and then the other."""
-        interface, guidance = self.program.interface, self.program.guidance
-        own = {name: self._to_own(value) for name, value in given.items()}
-        conditional = {c.name: own[c.name] for c in interface.conditions}
-        if guidance is None:
-            return [conditional]
-        negative = {name: own.get(NEGATIVE + name, value) for name, value in conditional.items()}
-        if not interface.doubled:
-            return [negative, conditional]
-        both = {
-            c.name: concatenate([negative[c.name], conditional[c.name]]) if c.branched else conditional[c.name]
-            for c in interface.conditions
-        }
-        return [both]
-
 
 class _Request:
     """One call of a runner: prologues and tables evaluated, rows to come."""
@@ -111,9 +97,9 @@ class _Request:
         guidance = self._program.guidance
         self._scale = scale if scale is not None or guidance is None else guidance.scale
         self._prepared: dict[tuple[str, int], tuple[Sequence[Any], dict[int, Sequence[Any]]]] = {}
-        for name, body in self._program.bodies.items():
+        for name in dict.fromkeys(self._program.calls):
             for number, conditions in enumerate(branches):
-                self._prepared[name, number] = self._prepare(name, body, conditions)
+                self._prepared[name, number] = self._prepare(name, self._program.bodies[name], conditions)
 
     def _prepare(self, name: str, body: Body, conditions: dict[str, Any]) -> tuple[Sequence[Any], dict[int, Any]]:
         units = self._runner._units
@@ -201,13 +187,7 @@ def timestep_array(type_: TensorType, value: float, scale: float = 1.0) -> np.nd
 
 def check_sample(type_: TensorType, sample: Any) -> None:
     """Raise ModelError unless `sample` is of this type."""
-    shape, dtype = getattr(sample, "shape", None), str(getattr(sample, "dtype", "")).removeprefix("torch.")
-    if shape is None or tuple(shape) != type_.shape or dtype != type_.dtype:
-        got = type(sample).__name__ if shape is None else TensorType(dtype, tuple(shape))
-        raise ModelError(
-            f"the initial sample: expected {type_}, got {got}; build the sampler with example_inputs of the sizes that "
-            "you use"
-        )
+    require_type("the initial sample", type_, sample)
 
 
 def check_scale(program: Program, scale: Any) -> None:

@@ -12,10 +12,10 @@ from graphopt.errors import ModelError, UnsupportedError
 from graphopt.ir.graph import TensorType
 from graphopt.ir.weights import FLOATS, numpy_dtype
 from graphopt.pipeline.options import did_you_mean
-from graphopt.program.body import Body, Feed, Unit
+from graphopt.program.body import Body, Unit
 from graphopt.program.denoiser import Denoiser, trace
 from graphopt.program.guidance import Guidance
-from graphopt.program.interface import NEGATIVE, Condition, Interface
+from graphopt.program.interface import NEGATIVE, Interface
 from graphopt.program.program import Program
 from graphopt.program.schedule import Schedule
 
@@ -70,8 +70,7 @@ def Sampler(  # reads as the constructor that it is to users
     interface = _interface(found, timestep_scale, doubled)
     _require_names(interface, guidance)
     _require_timesteps(found.title, interface, schedule)
-    feeds = tuple(_feed(name, found.roles[name]) for name in found.names)
-    body = Body(Unit(found.model, feeds))
+    body = Body(Unit(found.model, found.feeds()))
     return Program(
         name=found.title,
         bodies={BODY: body},
@@ -165,16 +164,11 @@ def _require_timesteps(title: str, interface: Interface, schedule: Schedule) -> 
 def _interface(found: Denoiser, timestep_scale: float | None, doubled: bool) -> Interface:
     sample = found.types[found.role("sample")]
     output = found.model.main.type(found.model.main.outputs()[0])
-    conditions = tuple(
-        Condition(name, found.types[name], found.roles[name] == "condition")
-        for name in found.names
-        if found.roles[name] in ("condition", "shared")
-    )
     interface = Interface(
         sample=sample,
         timestep=found.types[found.role("timestep")],
         timestep_scale=found.timestep_scale if timestep_scale is None else timestep_scale,
-        conditions=conditions,
+        conditions=found.conditions(),
         doubled=doubled,
     )
     return replace(interface, prediction_channels=_prediction_channels(found, interface.seen("sample"), output))
@@ -193,14 +187,3 @@ def _prediction_channels(found: Denoiser, seen: TensorType, output: TensorType |
         f"the output of {found.title} is {output} for a sample {seen}: expected the same type, or twice the "
         "channels (a learned variance, which samplers ignore)"
     )
-
-
-def _feed(name: str, role: str) -> Feed:
-    match role:
-        case "sample":
-            return Feed("sample")
-        case "timestep":
-            return Feed("timestep")
-    return Feed("condition", name=name)
-
-

@@ -31,6 +31,7 @@ from graphopt.backends.ort_compiled import RunError
 from graphopt.backends.ort_program import CompiledProgram
 from graphopt.errors import ModelError, PipelineError
 from graphopt.program.guidance import Guidance
+from graphopt.program.interface import Interface
 from graphopt.program.noise import TorchNormal
 
 FORMS = ("loop", "sessions")
@@ -231,6 +232,7 @@ def test_unknown_forms_and_options_are_refused():
 
 def test_a_failure_inside_of_onnxruntime_is_named(monkeypatch):
     run = lower(onnx_program(), form="sessions")
-    monkeypatch.setattr(run, "_branches", lambda given: [{"encoder_hidden_states": TEXT[:1].numpy()}])
+    wrong = [{"encoder_hidden_states": TEXT[:1].numpy()}]
+    monkeypatch.setattr(Interface, "branches", lambda self, given, join, *, guided: wrong)
     with pytest.raises(RunError, match="onnxruntime failed while it ran the program"):
         run(NOISE, **GIVEN)

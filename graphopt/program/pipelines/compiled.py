@@ -12,12 +12,11 @@ import torch
 
 from graphopt.compiler import make_backend, optimize
 from graphopt.errors import ModelError, UnsupportedError
-from graphopt.ir.graph import TensorType
 from graphopt.pipeline.report import Report
-from graphopt.program.body import Body, Feed, Unit
+from graphopt.program.body import Body, Unit
 from graphopt.program.denoiser import trace
 from graphopt.program.guidance import Guidance
-from graphopt.program.interface import NEGATIVE, Condition, Interface
+from graphopt.program.interface import NEGATIVE, Interface, halved
 from graphopt.program.pipelines.cache import Cache
 from graphopt.program.pipelines.calls import DenoiserCall, Deviation, same
 from graphopt.program.pipelines.state import undisturbed
@@ -152,13 +151,9 @@ def _program(module: torch.nn.Module, call: DenoiserCall, schedule: Schedule) ->
         sample=types[call.sample_name],
         timestep=types[call.timestep_name],
         timestep_scale=1.0,
-        conditions=tuple(
-            Condition(name, types[name], roles[name] == "condition")
-            for name in found.names
-            if roles[name] in ("condition", "shared")
-        ),
+        conditions=found.conditions(),
     )
-    body = Body(Unit(found.model, tuple(_feed(name, roles[name]) for name in found.names)))
+    body = Body(Unit(found.model, found.feeds()))
     return Program(found.title, {BODY: body}, (BODY,) * len(schedule), schedule, interface)
 
 
@@ -170,12 +165,6 @@ def _roles(call: DenoiserCall) -> dict[str, str]:
         name: "condition" if value.ndim and value.shape[0] == batch else "shared" for name, value in call.leaves.items()
     }
     return roles | {call.sample_name: "sample", call.timestep_name: "timestep"}
-
-
-def _feed(name: str, role: str) -> Feed:
-    if role in ("sample", "timestep"):
-        return Feed("sample" if role == "sample" else "timestep")
-    return Feed("condition", name=name)
 
 
 def _sampling_interface(interface: Interface, probe: torch.Tensor, guidance: Guidance | None) -> Interface:
@@ -194,17 +183,9 @@ def _sampling_interface(interface: Interface, probe: torch.Tensor, guidance: Gui
         return replace(interface, prediction_channels=channels)
     return replace(
         interface,
-        sample=_half(sample),
-        timestep=_half(interface.timestep),
-        conditions=tuple(replace(c, type=_half(c.type)) if c.branched else c for c in interface.conditions),
+        sample=halved(sample),
+        timestep=halved(interface.timestep),
+        conditions=tuple(replace(c, type=halved(c.type)) if c.branched else c for c in interface.conditions),
         prediction_channels=channels,
         doubled=True,
     )
-
-
-def _half(type_: TensorType) -> TensorType:
-    if not type_.shape:
-        return type_
-    first, *others = type_.shape
-    assert isinstance(first, int)
-    return TensorType(type_.dtype, (first // 2, *others))
