@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from graphopt.ir.transcribe import transcribe
 from graphopt.ir.weights import FLOATS, Array
 from graphopt.passes.hoist_check import REQUESTS, draw_request
-from graphopt.program.body import Body, Feed, Unit
+from graphopt.program.body import Body, Known, Unit
 from graphopt.program.program import Program
 from graphopt.program.reference import run_unit
 from graphopt.program.runner import timestep_table
@@ -54,10 +55,10 @@ def _execute(program: Program, before: Body, after: Body, name: str) -> Evidence
     times = timestep_table(program, [row for row, called in enumerate(program.calls) if called == name])
     worst, runs = 0.0, 0
     for request in range(REQUESTS):
-        known = _Known(program, before, request)
-        batched = all_rows(known.feeds(after.table, times))
+        known = _known(program, before, request)
+        batched = all_rows(_feeds(known, after.table, times))
         for row in range(len(times)):
-            feeds = known.feeds(before.table, times[row, ...])
+            feeds = _feeds(known, before.table, times[row, ...])
             runs += 1
             got = [np.asarray(result)[row, ...] for result in batched]
             for index, ratio in enumerate(_ratios(evaluate(meaning, feeds), one(feeds), got)):
@@ -84,22 +85,13 @@ def _ratios(reference: Sequence[Array], before: Sequence[Array], after: Sequence
     return found
 
 
-class _Known:
+def _known(program: Program, body: Body, request: int) -> Known:
     """One request: seeded conditions and what the prologue makes of them."""
+    known = Known(draw_request(program, request))
+    if body.prologue is None:
+        return known
+    return replace(known, prologue=run_unit(body.prologue.model)(known.feeds(body.prologue)))
 
-    def __init__(self, program: Program, body: Body, request: int) -> None:
-        self._conditions = draw_request(program, request)
-        self._prologue: Sequence[Array] = ()
-        if body.prologue is not None:
-            self._prologue = run_unit(body.prologue.model)([self._conditions[f.name] for f in body.prologue.feeds])
 
-    def feeds(self, table: Unit, timestep: Array) -> list[Array]:
-        return [np.asarray(self._value(feed, timestep)) for feed in table.feeds]
-
-    def _value(self, feed: Feed, timestep: Array) -> Array:
-        match feed.kind:
-            case "timestep":
-                return timestep
-            case "condition":
-                return self._conditions[feed.name]
-        return self._prologue[feed.index]
+def _feeds(known: Known, table: Unit, timestep: Array) -> list[Array]:
+    return [np.asarray(value) for value in replace(known, timestep=timestep).feeds(table)]

@@ -14,8 +14,6 @@ from graphopt.pipeline.pass_ import ProgramPass
 from graphopt.program.body import Body, Unit
 from graphopt.program.program import Program
 from graphopt.program.stages import is_stored
-from graphopt.rewrite.change import Rejected
-from graphopt.rewrite.contract import Application
 
 
 @dataclass(frozen=True)
@@ -80,18 +78,12 @@ def batched_body(body: Body) -> Body:
 def _apply(program: Program, name: str, body: Body, changed: Body, context: RunContext) -> Program:
     """Verify and record; what fails is undone alone, which is to return the program as it was."""
     assert body.table is not None
-    ledger = context.ledger
-    id_ = ledger.next_id("table")
     graph = body.table.model.main
     nodes = tuple(graph.node_name(n) for n in graph.nodes() if not is_stored(graph, n))
-    if id_ in ledger.skip:
-        ledger.record(Application(id_, "table", nodes, "skipped", "skipped on request"))
+    kept = context.apply(
+        "table", nodes, lambda: (changed, check_batched(program, body, changed, name, context.verify))
+    )
+    if kept is None:
         return program
-    try:
-        evidence = check_batched(program, body, changed, name, context.verify)
-    except Rejected as rejected:
-        ledger.record(Application(id_, "table", nodes, "undone", rejected.reason, rejected.evidence))
-        return program
-    ledger.record(Application(id_, "table", nodes, "kept", "", evidence))
     context.notes.append(f"{name}/table: {len(nodes)} nodes run once instead of {program.calls.count(name)} times")
-    return replace(program, bodies={**program.bodies, name: changed})
+    return replace(program, bodies={**program.bodies, name: kept})

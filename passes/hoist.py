@@ -17,8 +17,7 @@ from graphopt.pipeline.report_table import scaled
 from graphopt.program.body import Body
 from graphopt.program.program import Program
 from graphopt.program.stages import Stage, Staging, input_stages, is_stored, reads, stage_lines, stages, type_bytes
-from graphopt.rewrite.change import Rejected
-from graphopt.rewrite.contract import Application, Evidence
+from graphopt.rewrite.contract import Evidence
 
 
 @dataclass(frozen=True)
@@ -106,27 +105,18 @@ def _all_read(graph: Graph, returned: Sequence[Node], movable: set[Node]) -> lis
 
 def _apply(program: Program, name: str, place: Place, cut: Split, context: RunContext) -> Program:
     """Split, verify and record; what fails is undone alone, which is to return the program as it was."""
-    ledger = context.ledger
-    id_ = ledger.next_id(place)
-    nodes = tuple(cut.graph.node_name(n) for n in cut.moved())
-    if id_ in ledger.skip:
-        ledger.record(Application(id_, place, nodes, "skipped", "skipped on request"))
-        return program
     body = program.bodies[name]
-    try:
+
+    def change() -> tuple[Body, Evidence]:
         first, rest = split(body.step, place, cut)
-        changed = (
+        made = (
             replace(body, step=rest, prologue=first) if place == "prologue" else replace(body, step=rest, table=first)
         )
-        evidence = check_split(program, body, changed, name, context.verify)
-    except Rejected as rejected:
-        ledger.record(Application(id_, place, nodes, "undone", rejected.reason, rejected.evidence))
+        return made, check_split(program, body, made, name, context.verify)
+
+    changed = context.apply(place, tuple(cut.graph.node_name(n) for n in cut.moved()), change, what="split")
+    if changed is None:
         return program
-    except Exception as error:
-        reason = f"the split raised {type(error).__name__}: {error}"
-        ledger.record(Application(id_, place, nodes, "undone", reason, Evidence("none")))
-        return program
-    ledger.record(Application(id_, place, nodes, "kept", "", evidence))
     _note_split(context, name, place, cut)
     return replace(program, bodies={**program.bodies, name: changed})
 

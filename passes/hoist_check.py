@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from graphopt.ir.graph import TensorType
 from graphopt.ir.model import Model
 from graphopt.ir.weights import Array
-from graphopt.program.body import Body, Feed, Unit
+from graphopt.program.body import Body, Known
 from graphopt.program.program import Program
 from graphopt.program.reference import run_unit
 from graphopt.program.runner import timestep_table, to_numpy, to_torch
@@ -118,36 +119,16 @@ class _Runs:
     def request(self, conditions: Mapping[str, Array], storage: str) -> Any:
         """The step's outputs as a function of sample and timestep, for one set of conditions."""
         own = to_torch if storage == "fx" else to_numpy
-        known: dict[str, Any] = {name: own(value) for name, value in conditions.items()}
-
-        def value(feed: Feed) -> Any:
-            found = known[feed.name if feed.kind == "condition" else feed.kind]
-            return found[feed.index] if feed.kind in ("prologue", "table") else found
-
-        def run(name: str, unit: Unit) -> Any:
-            return self._run[name]([value(f) for f in unit.feeds])
-
-        if self._body.prologue is not None:
-            known["prologue"] = run("prologue", self._body.prologue)
+        body, known = self._body, Known({name: own(value) for name, value in conditions.items()})
+        if body.prologue is not None:
+            known = replace(known, prologue=self._run["prologue"](known.feeds(body.prologue)))
 
         def step(sample: Array, timestep: Array) -> Sequence[Any]:
-            known["sample"], known["timestep"] = own(sample), own(timestep)
-            if self._body.table is not None:
-                known["table"] = self._table(run, known)
-            outputs: Sequence[Any] = run("step", self._body.step)
-            return outputs
+            row = replace(known, sample=own(sample), timestep=own(timestep))
+            row = replace(row, table=body.table_of_row(lambda feeds: self._run["table"](feeds), row))
+            return self._run["step"](row.feeds(body.step))
 
         return step
-
-    def _table(self, run: Any, known: dict[str, Any]) -> Sequence[Any]:
-        """The table of one row; one that takes all rows is given this one alone."""
-        assert self._body.table is not None
-        timestep = known["timestep"]
-        if self._body.batched:
-            known["timestep"] = timestep[None]
-        results: Sequence[Any] = run("table", self._body.table)
-        known["timestep"] = timestep
-        return [result[0, ...] for result in results] if self._body.batched else results
 
 
 def _timesteps(program: Program, name: str) -> list[Array]:

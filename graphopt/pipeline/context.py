@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.model import Model
-from graphopt.rewrite.change import Editor, Verifier
+from graphopt.rewrite.change import Editor, Rejected, Verifier
+from graphopt.rewrite.contract import Application, Evidence
 from graphopt.rewrite.driver import Driver
 from graphopt.rewrite.ledger import Ledger
 from graphopt.rewrite.rule import Rule
+
+T = TypeVar("T")
 
 
 class RunContext:
@@ -46,6 +50,37 @@ class RunContext:
         self.calibration = calibration
         self.notes: list[str] = []
         """Remarks for the report; a pass appends."""
+
+    def apply(
+        self, rule: str, nodes: tuple[str, ...], change: Callable[[], tuple[T, Evidence]], *, what: str = "rewrite"
+    ) -> T | None:
+        """One application of a pass that changes no graph in place: made, judged and recorded.
+
+        Args:
+            rule: names it in the ledger.
+            nodes: names of the nodes that it concerns.
+            change: makes the result and the evidence for it; raises Rejected if it breaks its contract.
+            what: what the change is called where it raises anything else.
+
+        Returns:
+            The result, or None if it was skipped or undone; then what was there before stays.
+        """
+        id_ = self.ledger.next_id(rule)
+        record = partial(Application, id_, rule, nodes)
+        if id_ in self.ledger.skip:
+            self.ledger.record(record("skipped", "skipped on request"))
+            return None
+        try:
+            result, evidence = change()
+        except Rejected as rejected:
+            self.ledger.record(record("undone", rejected.reason, rejected.evidence))
+            return None
+        except Exception as error:
+            reason = f"the {what} raised {type(error).__name__}: {error}"
+            self.ledger.record(record("undone", reason, Evidence("none")))
+            return None
+        self.ledger.record(record("kept", "", evidence))
+        return result
 
 
 class Context(RunContext):

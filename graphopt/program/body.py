@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
 
 from graphopt.ir.graph import TensorType
 from graphopt.ir.model import Model
@@ -38,6 +38,33 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class Known:
+    """What is known when a unit runs, in whatever kind of arrays its runtime takes."""
+
+    conditions: Mapping[str, Any]
+    prologue: Sequence[Any] = ()
+    table: Sequence[Any] = ()
+    timestep: Any = None
+    sample: Any = None
+
+    def feeds(self, unit: Unit) -> list[Any]:
+        """The inputs of `unit`, in order."""
+        return [self._value(feed) for feed in unit.feeds]
+
+    def _value(self, feed: Feed) -> Any:
+        match feed.kind:
+            case "condition":
+                return self.conditions[feed.name]
+            case "prologue":
+                return self.prologue[feed.index]
+            case "table":
+                return self.table[feed.index]
+            case "timestep":
+                return self.timestep
+        return self.sample
+
+
+@dataclass(frozen=True)
 class Body:
     """What one row of a program calls.
 
@@ -59,6 +86,16 @@ class Body:
             unit: Unit | None = getattr(self, name)
             if unit is not None:
                 yield name, unit
+
+    def table_of_row(self, run: Callable[[list[Any]], Sequence[Any]], known: Known) -> Sequence[Any]:
+        """The table's results for one row, whose timestep is known; `run` runs its graph. A table that takes all rows
+        is given this one alone."""
+        if self.table is None:
+            return ()
+        if not self.batched:
+            return run(known.feeds(self.table))
+        alone = replace(known, timestep=known.timestep[None])
+        return [result[0, ...] for result in run(alone.feeds(self.table))]
 
     def result_types(self, name: str) -> list[TensorType | None]:
         """The types of a unit's results as one row sees them, as far as they are known."""

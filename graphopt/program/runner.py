@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from graphopt.errors import ModelError
 from graphopt.ir.graph import TensorType
-from graphopt.program.body import Body, Feed
+from graphopt.program.body import Body, Known
 from graphopt.program.executor import next_state, noise_source
 from graphopt.program.guidance import combine
 from graphopt.program.interface import require_type
@@ -96,29 +97,27 @@ class _Request:
         self._branches = branches
         guidance = self._program.guidance
         self._scale = scale if scale is not None or guidance is None else guidance.scale
-        self._prepared: dict[tuple[str, int], tuple[Sequence[Any], dict[int, Sequence[Any]]]] = {}
+        self._prologues: dict[tuple[str, int], Sequence[Any]] = {}
+        self._tables: dict[tuple[int, int], Sequence[Any]] = {}
+        """By row and branch."""
         for name in dict.fromkeys(self._program.calls):
-            for number, conditions in enumerate(branches):
-                self._prepared[name, number] = self._prepare(name, self._program.bodies[name], conditions)
+            for branch in range(len(branches)):
+                self._prepare(name, self._program.bodies[name], branch)
 
-    def _prepare(self, name: str, body: Body, conditions: dict[str, Any]) -> tuple[Sequence[Any], dict[int, Any]]:
-        units = self._runner._units
-        prologue: Sequence[Any] = ()
-        tables: dict[int, Any] = {}
+    def _prepare(self, name: str, body: Body, branch: int) -> None:
+        units, known = self._runner._units, Known(self._branches[branch])
         if body.prologue is not None:
-            feeds = [conditions[f.name] for f in body.prologue.feeds]
-            prologue = units[name, "prologue"](feeds)
-        if body.table is not None:
-            rows = [row for row, called in enumerate(self._program.calls) if called == name]
-            if body.batched:
-                times = self._runner._to_own(timestep_table(self._program, rows))
-                feeds = [self._value(f, 0, None, conditions, prologue, (), times) for f in body.table.feeds]
-                stacked = units[name, "table"](feeds)
-                return prologue, {row: [column[place, ...] for column in stacked] for place, row in enumerate(rows)}
+            known = replace(known, prologue=units[name, "prologue"](known.feeds(body.prologue)))
+        self._prologues[name, branch] = known.prologue
+        rows = [row for row, called in enumerate(self._program.calls) if called == name]
+        if body.table is not None and body.batched:
+            all_rows = replace(known, timestep=self._runner._to_own(timestep_table(self._program, rows)))
+            stacked = units[name, "table"](all_rows.feeds(body.table))
+            self._tables |= {(row, branch): [c[place, ...] for c in stacked] for place, row in enumerate(rows)}
+        elif body.table is not None:
             for row in rows:
-                feeds = [self._value(f, row, None, conditions, prologue, ()) for f in body.table.feeds]
-                tables[row] = units[name, "table"](feeds)
-        return prologue, tables
+                feeds = replace(known, timestep=self._timestep(row)).feeds(body.table)
+                self._tables[row, branch] = units[name, "table"](feeds)
 
     def predict(self, row: int, x: Any) -> Any:
         """The guided prediction for the scaled sample of a row."""
@@ -137,36 +136,17 @@ class _Request:
     def _call(self, row: int, branch: int, x: Any) -> Any:
         program = self._program
         name = program.calls[row]
-        prologue, tables = self._prepared[name, branch]
-        feeds = [
-            self._value(f, row, x, self._branches[branch], prologue, tables.get(row, ()))
-            for f in program.bodies[name].step.feeds
-        ]
+        known = Known(
+            self._branches[branch],
+            self._prologues[name, branch],
+            self._tables.get((row, branch), ()),
+            self._timestep(row),
+            x,
+        )
+        feeds = known.feeds(program.bodies[name].step)
         prediction = self._runner._units[name, "step"](feeds)[0]
         channels = program.interface.prediction_channels
         return prediction if channels is None else prediction[:, :channels]
-
-    def _value(
-        self,
-        feed: Feed,
-        row: int,
-        x: Any,
-        conditions: dict[str, Any],
-        prologue: Sequence[Any],
-        table: Sequence[Any],
-        times: Any = None,
-    ) -> Any:
-        """What a unit reads; `times` is given instead of the row's timestep."""
-        match feed.kind:
-            case "sample":
-                return x
-            case "timestep":
-                return self._timestep(row) if times is None else times
-            case "condition":
-                return conditions[feed.name]
-            case "prologue":
-                return prologue[feed.index]
-        return table[feed.index]
 
     def _timestep(self, row: int) -> Any:
         return self._runner._to_own(timestep_table(self._program, [row])[0, ...])
@@ -174,15 +154,11 @@ class _Request:
 
 def timestep_table(program: Program, rows: Sequence[int]) -> np.ndarray[Any, Any]:
     """The timesteps of some rows as the denoiser takes them, stacked along a new first axis."""
-    seen, scale = program.interface.seen("timestep"), program.interface.timestep_scale
-    return np.stack([timestep_array(seen, float(program.schedule.timesteps[row]), scale) for row in rows])
-
-
-def timestep_array(type_: TensorType, value: float, scale: float = 1.0) -> np.ndarray[Any, Any]:
-    """A timestep as the denoiser takes it."""
+    type_ = program.interface.seen("timestep")
     assert type_.shape is not None
     shape = [d for d in type_.shape if isinstance(d, int)]
-    return np.full(shape, value * scale, dtype=type_.dtype)
+    values = [float(program.schedule.timesteps[row]) * program.interface.timestep_scale for row in rows]
+    return np.stack([np.full(shape, value, dtype=type_.dtype) for value in values])
 
 
 def check_sample(type_: TensorType, sample: Any) -> None:

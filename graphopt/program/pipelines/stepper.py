@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from graphopt.program.body import Feed, Unit
+from graphopt.program.body import Known
 from graphopt.program.pipelines.calls import DenoiserCall
 from graphopt.program.program import Program
 from graphopt.program.runner import to_numpy, to_torch
@@ -38,41 +40,23 @@ class StepwiseRequest:
     def __init__(self, stepper: Stepper) -> None:
         self._stepper = stepper
         self._last: DenoiserCall | None = None
-        self._conditions: dict[str, Any] = {}
-        self._prologue: Sequence[Any] = ()
+        self._known = Known({})
         self._tables: dict[tuple[float, ...], Sequence[Any]] = {}
 
     def __call__(self, call: DenoiserCall) -> torch.Tensor:
         """What the denoiser returns for a call."""
-        stepper = self._stepper
+        stepper, body = self._stepper, self._stepper._body
         if self._last is None or self._last.change(call) is not None:
-            self._conditions = {name: stepper._own(value) for name, value in call.conditions.items()}
-            self._prologue = self._evaluate("prologue", stepper._body.prologue, call)
+            known = Known({name: stepper._own(value) for name, value in call.conditions.items()})
+            if body.prologue is not None:
+                known = replace(known, prologue=stepper.run("prologue", known.feeds(body.prologue)))
+            self._known = known
             self._tables = {}
         self._last = call
+        known = replace(self._known, timestep=stepper._own(call.timestep), sample=stepper._own(call.sample))
         timestep = tuple(call.timestep.reshape(-1).tolist())
         if timestep not in self._tables:
-            self._tables[timestep] = self._evaluate("table", stepper._body.table, call)
-        result: torch.Tensor = to_torch(self._evaluate("step", stepper._body.step, call, self._tables[timestep])[0])
+            self._tables[timestep] = body.table_of_row(partial(stepper.run, "table"), known)
+        known = replace(known, table=self._tables[timestep])
+        result: torch.Tensor = to_torch(stepper.run("step", known.feeds(body.step))[0])
         return result
-
-    def _evaluate(self, name: str, unit: Unit | None, call: DenoiserCall, table: Sequence[Any] = ()) -> Sequence[Any]:
-        if unit is None:
-            return ()
-        feeds = [self._value(feed, call, table) for feed in unit.feeds]
-        if name != "table" or not self._stepper._body.batched:
-            return self._stepper.run(name, feeds)
-        one = [value[None] if f.kind == "timestep" else value for f, value in zip(unit.feeds, feeds, strict=True)]
-        return [result[0, ...] for result in self._stepper.run(name, one)]
-
-    def _value(self, feed: Feed, call: DenoiserCall, table: Sequence[Any]) -> Any:
-        match feed.kind:
-            case "sample":
-                return self._stepper._own(call.sample)
-            case "timestep":
-                return self._stepper._own(call.timestep)
-            case "condition":
-                return self._conditions[feed.name]
-            case "prologue":
-                return self._prologue[feed.index]
-        return table[feed.index]
