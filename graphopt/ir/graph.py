@@ -235,6 +235,21 @@ class Graph(ABC):
         """
 
     @abstractmethod
+    def store(self, value: Value, data: TensorRef) -> Undo:
+        """Let the weight `value` hold `data` of the same dtype, perhaps in another shape; its name stays.
+
+        The types of what is computed from it are brought up to date with `retype`. Raises CannotEmit if `value` is not
+        stored by this region.
+        """
+
+    @abstractmethod
+    def retype(self, node: Node, types: Sequence[TensorType | None]) -> Undo:
+        """Let the outputs of `node` have `types`, which follow from those that its operands have now.
+
+        Raises CannotEmit if the storage can tell that they do not.
+        """
+
+    @abstractmethod
     def remove(self, node: Node) -> None:
         """Remove `node`, of whose outputs nothing reads any. Final: the driver removes only what is decided."""
 

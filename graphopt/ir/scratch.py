@@ -186,6 +186,29 @@ class ScratchGraph(Graph):
     def add_constant(self, data: TensorRef, name: str) -> tuple[Value, Undo]:
         return ScratchValue(self._fresh(name), TensorType(data.dtype, data.shape), data), lambda: None
 
+    def store(self, value: Value, data: TensorRef) -> Undo:
+        if not isinstance(value, ScratchValue) or value.data is None:
+            raise CannotEmit(f"{self.name(value)} is no weight")
+        before = value.data, value.type
+        value.data, value.type = data, TensorType(data.dtype, data.shape)
+
+        def undo() -> None:
+            value.data, value.type = before
+
+        return undo
+
+    def retype(self, node: Node, types: Sequence[TensorType | None]) -> Undo:
+        outputs = node.call.outputs
+        before = [o.type for o in outputs]
+        for output, type_ in zip(outputs, types, strict=True):
+            output.type = type_
+
+        def undo() -> None:
+            for output, type_ in zip(outputs, before, strict=True):
+                output.type = type_
+
+        return undo
+
     def replace(self, old: Value, new: Value) -> Undo:
         changed = list(old.users)
         calls = [node.call for node in changed]

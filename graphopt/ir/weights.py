@@ -110,6 +110,24 @@ class TensorRef(ABC):
         return f"{type(self).__name__}({self.dtype}{list(self.shape)})"
 
 
+class SlicedRef(TensorRef):
+    """Some indices of every axis of another tensor, copied when somebody needs the numbers."""
+
+    def __init__(self, data: TensorRef, kept: Sequence[npt.NDArray[np.int64] | None]) -> None:
+        """`kept` has the indices that stay for each axis, in order; None where all do."""
+        self._data = data
+        self._kept = tuple(kept)
+        self.dtype = data.dtype
+        self.shape = tuple(n if k is None else len(k) for n, k in zip(data.shape, kept, strict=True))
+
+    def numpy(self) -> Array:
+        found = self._data.numpy()
+        for axis, kept in enumerate(self._kept):
+            if kept is not None:
+                found = np.take(found, kept, axis=axis)
+        return read_only(found)
+
+
 class ArrayRef(TensorRef):
     """A tensor that is already in memory."""
 

@@ -47,6 +47,12 @@ class Journal:
         self._undos.append(undo)
         return value
 
+    def store(self, value: Value, data: TensorRef) -> None:
+        self._undos.append(self.graph.store(value, data))
+
+    def retype(self, node: Node, types: Sequence[TensorType | None]) -> None:
+        self._undos.append(self.graph.retype(node, types))
+
     def replace(self, old: Value, new: Value) -> None:
         readers = self.graph.users(old)
         self._undos.append(self.graph.replace(old, new))

@@ -259,10 +259,16 @@ def _draw_integer(
             return np.asarray(_target(fragment.graph, call, sizes), numpy_dtype(type_.dtype))
         if position == 1 and call.op in ("gather", "gather_elements", "scatter_elements"):
             extent = _size_of(fragment.graph, call.operands[0], sizes)[call.fields["axis"]]
-            low, high = -extent, extent
+            low, high = 0 if _rejects_negative(fragment.graph, call) else -extent, extent
         if position == 1 and call.op in ("div", "mod"):
             low = 1
     return rng.integers(low, high, sizes[value]).astype(numpy_dtype(type_.dtype))
+
+
+def _rejects_negative(graph: Graph, call: Call) -> bool:
+    """torch counts from the end in plain indexing alone."""
+    name = graph.raw_name(call.node)
+    return name.startswith("aten.") and name != "aten.index.Tensor"
 
 
 def _is_settled_target(graph: Graph, call: Call, value: Value) -> bool:

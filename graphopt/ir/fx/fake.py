@@ -18,16 +18,26 @@ def compute(planned: Plan, fake_mode: Any) -> Any:
     """What `planned` computes, as fake tensors of `fake_mode`. Raises CannotEmit if torch rejects it."""
     if planned.same_type and _is_plain(first := planned.args[0].meta["val"]):
         return first
-    args, kwargs = fx.map_arg((planned.args, planned.kwargs), lambda n: n.meta["val"])
+    return _run(planned.target, planned.args, planned.kwargs, fake_mode)
+
+
+def recompute(node: fx.Node, fake_mode: Any) -> Any:
+    """What `node` computes from what its operands are known to be, as fake tensors of `fake_mode`. Raises CannotEmit if
+    torch rejects it."""
+    return _run(node.target, node.args, node.kwargs, fake_mode)
+
+
+def _run(target: Any, args: Any, kwargs: Any, fake_mode: Any) -> Any:
+    args, kwargs = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
     environment = fake_mode.shape_env
     try:
         with torch.no_grad(), fake_mode:
             if environment is None:
-                return planned.target(*args, **kwargs)
+                return target(*args, **kwargs)
             with environment.suppress_guards():
-                return planned.target(*args, **kwargs)
+                return target(*args, **kwargs)
     except Exception as error:
-        raise CannotEmit(f"torch rejects {raw_name_of(planned.target)}: {error}") from error
+        raise CannotEmit(f"torch rejects {raw_name_of(target)}: {error}") from error
 
 
 def _is_plain(value: Any) -> bool:

@@ -101,7 +101,7 @@ def _distinct(example: Any) -> Any:
 
 def _functional(program: Any) -> Any:
     """`program` without mutation, as a copy. Raises UnsupportedError if some is left."""
-    from graphopt.ir.fx.normalise import free_layout, hoist_assertions
+    from graphopt.ir.fx.normalise import free_layout, hoist_assertions, unbind_by_selection
     from graphopt.ir.fx.schema import mutating_operators, refuse_mutation
 
     try:
@@ -112,6 +112,7 @@ def _functional(program: Any) -> Any:
     refuse_mutation([name for graph in graphs for name in mutating_operators(graph)])
     for graph in graphs:
         free_layout(graph)
+        unbind_by_selection(graph)
     hoist_assertions(functional)
     return functional
 

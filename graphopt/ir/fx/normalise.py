@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -22,6 +23,20 @@ def free_layout(graph: fx.Graph) -> None:
         free.meta.update(node.meta)
         node.replace_all_uses_with(free)
         graph.erase_node(node)
+
+
+def unbind_by_selection(graph: fx.Graph) -> None:
+    """Let every unbind be selections, one for each of its results that is read: the vocabulary has a word for them."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.unbind.int):
+        axis = node.args[1] if len(node.args) > 1 else 0
+        for user in [u for u in node.users if u.target is operator.getitem]:
+            with graph.inserting_before(user):
+                picked = graph.call_function(torch.ops.aten.select.int, (node.args[0], axis, user.args[1]))
+            picked.meta.update(user.meta)
+            user.replace_all_uses_with(picked)
+            graph.erase_node(user)
+        if not node.users:
+            graph.erase_node(node)
 
 
 def hoist_assertions(program: Any) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
 
-from graphopt.ir.fx.fake import compute
+from graphopt.ir.fx.fake import compute, recompute
 from graphopt.ir.fx.names import Names
 from graphopt.ir.fx.read import read
 from graphopt.ir.fx.schema import bodies_of, exposes, has_effects, raw_name_of, split_arguments
@@ -286,6 +287,51 @@ class FxGraph(Graph):
             self._erase(node)
 
         return node, undo
+
+    def store(self, value: Value, data: TensorRef) -> Undo:
+        weight = self.weights.get(value)
+        if weight is None or weight.mutable:
+            raise CannotEmit(f"{self.name(value)} is no constant weight of this region")
+        tensor = data.tensor if isinstance(data, TorchRef) else to_torch(data.numpy())
+        if isinstance(weight.tensor, torch.nn.Parameter) and not isinstance(tensor, torch.nn.Parameter):
+            tensor = torch.nn.Parameter(tensor, requires_grad=weight.tensor.requires_grad)
+        restore = self._give_value(value, self._fake(tensor))
+        self.weights[value] = replace(weight, tensor=tensor)
+
+        def undo() -> None:
+            self.weights[value] = weight
+            restore()
+
+        return undo
+
+    def retype(self, node: Node, types: Sequence[TensorType | None]) -> Undo:
+        computed = recompute(node, self.fake_mode)
+        several = isinstance(computed, (tuple, list))
+        check_types(self.raw_name(node), computed if several else [computed], types)
+        undos = [self._give_value(node, computed)]
+        for user in list(node.users) if several else ():
+            if user.target is operator.getitem:
+                undos.append(self._give_value(user, computed[user.args[1]]))
+
+        def undo() -> None:
+            for step in reversed(undos):
+                step()
+
+        return undo
+
+    def _give_value(self, node: fx.Node, value: Any) -> Undo:
+        """Let `node` be known to give `value`, a fake tensor or several."""
+        before = node.meta.get("val")
+
+        def give(new: Any) -> None:
+            node.meta["val"] = new
+            for cache in (self._types, self._constants, self._calls):
+                cache.pop(node, None)
+            for user in node.users:
+                self._calls.pop(user, None)
+
+        give(value)
+        return lambda: give(before)
 
     def replace(self, old: Value, new: Value) -> Undo:
         returned = self.output_node in old.users

@@ -116,7 +116,7 @@ class Shared:
         self.fresh: set[ir.Value] = set()
         """Values that edits have written and that have not taken over the name of another one."""
         self._given: dict[ir.Value, TensorType] = {}
-        self._inferred: Mapping[ir.Value, TensorType] = {}
+        self._inferred: dict[ir.Value, TensorType] = {}
         self._types: dict[ir.Value, TensorType | None] = {}
         self._tensors: dict[ir.Node, ir.TensorProtocol | None] = {}
         self._refs: dict[ir.TensorProtocol, TensorRef | None] = {}
@@ -155,6 +155,19 @@ class Shared:
     def given_type(self, value: ir.Value) -> TensorType | None:
         return self._given.get(value)
 
+    def known_of(self, value: ir.Value) -> tuple[TensorType | None, TensorType | None]:
+        """What was given and what was inferred of `value`."""
+        return self._given.get(value), self._inferred.get(value)
+
+    def know(self, value: ir.Value, known: tuple[TensorType | None, TensorType | None]) -> None:
+        """Let this be what was given and what was inferred, until types are inferred anew."""
+        given, inferred = known
+        self.give_type(value, given)
+        if inferred is None:
+            self._inferred.pop(value, None)
+        else:
+            self._inferred[value] = inferred
+
     def forget_type(self, value: ir.Value) -> None:
         """Drop what was computed for `value` after its declaration changed."""
         self._types.pop(value, None)
@@ -169,7 +182,7 @@ class Shared:
 
     def set_inferred(self, types: Mapping[ir.Value, TensorType]) -> None:
         """Take the result of shape inference; everything read before is read anew."""
-        self._inferred = types
+        self._inferred = dict(types)
         self._types.clear()
         self.calls.clear()
 
@@ -203,6 +216,10 @@ class Shared:
             self.remember_ref(tensor, ref)
         for value, type_ in fragment.types.items():
             self.give_type(value, type_)
+
+    def forget_tensor(self, node: ir.Node) -> None:
+        """Read the tensor of a Constant node anew when it is next asked for."""
+        self._tensors.pop(node, None)
 
     # ---- forgetting --------------------------------------------------------------------------------------
 

@@ -183,6 +183,12 @@ class OnnxGraph(Graph):
     def replace(self, old: Value, new: Value) -> Undo:
         return edits.replace_value(self, old, new)
 
+    def store(self, value: Value, data: TensorRef) -> Undo:
+        return edits.store(self, value, data)
+
+    def retype(self, node: ir.Node, types: Sequence[TensorType | None]) -> Undo:
+        return edits.retype(self, node, types)
+
     def remove(self, node: ir.Node) -> None:
         edits.delete_node(self, node)
 

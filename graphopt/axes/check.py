@@ -1,0 +1,162 @@
+"""Masked equals sliced: what shortening an axis must not change, checked on the part of the graph that it touches.
+
+Three checks, each of which sees what the others cannot: in float64, the part before with zeros in what goes equals the
+part after; slicing a tensor at the wrong places would have been seen; what was written runs natively and computes its
+float64 meaning. Nodes at which indices depend on each other are restricted, before, to what stays: what that does to
+the model is the price of the axis and not an error.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphopt.axes.analysis import Axes, Kept, Shortened
+from graphopt.axes.free import FreeAxis
+from graphopt.axes.region import Region, masks, picked, region_of, run_masked, run_now, stored, widened
+from graphopt.axes.shorten import shorten, sliced
+from graphopt.axes.terms import Mask
+from graphopt.ir.graph import Node, Value
+from graphopt.ir.weights import FLOATS, Array
+from graphopt.rewrite.change import Rejected
+from graphopt.rewrite.contract import Evidence
+from graphopt.rewrite.journal import Journal
+from graphopt.verify.compare import EPS, relative_error
+from graphopt.verify.execute import CannotRun, native_runner
+from graphopt.verify.inputs import shake
+
+TOLERANCE = 1e-10
+"""Relative error between masked and sliced in float64; right ones stay below 1e-13."""
+SEEN = 1e-6
+"""Relative error that slicing at the wrong places must make at the least."""
+NATIVE_UNITS = 64.0
+"""Units of rounding that the native result may be from the float64 one, times its sensitivity to rounding."""
+
+
+def shorten_checked(axes: Axes, axis: FreeAxis, keep: Mask, journal: Journal, *, check: bool = True) -> Evidence:
+    """Shorten one axis to the indices in `keep`; committed if the result is right, rolled back if not.
+
+    Raises:
+        Rejected: masked and sliced differ, or a fault would not be seen.
+        CannotEmit: the storage cannot say the result.
+    """
+    try:
+        edit, evidence = _shorten(axes, axis, keep, journal, check)
+    except BaseException:
+        journal.rollback()
+        raise
+    journal.commit()
+    axes.follow(edit)
+    return evidence
+
+
+def _shorten(axes: Axes, axis: FreeAxis, keep: Mask, journal: Journal, check: bool) -> tuple[Shortened, Evidence]:
+    nodes = axes.current(axis.nodes)
+    values = list(dict.fromkeys(m.value for m in axis.members))
+    before = _Before(axes, axis, nodes, values, keep) if check else None
+    edit = shorten(axes, {axis.leaf: keep}, values, nodes, journal)
+    return edit, Evidence("none") if before is None else before.compare(edit)
+
+
+@dataclass(frozen=True)
+class _Now:
+    """What stands for a part after the edit."""
+
+    nodes: Sequence[Node]
+    outputs: Sequence[Value]
+
+
+class _Before:
+    """What is to be compared with, taken before the edit."""
+
+    def __init__(self, axes: Axes, axis: FreeAxis, nodes: Sequence[Node], values: Sequence[Value], keep: Mask) -> None:
+        self._axes = axes
+        self._axis = axis
+        self._nodes = nodes
+        self._kept = Kept(axes.space, {axis.leaf: keep})
+        self._wrong = Kept(axes.space, {axis.leaf: _shifted(keep)})
+        self._region = region_of(axes, nodes, zlib.crc32(f"{axis.name}:{axis.size}".encode()))
+        self._expected = run_masked(axes, set(axes.current(axis.coupling)), self._kept, self._region)
+        if not all(np.isfinite(m).all() for m in self._expected):
+            raise Rejected("what it is compared with is not finite", Evidence("none"))
+        self._sliced = {v: sliced(axes, self._kept, v, stored(axes.graph, v)).numpy() for v in values}
+        self._slices = {v: masks(axes, self._kept, v) for v in self._region.weights}
+        self._wrong_slices = {v: masks(axes, self._wrong, v) for v in self._region.weights}
+
+    def compare(self, edit: Shortened) -> Evidence:
+        """The evidence for the edit. Raises Rejected if there is none."""
+        replaced = dict(edit.values)
+        now = _Now([edit.nodes.get(n, n) for n in self._nodes], [replaced.get(o, o) for o in self._region.outputs])
+        self._check_stored()
+        error = self._error(now, {v: picked(w, self._slices[v]) for v, w in self._region.weights.items()})
+        if not error <= TOLERANCE:
+            raise Rejected(
+                f"masked and sliced differ by {error:.1e} in float64 (allowed {TOLERANCE:.0e})",
+                Evidence("executed", 1, error / TOLERANCE, error),
+            )
+        control = self._control(now)
+        if not control >= SEEN:
+            raise Rejected(
+                f"slicing at the wrong places would not be seen: it changes the result by {control:.1e} only",
+                Evidence("executed", 1, 0.0, error),
+            )
+        check_native(self._region, now.nodes, now.outputs)
+        axis = self._axis
+        how = "exact" if axis.exact else f"coupled at {', '.join(axis.coupled[:3])}"
+        notes = (how, f"slicing at the wrong places would change the result by {control:.1e}")
+        return Evidence("executed", 2, error / TOLERANCE, error, notes)
+
+    def _error(self, now: _Now, weights: Mapping[Value, Array]) -> float:
+        return _compare(self._expected, run_now(self._region, now.nodes, weights, now.outputs))
+
+    def _check_stored(self) -> None:
+        graph = self._axes.graph
+        for value, data in self._sliced.items():
+            if not np.array_equal(stored(graph, value).numpy(), data, equal_nan=data.dtype.name in FLOATS):
+                raise Rejected(f"{graph.name(value)} is stored otherwise than it was sliced", Evidence("none"))
+
+    def _control(self, now: _Now) -> float:
+        """What slicing the first tensor that has the axis at other places does to the result."""
+        weights = {v: picked(w, self._slices[v]) for v, w in self._region.weights.items()}
+        first = next(v for v, slices in self._slices.items() if any(m is not None for m in slices))
+        weights[first] = picked(self._region.weights[first], self._wrong_slices[first])
+        return self._error(now, weights)
+
+
+def _shifted(keep: Mask) -> Mask:
+    """As many other indices."""
+    moved = np.roll(keep, 1)
+    return moved if not np.array_equal(moved, keep) else ~keep
+
+
+def _compare(expected: Sequence[Array], got: Sequence[Array]) -> float:
+    return max((relative_error(a, b) for a, b in zip(expected, got, strict=True)), default=0.0)
+
+
+def check_native(region: Region, nodes: Sequence[Node], outputs: Sequence[Value]) -> None:
+    """What was written runs natively, on the tensors that are stored, and computes its float64 meaning.
+
+    Raises:
+        Rejected: it does not.
+    """
+    graph = region.graph
+    weights = {v: widened(stored(graph, v).numpy()) for v in region.weights}
+    reference = run_now(region, nodes, weights, outputs)
+    try:
+        native = native_runner(graph, nodes, region.inputs, outputs)(region.feeds)
+    except CannotRun as failure:
+        raise Rejected(f"the shortened part cannot be run: {failure}", Evidence("none")) from failure
+    eps = max((EPS[n.dtype.name] for n in native if n.dtype.name in FLOATS), default=0.0)
+    rng = np.random.default_rng(0)
+    shaken = {v: shake(w, eps, rng) if w.dtype == np.float64 else w for v, w in weights.items()}
+    moved = run_now(region, nodes, shaken, outputs, [shake(f, eps, rng) for f in region.feeds])
+    allowed = NATIVE_UNITS * max(eps, _compare(reference, moved))
+    error = _compare(reference, [widened(n) for n in native])
+    if not error <= allowed:
+        raise Rejected(
+            f"the native result of the shortened part is {error:.1e} from its float64 meaning, allowed {allowed:.1e}",
+            Evidence("executed", 1, error / allowed if allowed else float("inf")),
+        )

@@ -1,0 +1,214 @@
+"""Ops that move elements: reshapes are products of axes, concatenations are sums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
+from typing import Any
+
+from graphopt.axes.analysis import Axes, Dims, Kept, NoRule, rule
+from graphopt.axes.terms import Term
+from graphopt.ir.graph import Call
+
+
+@rule("reshape")
+def reshape(axes: Axes, call: Call) -> Sequence[Dims]:
+    """The factors of all dimensions, outer to inner, stay what they are."""
+    x = axes.dims(call.operands[0])
+    dims = _same_ends(axes, x, axes.result(call))
+    axes.unify(_product(x), _product(dims))
+    _shape_literal(axes, call, dims)
+    return [dims]
+
+
+def _same_ends(axes: Axes, x: Dims, sizes: Sequence[Any]) -> Dims:
+    """Dimensions of these sizes, those of `x` where its first or last ones are of the same sizes anyway: so a
+    symbolic size that stays in place is no obstacle."""
+    pairs = [axes.space.size(t) for t in x], list(sizes)
+    front = _common(*pairs)
+    shortest = min(len(x), len(sizes)) - front
+    back = min(_common(*(reversed(p) for p in pairs)), shortest)
+    middle = axes.fresh(sizes[front : len(sizes) - back])
+    return (*x[:front], *middle, *x[len(x) - back :])
+
+
+def _common(a: Iterable[Any], b: Iterable[Any]) -> int:
+    """How many of the first sizes are known to be equal."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] is not None and pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def _product(dims: Dims) -> Term:
+    return tuple(axis for term in dims for axis in term)
+
+
+def _shape_literal(axes: Axes, call: Call, dims: Dims) -> None:
+    """The shape that a call names follows its result: in a field, or in an operand that is constant."""
+    axes.shapes[call.node] = dims
+    if call.fields["shape"] is None:
+        target = call.operands[-1]
+        if target is None or axes.graph.constant(target) is None:
+            axes.freeze(dims, "its shape is computed")
+
+
+@rule("transpose")
+def transpose(axes: Axes, call: Call) -> Sequence[Dims]:
+    x = axes.dims(call.operands[0])
+    return [tuple(x[p] for p in call.fields["perm"])]
+
+
+@rule("unsqueeze")
+def unsqueeze(axes: Axes, call: Call) -> Sequence[Dims]:
+    found = list(axes.dims(call.operands[0]))
+    rank = len(found) + len(call.fields["axes"])
+    for axis in sorted(a % rank for a in call.fields["axes"]):
+        found.insert(axis, ())
+    return [tuple(found)]
+
+
+@rule("squeeze")
+def squeeze(axes: Axes, call: Call) -> Sequence[Dims]:
+    x = axes.dims(call.operands[0])
+    gone = {a % len(x) for a in call.fields["axes"]}
+    axes.freeze((x[a] for a in gone), "it is squeezed")
+    return [tuple(t for i, t in enumerate(x) if i not in gone)]
+
+
+@rule("expand")
+def expand(axes: Axes, call: Call) -> Sequence[Dims]:
+    """A repetition is an axis of its own."""
+    x, sizes = axes.dims(call.operands[0]), axes.result(call)
+    padded = ((),) * (len(sizes) - len(x)) + x
+    dims = tuple(t or axes.space.term(n) for t, n in zip(padded, sizes, strict=True))
+    _shape_literal(axes, call, dims)
+    return [dims]
+
+
+@rule("fill")
+def fill(axes: Axes, call: Call) -> Sequence[Dims]:
+    dims = axes.fresh(axes.result(call))
+    _shape_literal(axes, call, dims)
+    return [dims]
+
+
+@rule("tile")
+def tile(axes: Axes, call: Call) -> Sequence[Dims]:
+    """Repeating the whole is an outer factor; its size is written in the call."""
+    x = axes.dims(call.operands[0])
+    pairs = zip(call.fields["repeats"], x, strict=True)
+    return [tuple((*axes.space.term(n, "it is repeated"), *t) for n, t in pairs)]
+
+
+@rule("concat")
+def concat(axes: Axes, call: Call) -> Sequence[Dims]:
+    first, *others = [axes.dims(o) for o in call.operands]
+    axis = call.fields["axis"] % len(first)
+    for other in others:
+        for i, (a, b) in enumerate(zip(first, other, strict=True)):
+            if i != axis:
+                axes.unify(a, b)
+    joined = axes.space.sum([dims[axis] for dims in (first, *others)])
+    return [(*first[:axis], joined, *first[axis + 1 :])]
+
+
+@rule("split")
+def split(axes: Axes, call: Call) -> Sequence[Dims]:
+    x = axes.dims(call.operands[0])
+    axis, sizes = call.fields["axis"] % len(x), call.fields["sizes"]
+    pieces = axes.space.cut(x[axis], sizes)
+    axes.literals[call.node]["sizes"] = lambda kept: tuple(
+        kept.recount(n, t) for n, t in zip(sizes, pieces, strict=True)
+    )
+    return [(*x[:axis], piece, *x[axis + 1 :]) for piece in pieces]
+
+
+@rule("slice")
+def slice_(axes: Axes, call: Call) -> Sequence[Dims]:
+    """A stretch of an axis is one of the summands that the cuts at its ends make of it."""
+    found = list(axes.dims(call.operands[0]))
+    fields = call.fields
+    moved: dict[int, list[Term]] = {}
+    for i, axis in enumerate(fields["axes"]):
+        start, end, step = fields["starts"][i], fields["ends"][i], fields["steps"][i]
+        size = axes.space.size(found[axis])
+        taken = range(size)[start:end:step] if isinstance(size, int) else None
+        if taken is not None and step == 1 and 0 < len(taken) < len(range(size)):  # type: ignore[arg-type]
+            sizes = (taken.start, len(taken), size - taken.stop)  # type: ignore[operator]
+            moved[i] = axes.space.cut(found[axis], sizes)
+            found[axis] = moved[i][1]
+        elif not _is_whole(taken, size, start, end, step):
+            axes.space.freeze(found[axis], "elements of it are picked")
+            found[axis] = axes.space.term(axes.result(call)[axis], "elements of it are picked")
+    axes.literals[call.node]["starts"] = lambda kept: _bounds(kept, fields["starts"], moved, 1)
+    axes.literals[call.node]["ends"] = lambda kept: _bounds(kept, fields["ends"], moved, 2)
+    return [tuple(found)]
+
+
+def _is_whole(taken: range | None, size: Any, start: int, end: int, step: int) -> bool:
+    """Whether the slice takes all of an axis, however long it is."""
+    if taken is not None:
+        return step == 1 and len(taken) == size and start == 0 and end >= 2**31 - 1
+    return start == 0 and step == 1 and end >= 2**31 - 1
+
+
+def _bounds(kept: Kept, bounds: Sequence[int], moved: Mapping[int, list[Term]], pieces: int) -> tuple[int, ...]:
+    """Bounds at the end of so many pieces, where the axis is cut."""
+    counts = {i: sum(kept.count(t) for t in terms[:pieces]) for i, terms in moved.items()}
+    return tuple(counts.get(i, n) for i, n in enumerate(bounds))
+
+
+@rule("pad")
+def pad(axes: Axes, call: Call) -> Sequence[Dims]:
+    x, sizes = axes.dims(call.operands[0]), axes.result(call)
+    pads = call.fields["pads"]
+    found = list(x)
+    for i, term in enumerate(x):
+        if pads[i] or pads[i + len(x)]:
+            axes.space.freeze(term, "it is padded")
+            found[i] = axes.space.term(sizes[i], "it is padded")
+    return [tuple(found)]
+
+
+@rule("depth_to_space")
+def depth_to_space(axes: Axes, call: Call) -> Sequence[Dims]:
+    batch, channels, high, wide = _four(axes.dims(call.operands[0]))
+    rows, columns = _block(axes, call)
+    depth = axes.space.term(axes.result(call)[1])
+    inner = call.fields["mode"] == "CRD"
+    axes.unify(channels, (*depth, *rows, *columns) if inner else (*rows, *columns, *depth))
+    axes.freeze((high, wide), "it is spatial")
+    return [(batch, depth, (*high, *rows), (*wide, *columns))]
+
+
+@rule("space_to_depth")
+def space_to_depth(axes: Axes, call: Call) -> Sequence[Dims]:
+    batch, channels, high, wide = _four(axes.dims(call.operands[0]))
+    rows, columns = _block(axes, call)
+    axes.freeze((high, wide), "it is spatial")
+    _, _, *sizes = axes.result(call)
+    return [(batch, (*rows, *columns, *channels), *axes.fresh(sizes, "it is spatial"))]
+
+
+def _four(dims: Dims) -> Dims:
+    if len(dims) != 4:
+        raise NoRule("it is no image")
+    return dims
+
+
+def _block(axes: Axes, call: Call) -> Dims:
+    return axes.fresh([call.fields["block"]] * 2, "it is a place in a block of pixels")
+
+
+@rule("resize")
+def resize(axes: Axes, call: Call) -> Sequence[Dims]:
+    """Axes that keep their size are untouched; where sizes are named, theirs follow."""
+    x, sizes = axes.dims(call.operands[0]), axes.result(call)
+    found = list(x)
+    for i, term in enumerate(x):
+        if not isinstance(sizes[i], int) or axes.space.size(term) != sizes[i]:
+            axes.space.freeze(term, "it is resized")
+            found[i] = axes.space.term(sizes[i], "it is resized")
+    named = call.fields["sizes"]
+    if named is not None:
+        pairs = list(zip(named, found, strict=True))
+        axes.literals[call.node]["sizes"] = lambda kept: tuple(kept.recount(n, t) for n, t in pairs)
+    return [tuple(found)]
