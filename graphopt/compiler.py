@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,7 +21,10 @@ from graphopt.program.optimize import Contexts, ProgramCheck, run_passes
 from graphopt.program.program import Program
 from graphopt.rewrite.change import Verifier
 from graphopt.rewrite.ledger import Ledger
+from graphopt.verify.approximation import Account, ModelApproximation, Reference
 from graphopt.verify.bisect import first_bad
+from graphopt.verify.budget import Budget
+from graphopt.verify.calibration import Calibration, inputs_of
 from graphopt.verify.verifier import LEVELS, MatchVerifier, Structural
 from graphopt.verify.whole import WholeCheck
 
@@ -78,7 +82,7 @@ def optimize(
     *,
     target: str | None = None,
     verify: str = "match",
-    budget: Any = None,
+    budget: Budget | float | None = None,
     calibration: Any = None,
     limit: int | None = None,
     skip: Iterable[str] = (),
@@ -96,7 +100,7 @@ def optimize(
     dynamic_shapes: Any = None,
     target: str | None = None,
     verify: str = "match",
-    budget: Any = None,
+    budget: Budget | float | None = None,
     calibration: Any = None,
     limit: int | None = None,
     skip: Iterable[str] = (),
@@ -113,7 +117,7 @@ def optimize(
     dynamic_shapes: Any = None,
     target: str | None = None,
     verify: str = "match",
-    budget: Any = None,
+    budget: Budget | float | None = None,
     calibration: Any = None,
     limit: int | None = None,
     skip: Iterable[str] = (),
@@ -134,8 +138,11 @@ def optimize(
             first converted to the storage that the target runs.
         verify: "match" (every application in isolation), "model" (that and one run of the whole model, with
             bisection if it fails), "structure" (types only) or "off".
-        budget: what approximate passes may spend; no built-in pass is approximate yet.
-        calibration: real inputs for the end-to-end check of verify="model", and for passes that measure.
+        budget: what approximate passes may spend together: a `graphopt.Budget`, or the limit of the relative error
+            (of a program: of the relative mean square error of its final samples). They never run without one.
+        calibration: real inputs, or a `graphopt.Calibration` of them. Approximate passes tune on one part of them and
+            are judged on the other; the end-to-end check of verify="model" runs the first batch. For a program,
+            dicts of its conditions, with "noise" or without; None draws noise and conditions from a seed.
         limit: keep at most this many applications.
         skip: ids of applications to leave out ("fuse-conv-bn/conv-batch-norm#3").
         instruments: observers of the pipeline.
@@ -143,23 +150,32 @@ def optimize(
 
     Raises:
         ModelError, PipelineError, RegistryError, MissingExtraError: see `graphopt.errors`.
+        RuleError: a pass is broken, as one that leaves the model beyond the budget is.
         VerificationError: with verify="model", the result as a whole does not agree; the message names the
             application that bisection found.
     """
     if verify not in LEVELS:
         raise PipelineError(f"verify={verify!r}: expected one of {', '.join(LEVELS)}")
     pipeline = Pipeline(make_passes(passes), instruments)
+    agreed = Budget.of(budget, "trajectory-mse" if isinstance(model, Program) else "relative-error")
+    data = Calibration.of(calibration)
     features = make_backend(target).features if target is not None else frozenset()
     shared: dict[str, Any] = {
-        "verify": verify, "target": target, "features": features, "budget": budget, "calibration": calibration,
+        "verify": verify, "target": target, "features": features, "budget": agreed, "calibration": data,
     }  # fmt: skip
 
     def verifier() -> Verifier:
         return make_verifier(verify, str(pipeline), repro)
 
+    def load_fresh() -> Model:
+        return load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+
     def attempt_model(most: int | None, observers: Sequence[Instrument]) -> tuple[Model, Report]:
-        fresh = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
-        context = Context(fresh, verifier(), Ledger(most, skip), **shared)
+        fresh = load_fresh()
+        if agreed is not None and data is not None and not references:
+            references.append(Reference(fresh, agreed, data))
+        approximate = partial(ModelApproximation, Account(agreed), references[0]) if agreed and references else None
+        context = Context(fresh, verifier(), Ledger(most, skip), approximate=approximate, **shared)
         return fresh, Pipeline(pipeline.passes, observers).run(context, describe_source(model), verify)
 
     def attempt_program(most: int | None, observers: Sequence[Instrument]) -> tuple[Program, Report]:
@@ -170,15 +186,19 @@ def optimize(
         converted = model if target is None else model.convert(target)
         return run_passes(Pipeline(pipeline.passes, observers), converted, contexts, verify)
 
+    references: list[Reference] = []
     if isinstance(model, Program):
         program, report = attempt_program(limit, instruments)
         if verify == "model":
             _check_whole(ProgramCheck(model), program, report, attempt_program)
         return OptimizedProgram(program, report)
     result, report = attempt_model(limit, instruments)
-    if verify == "model":
-        original = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
-        _check_whole(WholeCheck(original, calibration or example_inputs), result, report, attempt_model)
+    if verify == "model" and report.approximated:
+        _check_whole(references[0], result, report, attempt_model)
+    elif verify == "model":
+        original = load_fresh()
+        first = None if data is None else list(data.batches(inputs_of(original))[0].values())
+        _check_whole(WholeCheck(original, example_inputs, first), result, report, attempt_model)
     return Optimized(result, report)
 
 
@@ -191,7 +211,8 @@ def _check_whole(
     """Compare the result end to end; if it fails, find the application at fault.
 
     Args:
-        check: has `compare(result) -> Verdict`.
+        check: has `compare(result)`, which returns a verdict: one of rounding, or of the budget where approximate
+            passes changed something.
         attempt: runs the pipeline again with a limit on applications.
     """
     verdict = check.compare(result)

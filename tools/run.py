@@ -86,7 +86,8 @@ def run(
     The output is written under a temporary name and moved into place. It may not be the input.
 
     JSON keys: input, output, model, pipeline, verify, coverage, seconds, notes, and passes: a list with, for
-    each pass, pass, before, after (nodes, parameters, bytes, flops), rules, applications, seconds, notes.
+    each pass, pass, where, before, after (nodes, parameters, bytes, flops), rules, applications, seconds, notes,
+    spending (of an approximate pass: metric, limit, before, after).
     """
     from graphopt.compiler import optimize
 

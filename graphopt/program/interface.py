@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graphopt.errors import ModelError
+from graphopt.errors import ModelError, did_you_mean
 from graphopt.ir.graph import TensorType
-from graphopt.pipeline.options import did_you_mean
 
 NEGATIVE = "negative_"
 """Prefix of what is given for the unconditional branch."""
