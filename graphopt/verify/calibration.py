@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from graphopt.ir.weights import Array
 STEP_WEIGHTS = ("uniform", "coefficient")
 Batch: TypeAlias = dict[str, Array]
 """Arrays by input name."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Calibration:
                 such an iterable. A batch is an array (of a model with one input), a dict of arrays by input name, or
                 a tuple or list of arrays in the order of the inputs; numpy or torch, of the inputs' dtypes and sizes.
                 Where the inputs have a fixed first size, arrays of a multiple of it are cut into several batches.
-                None, for sampling programs only: noise and conditions are drawn from a seed.
+                Of a sampling program a batch is a dict of its conditions (`negative_<name>` for the unconditional
+                branch), with "noise" or without. None, for sampling programs only: noise and conditions are drawn
+                from a seed, `limit` requests or as many as give 4 samples to each part.
             held_out: share of the batches, in (0, 1), that is held out: evenly spaced, and at least one. A single
                 batch is split in the same way along its first axis.
             take: what to take from each item, as in `lambda batch: batch[0]` for (inputs, labels).
@@ -86,34 +89,33 @@ class Calibration:
         """What `optimize` takes as calibration: one of these, its data, or None."""
         return value if value is None or isinstance(value, cls) else cls(value)
 
-    def batches(self, inputs: Sequence[Input], *, ordered: bool = True) -> list[Batch]:
-        """The data as batches for `inputs`.
-
-        Args:
-            ordered: whether batches may be given by position.
+    def batches(self, inputs: Sequence[Input], read: Callable[[Any], Any] | None = None) -> list[Batch]:
+        """The data as batches for `inputs`; `read` is applied to each item first.
 
         Raises:
             ModelError: there is none, or it does not fit the inputs; the message says which batch and why.
         """
         found: list[Batch] = []
         for number, item in enumerate(self._items(inputs)):
-            found += _cut(_named(item, inputs, number, ordered), inputs, number)
+            found += _cut(_named(item if read is None else read(item), inputs, number), inputs, number)
         if not found:
             raise ModelError("calibration data is empty: expected one batch of inputs or more")
         return found[: self.limit]
 
-    def split(self, inputs: Sequence[Input], *, ordered: bool = True) -> tuple[list[Batch], list[Batch]]:
+    def split(self, inputs: Sequence[Input]) -> tuple[list[Batch], list[Batch]]:
         """The tuning part and the held-out part, neither of them empty.
 
         Raises:
             ModelError: as `batches`; or there is one batch and it cannot be split.
         """
-        batches = self.batches(inputs, ordered=ordered)
-        if len(batches) == 1:
-            return self._split_one(batches[0], inputs)
-        chosen = self._chosen(len(batches))
-        held_out = [batch for batch, out in zip(batches, chosen, strict=True) if out]
-        return [batch for batch, out in zip(batches, chosen, strict=True) if not out], held_out
+        batches = self.batches(inputs)
+        return self._split_one(batches[0], inputs) if len(batches) == 1 else self.divide(batches)
+
+    def divide(self, items: Sequence[T]) -> tuple[list[T], list[T]]:
+        """`items`, two or more, in those to tune on and those that are held out."""
+        chosen = self._chosen(len(items))
+        tuning = [item for item, out in zip(items, chosen, strict=True) if not out]
+        return tuning, [item for item, out in zip(items, chosen, strict=True) if out]
 
     def _chosen(self, count: int) -> list[bool]:
         """Which of `count` > 1 things are held out."""
@@ -172,13 +174,11 @@ def _iterable(data: Any, inputs: Sequence[Input], whole: bool) -> Iterable[Any]:
     return data
 
 
-def _named(item: Any, inputs: Sequence[Input], number: int, ordered: bool) -> Batch:
+def _named(item: Any, inputs: Sequence[Input], number: int) -> Batch:
     """One item as arrays by input name."""
     where, known = f"calibration batch {number}", [i.name for i in inputs]
     if isinstance(item, Mapping):
         return _by_name(item, inputs, where)
-    if not ordered:
-        raise ModelError(f"{where} is a {type(item).__name__}: expected a dict of arrays by name: {', '.join(known)}")
     arrays = [item] if _is_array(item) else item
     if not isinstance(arrays, tuple | list) or not all(map(_is_array, arrays)):
         raise ModelError(

@@ -232,7 +232,7 @@ def test_data_that_the_model_does_not_run_on_is_refused():
 
 
 def test_end_to_end_an_approximate_result_is_judged_by_its_budget(monkeypatch):
-    monkeypatch.setattr("graphopt.compiler.make_verifier", lambda *_: Structural("types"))
+    monkeypatch.setattr("graphopt.job.make_verifier", lambda *_: Structural("types"))
     options = {**OPTIONS, "verify": "model", "budget": 0.1}
     report = graphopt.optimize(network(), [RoundWeights(0.1), "clean-up"], **options).report
     assert report.kept and report.notes[-1].startswith("end to end: relative-error 0.0")
