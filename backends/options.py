@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from graphopt.errors import PipelineError
-from graphopt.pipeline.options import did_you_mean
+from graphopt.errors import PipelineError, did_you_mean
 
 Settings = TypeVar("Settings")
 

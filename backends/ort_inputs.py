@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graphopt.errors import GraphoptError
-from graphopt.pipeline.options import did_you_mean
+from graphopt.errors import GraphoptError, did_you_mean
 
 
 class InputError(GraphoptError, ValueError):

@@ -12,9 +12,9 @@ from torch.utils import _pytree as pytree
 
 from graphopt.backends.ort_compiled import Compiled, RunError
 from graphopt.backends.ort_inputs import InputError, InputType, check_input
+from graphopt.errors import did_you_mean
 from graphopt.ir.fx.tensors import DTYPE_NAMES, TORCH_DTYPES, to_numpy, to_torch
 from graphopt.ir.onnx.dtypes import DATA_TYPES
-from graphopt.pipeline.options import did_you_mean
 
 
 class Signature:

@@ -24,9 +24,10 @@ from graphopt.errors import GraphoptError
 from graphopt.tools.digits.data import CLASSES, Digits, load, split
 from graphopt.tools.digits.grid import write_grids
 from graphopt.tools.digits.models import load_dit, load_unet, parameter_count, scheduler
-from graphopt.tools.digits.quality import accuracy, class_features, frechet, frechet_distance, moments
+from graphopt.tools.digits.quality import accuracy, class_features, frechet_distance
 from graphopt.tools.digits.sampling import GUIDANCE, noise, sample
 from graphopt.tools.fetch import DEFAULT_FOLDER
+from graphopt.verify.frechet import frechet, moments
 
 SAMPLERS: dict[str, tuple[Callable[[], Any], int]] = {
     "DDIM-50": (scheduler, 50),

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from graphopt.rewrite.contract import Approximate, Exact, Rounding
     from graphopt.rewrite.pattern import any_, any_of, const, many, opt
     from graphopt.rewrite.rule import Rule, rule
+    from graphopt.verify.budget import Budget
+    from graphopt.verify.calibration import Calibration
+    from graphopt.verify.metrics import Frechet
 
 _HOME = {
     "graphopt.compiler": ("Optimized", "OptimizedProgram", "load", "lower", "optimize", "save"),
@@ -65,13 +68,19 @@ _HOME = {
     "graphopt.rewrite.contract": ("Approximate", "Exact", "Rounding"),
     "graphopt.rewrite.pattern": ("any_", "any_of", "const", "many", "opt"),
     "graphopt.rewrite.rule": ("Rule", "rule"),
+    "graphopt.verify.budget": ("Budget",),
+    "graphopt.verify.calibration": ("Calibration",),
+    "graphopt.verify.metrics": ("Frechet",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "Approximate",
     "Backend",
+    "Budget",
+    "Calibration",
     "Exact",
+    "Frechet",
     "Graph",
     "GraphPass",
     "GraphoptError",

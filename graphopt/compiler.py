@@ -6,23 +6,20 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from graphopt.errors import PipelineError, VerificationError
+from graphopt.errors import PipelineError
 from graphopt.ir.load import load_model
 from graphopt.ir.model import Model
+from graphopt.job import Job, run_on_model, run_on_program
 from graphopt.pipeline.backend import Backend
-from graphopt.pipeline.context import Context, RunContext
 from graphopt.pipeline.instrument import Instrument
 from graphopt.pipeline.pass_ import Pass
 from graphopt.pipeline.pipeline import Pipeline, make_passes
 from graphopt.pipeline.registry import backends
 from graphopt.pipeline.report import Report
-from graphopt.program.optimize import Contexts, ProgramCheck, run_passes
 from graphopt.program.program import Program
-from graphopt.rewrite.change import Verifier
-from graphopt.rewrite.ledger import Ledger
-from graphopt.verify.bisect import first_bad
-from graphopt.verify.verifier import LEVELS, MatchVerifier, Structural
-from graphopt.verify.whole import WholeCheck
+from graphopt.verify.budget import Budget
+from graphopt.verify.calibration import Calibration
+from graphopt.verify.verifier import LEVELS
 
 
 class Optimized:
@@ -78,7 +75,7 @@ def optimize(
     *,
     target: str | None = None,
     verify: str = "match",
-    budget: Any = None,
+    budget: Budget | float | None = None,
     calibration: Any = None,
     limit: int | None = None,
     skip: Iterable[str] = (),
@@ -96,7 +93,7 @@ def optimize(
     dynamic_shapes: Any = None,
     target: str | None = None,
     verify: str = "match",
-    budget: Any = None,
+    budget: Budget | float | None = None,
     calibration: Any = None,
     limit: int | None = None,
     skip: Iterable[str] = (),
@@ -113,7 +110,7 @@ def optimize(
     dynamic_shapes: Any = None,
     target: str | None = None,
     verify: str = "match",
-    budget: Any = None,
+    budget: Budget | float | None = None,
     calibration: Any = None,
     limit: int | None = None,
     skip: Iterable[str] = (),
@@ -134,8 +131,11 @@ def optimize(
             first converted to the storage that the target runs.
         verify: "match" (every application in isolation), "model" (that and one run of the whole model, with
             bisection if it fails), "structure" (types only) or "off".
-        budget: what approximate passes may spend; no built-in pass is approximate yet.
-        calibration: real inputs for the end-to-end check of verify="model", and for passes that measure.
+        budget: what approximate passes may spend together: a `graphopt.Budget`, or the limit of the relative error
+            (of a program: of the relative mean square error of its final samples). They never run without one.
+        calibration: real inputs, or a `graphopt.Calibration` of them. Approximate passes tune on one part of them and
+            are judged on the other; the end-to-end check of verify="model" runs the first batch. For a program,
+            dicts of its conditions, with "noise" or without; None draws noise and conditions from a seed.
         limit: keep at most this many applications.
         skip: ids of applications to leave out ("fuse-conv-bn/conv-batch-norm#3").
         instruments: observers of the pipeline.
@@ -143,81 +143,29 @@ def optimize(
 
     Raises:
         ModelError, PipelineError, RegistryError, MissingExtraError: see `graphopt.errors`.
+        RuleError: a pass is broken, as one that leaves the model beyond the budget is.
         VerificationError: with verify="model", the result as a whole does not agree; the message names the
             application that bisection found.
     """
     if verify not in LEVELS:
         raise PipelineError(f"verify={verify!r}: expected one of {', '.join(LEVELS)}")
-    pipeline = Pipeline(make_passes(passes), instruments)
-    features = make_backend(target).features if target is not None else frozenset()
-    shared: dict[str, Any] = {
-        "verify": verify, "target": target, "features": features, "budget": budget, "calibration": calibration,
-    }  # fmt: skip
-
-    def verifier() -> Verifier:
-        return make_verifier(verify, str(pipeline), repro)
-
-    def attempt_model(most: int | None, observers: Sequence[Instrument]) -> tuple[Model, Report]:
-        fresh = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
-        context = Context(fresh, verifier(), Ledger(most, skip), **shared)
-        return fresh, Pipeline(pipeline.passes, observers).run(context, describe_source(model), verify)
-
-    def attempt_program(most: int | None, observers: Sequence[Instrument]) -> tuple[Program, Report]:
-        ledger, judge = Ledger(most, skip), verifier()
-        contexts = Contexts(
-            lambda: RunContext(judge, ledger, **shared), lambda unit: Context(unit, judge, ledger, **shared)
-        )
-        converted = model if target is None else model.convert(target)
-        return run_passes(Pipeline(pipeline.passes, observers), converted, contexts, verify)
-
-    if isinstance(model, Program):
-        program, report = attempt_program(limit, instruments)
-        if verify == "model":
-            _check_whole(ProgramCheck(model), program, report, attempt_program)
-        return OptimizedProgram(program, report)
-    result, report = attempt_model(limit, instruments)
-    if verify == "model":
-        original = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
-        _check_whole(WholeCheck(original, calibration or example_inputs), result, report, attempt_model)
-    return Optimized(result, report)
-
-
-def _check_whole(
-    check: Any,
-    result: Any,
-    report: Report,
-    attempt: Callable[[int | None, Sequence[Instrument]], tuple[Any, Report]],
-) -> None:
-    """Compare the result end to end; if it fails, find the application at fault.
-
-    Args:
-        check: has `compare(result) -> Verdict`.
-        attempt: runs the pipeline again with a limit on applications.
-    """
-    verdict = check.compare(result)
-    report.notes.append(f"end to end: {verdict}")
-    if verdict.ok:
-        return
-    kept = len(report.kept)
-    bad = first_bad(kept, lambda k: check.compare(attempt(k, ())[0]).ok)
-    culprit = report.kept[bad - 1].id if bad is not None else "no single application"
-    raise VerificationError(
-        f"the optimised model does not agree with the original end to end: {verdict}. Bisection over {kept} "
-        f"applications found {culprit}. Run again with skip=[{culprit!r}] to leave it out, and with repro=DIR to keep "
-        "what reproduces it"
+    job = Job(
+        Pipeline(make_passes(passes), instruments),
+        verify,
+        target,
+        make_backend(target).features if target is not None else frozenset(),
+        Budget.of(budget, "trajectory-mse" if isinstance(model, Program) else "relative-error"),
+        Calibration.of(calibration),
+        frozenset(skip),
+        repro,
     )
+    if isinstance(model, Program):
+        return OptimizedProgram(*run_on_program(model, job, limit))
 
+    def load_fresh() -> Model:
+        return load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
 
-def make_verifier(level: str, pipeline: str, repro: str | Path | None) -> Verifier:
-    """The verifier for a level."""
-    if level in ("match", "model"):
-        verifier: Verifier = MatchVerifier()
-        if repro is not None:
-            from graphopt.verify.repro import Recorded
-
-            verifier = Recorded(verifier, Path(repro), pipeline)
-        return verifier
-    return Structural("types" if level == "structure" else "none")
+    return Optimized(*run_on_model(load_fresh, describe_source(model), example_inputs, job, limit))
 
 
 def make_backend(name: str) -> Backend:

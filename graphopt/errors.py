@@ -5,6 +5,9 @@ A message says what went wrong, where (file, node or rule), what was expected, w
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class GraphoptError(Exception):
     """The root of every error that graphopt raises on purpose."""
@@ -36,3 +39,9 @@ class RuleError(GraphoptError):
 
 class VerificationError(GraphoptError):
     """The result of a whole pipeline does not agree with the model it started from."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint for messages with at most three of `known` that look like `name`; empty if none does."""
+    close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphopt.errors import ModelError
+from graphopt.errors import ModelError, did_you_mean
 from graphopt.tools.output import print_json, print_result
 
 if TYPE_CHECKING:
@@ -65,8 +65,6 @@ def _at_node(model: Model, rule: Any, name: str) -> list[Explanation]:
 
 def _named(model: Model, name: str) -> list[tuple[Graph, Node]]:
     """The nodes called `name`, or those that compute a value of that name."""
-    from graphopt.pipeline.options import did_you_mean
-
     nodes = [(region, node) for region in model.regions() for node in region.nodes()]
     found = [(region, node) for region, node in nodes if region.node_name(node) == name]
     found = found or [(r, n) for r, n in nodes if name in _output_names(r, n)]

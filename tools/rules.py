@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from graphopt.errors import PipelineError
-from graphopt.pipeline.options import did_you_mean
+from graphopt.errors import PipelineError, did_you_mean
 from graphopt.pipeline.pass_ import Pass, instantiate
 from graphopt.pipeline.registry import Registry, passes
 from graphopt.pipeline.spec import PassSpec

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphopt.errors import GraphoptError
+from graphopt.errors import GraphoptError, PipelineError
 from graphopt.tools.output import print_json, print_note, print_result
 
 if TYPE_CHECKING:
     from graphopt.compiler import Optimized
     from graphopt.pipeline.instrument import Instrument
+    from graphopt.verify.budget import Budget
 
 
 class Level(StrEnum):
@@ -53,6 +54,18 @@ def run(
         str | None,
         typer.Option(help="Backend that the result is for; without it only standard ops are written."),
     ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(metavar="LIMIT", help="What approximate passes may spend together; 'inf' only measures."),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="What the budget is stated in: relative-error (the default), cosine, kl, top-1, ..."),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Real inputs: an .npz file of arrays by input name, samples along axis 0."),
+    ] = None,
     report: Annotated[ReportForm, typer.Option(help="Form of the report.")] = ReportForm.table,
     limit: Annotated[int | None, typer.Option(min=0, help="Keep at most this many applications.")] = None,
     skip: Annotated[
@@ -83,12 +96,17 @@ def run(
     result as a whole is compared with the original too; if they disagree, the application that is to blame
     is found by bisection and named, and nothing is written.
 
+    Approximate passes need --budget and --calibration. They tune on one half of the samples, and the metric on the
+    other half may not exceed the limit. With --verify model the first batch of the samples is run end to end.
+
     The output is written under a temporary name and moved into place. It may not be the input.
 
     JSON keys: input, output, model, pipeline, verify, coverage, seconds, notes, and passes: a list with, for
-    each pass, pass, before, after (nodes, parameters, bytes, flops), rules, applications, seconds, notes.
+    each pass, pass, where, before, after (nodes, parameters, bytes, flops), rules, applications, seconds, notes,
+    spending (of an approximate pass: metric, limit, before, after).
     """
     from graphopt.compiler import optimize
+    from graphopt.tools.calibration import read_calibration
 
     if output is not None:
         _require_writable(file, output)
@@ -97,6 +115,8 @@ def run(
         pipeline,
         target=target,
         verify=verify.value,
+        budget=_budget(budget, metric),
+        calibration=None if calibration is None else read_calibration(calibration),
         limit=limit,
         skip=skip or (),
         instruments=_instruments(print_after, print_after_change, dump_dir, progress),
@@ -109,6 +129,16 @@ def run(
         print_json(result.report.to_dict() | {"input": str(file), "output": written})
     else:
         print_result(result.report)
+
+
+def _budget(limit: float | None, metric: str | None) -> Budget | None:
+    from graphopt.verify.budget import Budget
+
+    if limit is None:
+        if metric is not None:
+            raise PipelineError(f"--metric {metric} says in what a budget is stated; give its limit too: --budget 0.01")
+        return None
+    return Budget("relative-error" if metric is None else metric, limit)
 
 
 def _instruments(

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from graphopt.errors import PipelineError
 from graphopt.ir.graph import Graph
 from graphopt.ir.model import Model
-from graphopt.rewrite.change import Editor, Rejected, Verifier
-from graphopt.rewrite.contract import Application, Evidence
+from graphopt.rewrite.change import Change, Editor, Rejected, Verifier
+from graphopt.rewrite.contract import Application, Approximate, Evidence
 from graphopt.rewrite.driver import Driver
 from graphopt.rewrite.ledger import Ledger
 from graphopt.rewrite.rule import Rule
+
+if TYPE_CHECKING:
+    from graphopt.pipeline.pass_ import Pass
+    from graphopt.verify.approximation import Approximation
+    from graphopt.verify.budget import Budget
+    from graphopt.verify.calibration import Calibration
 
 T = TypeVar("T")
 
@@ -28,8 +35,8 @@ class RunContext:
         verify: str = "match",
         target: str | None = None,
         features: frozenset[str] = frozenset(),
-        budget: Any = None,
-        calibration: Any = None,
+        budget: Budget | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         """
         Args:
@@ -86,14 +93,63 @@ class RunContext:
 class Context(RunContext):
     """One run of a pipeline on one model, which the passes edit."""
 
-    def __init__(self, model: Model, verifier: Verifier, ledger: Ledger, **options: Any) -> None:
-        """`options` are those of RunContext."""
+    def __init__(
+        self,
+        model: Model,
+        verifier: Verifier,
+        ledger: Ledger,
+        *,
+        approximate: Callable[[], Approximation] | None = None,
+        **options: Any,
+    ) -> None:
+        """
+        Args:
+            approximate: makes what an approximate pass works with; None if there is no budget or no data.
+            options: those of RunContext.
+        """
         super().__init__(verifier, ledger, **options)
         self.model = model
+        self._approximate = approximate
+        self.opened: Approximation | None = None
+        """What the pass that is running asked for with `approximation`."""
+
+    def open_pass(self, name: str) -> None:
+        """Start a pass: nothing noted, nothing asked for."""
+        self.ledger.open_pass(name)
+        self.notes = []
+        self.opened = None
+
+    def approximation(self, pass_: Pass) -> Approximation:
+        """What an approximate pass works with: data to tune on, the limit, and the measure that decides.
+
+        An approximate pass calls this before it changes anything: changes under the contract `Approximate` are
+        refused otherwise.
+
+        Raises:
+            PipelineError: the run has no budget, or no calibration data.
+        """
+        if self.opened is None:
+            self.opened = self._open(pass_.name)
+        return self.opened
+
+    def _open(self, name: str) -> Approximation:
+        if self.budget is None:
+            raise PipelineError(
+                f"{name} is approximate and never runs without a budget: give one as in optimize(..., budget=0.01, "
+                "calibration=data); float('inf') measures without a limit"
+            )
+        if self._approximate is None:
+            raise PipelineError(
+                f"{name} is approximate and needs calibration data to measure {self.budget.name!r} on: give real "
+                "inputs as in optimize(..., calibration=[batch, batch, ...]); see graphopt.Calibration"
+            )
+        opened = self._approximate()
+        opened.begin(self.model, self.ledger.kept)
+        return opened
 
     def editor(self, graph: Graph) -> Editor:
         """Applies changes to one region; every one gets an id, a verdict and a line in the report."""
-        return Editor(graph, self.ledger, self.verifier)
+        return Editor(graph, self.ledger, _Budgeted(self))
 
     def run_rules(self, rules: Sequence[Rule]) -> int:
         """Apply `rules` to every region until none applies any more; returns the number of changes kept."""
@@ -103,3 +159,18 @@ class Context(RunContext):
             driver.run()
             self.notes += driver.notes
         return self.ledger.kept - before
+
+
+class _Budgeted:
+    """The verifier of a context, which lets no approximate change through that no budget stands behind."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def verify(self, change: Change) -> Evidence:
+        if isinstance(change.contract, Approximate) and self._context.opened is None:
+            raise Rejected(
+                "an approximate change without a budget: the pass has not asked for context.approximation(self)",
+                Evidence("none"),
+            )
+        return self._context.verifier.verify(change)

@@ -8,14 +8,13 @@ reading back: a value that the text cannot say exactly is an error and never a d
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, Union
 
-from graphopt.errors import PipelineError
+from graphopt.errors import PipelineError, did_you_mean
 from graphopt.pipeline.spec import OptionValue
 
 _NONE = "none"
@@ -212,12 +211,6 @@ def _same_types(a: Any, b: Any) -> bool:
     if isinstance(a, tuple) and isinstance(b, tuple):
         return all(_same_types(x, y) for x, y in zip(a, b, strict=True))
     return type(a) is type(b)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint for messages with at most three of `known` that look like `name`; empty if none does."""
-    close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
-    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 
 def _takes(known: Mapping[str, tuple[dataclasses.Field[Any], Any]]) -> str:

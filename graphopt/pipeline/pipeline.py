@@ -13,7 +13,7 @@ from graphopt.pipeline.instrument import Instrument, model_fingerprint
 from graphopt.pipeline.pass_ import GraphPass, Pass, RulePass, instantiate
 from graphopt.pipeline.registry import Registry
 from graphopt.pipeline.registry import passes as registered_passes
-from graphopt.pipeline.report import PassRecord, Report, Size
+from graphopt.pipeline.report import PassRecord, Report, Size, Spending
 from graphopt.pipeline.spec import parse_pipeline
 
 
@@ -53,7 +53,8 @@ class Pipeline:
 
         Raises:
             PipelineError: a pass requires a property that nothing before it ensures.
-            RuleError: a pass changed the model without an application to show for it.
+            PipelineError: an approximate pass without a budget or without calibration data.
+            RuleError: a pass changed the model without an application to show for it, or left it beyond the budget.
         """
         report = Report(model=name, pipeline=str(self), verify=verify)
         started = time.perf_counter()
@@ -77,30 +78,25 @@ class Pipeline:
         """Run one pass on `context.model`, watched by the instruments.
 
         Raises:
-            RuleError: the pass changed the model without an application to show for it.
+            PipelineError: an approximate pass without a budget or without calibration data.
+            RuleError: the pass changed the model without an application to show for it, or left it beyond the budget.
         """
         model = context.model
         for instrument in self.instruments:
             instrument.before_pass(pass_, model)
         before, fingerprint = size_of(model), model_fingerprint(model)
-        context.ledger.open_pass(pass_.name)
-        context.notes = []
+        context.open_pass(pass_.name)
         kept = context.ledger.kept
         started = time.perf_counter()
-        if isinstance(pass_, RulePass):
-            context.run_rules(pass_.rules())
-        elif isinstance(pass_, GraphPass):
-            pass_.run(context)
-        else:
-            raise PipelineError(
-                f"{pass_.name} works on sampling programs, and this is a graph; build one with graphopt.Sampler"
-            )
+        _run(pass_, context)
         if context.ledger.kept == kept and model_fingerprint(model) != fingerprint:
             raise RuleError(
                 f"pass {pass_.name} changed the model and reported no change; it must edit through the journal"
             )
         model.refresh()
+        spending = _spending_of(pass_, context, kept)
         record = record_of(pass_, context, before, size_of(model), started)
+        record.spending = spending
         for instrument in self.instruments:
             instrument.after_pass(pass_, model, record)
         return record
@@ -116,6 +112,38 @@ class Pipeline:
                     f"{', '.join(sorted(properties))}"
                 )
             properties.update(pass_.ensures)
+
+
+def _run(pass_: Pass, context: Context) -> None:
+    if isinstance(pass_, RulePass):
+        context.run_rules(pass_.rules())
+    elif isinstance(pass_, GraphPass):
+        pass_.run(context)
+    else:
+        raise PipelineError(
+            f"{pass_.name} works on sampling programs, and this is a graph; build one with graphopt.Sampler"
+        )
+
+
+def _spending_of(pass_: Pass, context: Context, kept: int) -> Spending | None:
+    """What an approximate pass has spent of the budget, by the pipeline's own measure; None for other passes.
+
+    Raises:
+        RuleError: the pass leaves a model that is beyond the budget.
+    """
+    opened = context.opened
+    if opened is None:
+        return None
+    changed = context.ledger.kept != kept
+    settled = opened.spent
+    opened.finish(context.model if changed else None, context.ledger.kept)
+    if changed and not opened.spent <= opened.limit:
+        raise RuleError(
+            f"pass {pass_.name} leaves {opened.metric} at {opened.spent:.3g} on held-out data, above the limit of "
+            f"{opened.limit:.3g} (it settled on {settled:.3g}); an approximate pass must keep only what "
+            "context.approximation(self).measure allows"
+        )
+    return Spending(opened.metric, opened.limit, opened.before, opened.spent)
 
 
 def record_of(pass_: Pass, context: RunContext, before: Size, after: Size, started: float) -> PassRecord:

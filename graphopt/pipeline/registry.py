@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, overload
 
-from graphopt.errors import GraphoptError, PipelineError, RegistryError
-from graphopt.pipeline.options import did_you_mean
+from graphopt.errors import GraphoptError, PipelineError, RegistryError, did_you_mean
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from graphopt.rewrite.ledger import RuleStats
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Application", "Evidence", "PassRecord", "Report", "RuleStats", "Size"]
+__all__ = ["Application", "Evidence", "PassRecord", "Report", "RuleStats", "Size", "Spending"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,19 @@ class Size:
     """Floating-point operations of one run, two per multiply-add; None where shapes or ops leave it open."""
 
 
+@dataclass(frozen=True)
+class Spending:
+    """What an approximate pass has spent of the budget, measured on held-out data."""
+
+    metric: str
+    limit: float
+    """What the metric may not exceed; infinity if it was only measured."""
+    before: float
+    """The metric when the pass began, against the model that the run started from."""
+    after: float
+    """The metric of what the pass left, against the same model."""
+
+
 @dataclass
 class PassRecord:
     """One pass of the pipeline."""
@@ -50,6 +63,8 @@ class PassRecord:
     notes: list[str] = field(default_factory=list)
     where: str = ""
     """Which graph of a sampling program the pass ran on ("denoiser/step"); empty if there is but one."""
+    spending: Spending | None = None
+    """What it has spent of the budget, if it is an approximate pass."""
 
     @property
     def name(self) -> str:
@@ -95,6 +110,11 @@ class Report:
     @property
     def undone(self) -> list[Application]:
         return [a for a in self.applications if a.status == "undone"]
+
+    @property
+    def approximated(self) -> bool:
+        """Whether an approximate pass changed anything."""
+        return any(p.spending is not None and any(a.status == "kept" for a in p.applications) for p in self.passes)
 
     def coverage(self) -> float:
         """Share of the kept applications that carry evidence, in [0, 1]; 1 if nothing was kept."""
@@ -182,6 +202,7 @@ def _pass_dict(record: PassRecord) -> dict[str, Any]:
         "seconds": record.seconds,
         "notes": list(record.notes),
         "where": record.where,
+        "spending": None if record.spending is None else _spending_dict(record.spending),
     }
 
 
@@ -195,7 +216,17 @@ def _pass_from(data: dict[str, Any]) -> PassRecord:
         seconds=data.get("seconds", 0.0),
         notes=list(data["notes"]),
         where=data["where"],
+        spending=None if data["spending"] is None else _spending_from(data["spending"]),
     )
+
+
+def _spending_dict(spending: Spending) -> dict[str, Any]:
+    numbers = {"limit": spending.limit, "before": spending.before, "after": spending.after}
+    return {"metric": spending.metric} | {name: _number(value) for name, value in numbers.items()}
+
+
+def _spending_from(data: dict[str, Any]) -> Spending:
+    return Spending(data["metric"], float(data["limit"]), float(data["before"]), float(data["after"]))
 
 
 def _stats_dict(stats: RuleStats) -> dict[str, Any]:

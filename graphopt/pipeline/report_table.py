@@ -21,8 +21,8 @@ REASONS_SHOWN = 3
 
 
 def report_table(report: Report) -> RenderableType:
-    """Title, a row a rule, the sizes, then what was undone and why rules refused."""
-    return Group(_title(report), _rules(report), _sizes(report), *_notes(report))
+    """Title, a row a rule, the sizes, what was spent of the budget, then what was undone and why rules refused."""
+    return Group(_title(report), _rules(report), _sizes(report), *_budget(report), *_notes(report))
 
 
 def report_text(report: Report) -> str:
@@ -70,6 +70,21 @@ def _sizes(report: Report) -> Table:
     for record in report.passes:
         table.add_row(Text(f"after {record.title}"), *_size_cells(record.after))
     return table
+
+
+def _budget(report: Report) -> Iterator[Table]:
+    spent = [(record, record.spending) for record in report.passes if record.spending is not None]
+    if not spent:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("budget", "metric"):
+        table.add_column(name, overflow="fold")
+    for name in ("before", "after", "limit"):
+        table.add_column(name, justify="right")
+    for record, spending in spent:
+        numbers = (f"{value:.3g}" for value in (spending.before, spending.after, spending.limit))
+        table.add_row(Text(record.title), Text(spending.metric), *numbers)
+    yield table
 
 
 def _size_cells(size: Size) -> tuple[str, str, str, str]:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graphopt.errors import ModelError
+from graphopt.errors import ModelError, did_you_mean
 from graphopt.ir.graph import TensorType
-from graphopt.pipeline.options import did_you_mean
 
 NEGATIVE = "negative_"
 """Prefix of what is given for the unconditional branch."""
@@ -75,7 +74,7 @@ class Interface:
         known = {c.name: c for c in self.conditions}
         if guided:
             known |= {NEGATIVE + c.name: c for c in self.conditions if c.branched}
-        flat = dict(_flatten("", given))
+        flat = dict(flatten("", given))
         for name, value in flat.items():
             if name not in known:
                 listed = ", ".join(known) or "none"
@@ -115,10 +114,11 @@ def halved(type_: TensorType) -> TensorType:
     return TensorType(type_.dtype, (first // 2, *others))
 
 
-def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+def flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings, by names with dots in between."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _flatten(f"{prefix}.{key}" if prefix else str(key), inner)
+            yield from flatten(f"{prefix}.{key}" if prefix else str(key), inner)
     else:
         yield prefix, value
 

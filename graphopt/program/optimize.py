@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from graphopt.ir.model import Model
-from graphopt.ir.weights import Array
 from graphopt.pipeline.context import Context, RunContext
 from graphopt.pipeline.pass_ import Pass, ProgramPass
 from graphopt.pipeline.pipeline import Pipeline, record_of, size_of
 from graphopt.pipeline.report import PassRecord, Report, Size
-from graphopt.program.interface import NEGATIVE
 from graphopt.program.program import Program
 from graphopt.program.reference import reference_runner
+from graphopt.program.requests import first_request
+from graphopt.verify.calibration import Calibration
 from graphopt.verify.compare import EPS
-from graphopt.verify.inputs import draw_input, shake
+from graphopt.verify.inputs import shake
 from graphopt.verify.whole import FACTOR, FLOOR, Verdict, distance
 
 
@@ -28,7 +27,8 @@ class Contexts:
     """Makes what passes work with; all share one ledger."""
 
     of_program: Callable[[], RunContext]
-    of_model: Callable[[Model], Context]
+    of_unit: Callable[[Program, str, str], Context]
+    """For the unit of that name of the body of that name."""
 
 
 def run_passes(pipeline: Pipeline, program: Program, contexts: Contexts, verify: str) -> tuple[Program, Report]:
@@ -60,8 +60,8 @@ def copy_of(model: Model) -> Model:
 def _run_graph_pass(pipeline: Pipeline, pass_: Pass, program: Program, contexts: Contexts) -> list[PassRecord]:
     records = []
     for body_name, body in program.bodies.items():
-        for name, unit in body.units():
-            record = pipeline.run_pass(pass_, contexts.of_model(unit.model))
+        for name, _ in body.units():
+            record = pipeline.run_pass(pass_, contexts.of_unit(program, body_name, name))
             record.where = f"{body_name}/{name}"
             records.append(record)
     return records
@@ -91,22 +91,16 @@ class ProgramCheck:
     """The end-to-end check of a program: whole trajectories before and after, from one seed, judged against what one
     unit of rounding in the initial noise does to the original."""
 
-    def __init__(self, original: Program) -> None:
-        rng = np.random.default_rng(0)
-        interface = original.interface
-        self._noise = draw_input(rng, interface.sample)
-        self._conditions: dict[str, Any] = {c.name: draw_input(rng, c.type) for c in interface.conditions}
-        if original.guidance is not None:
-            self._conditions |= {NEGATIVE + c.name: draw_input(rng, c.type) for c in interface.conditions if c.branched}
-        self._expected = self._sample(original, self._noise)
-        eps = EPS[interface.sample.dtype]
-        shaken = shake(self._noise, eps, rng).astype(self._noise.dtype)
-        moved = distance([self._expected], [self._sample(original, shaken)])
-        self.allowed = FACTOR * max(FLOOR * eps, moved)
+    def __init__(self, original: Program, calibration: Calibration | None = None) -> None:
+        """Samples the first request of `calibration`, or one that is drawn."""
+        self._request = first_request(original, calibration)
+        self._expected = self._request.sample(reference_runner(original))
+        noise = self._request.noise
+        eps = EPS[original.interface.sample.dtype]
+        shaken = shake(noise, eps, np.random.default_rng(0)).astype(noise.dtype)
+        moved = replace(self._request, noise=shaken).sample(reference_runner(original))
+        self.allowed = FACTOR * max(FLOOR * eps, distance([self._expected], [moved]))
 
     def compare(self, candidate: Program) -> Verdict:
-        return Verdict(distance([self._expected], [self._sample(candidate, self._noise)]), self.allowed)
-
-    def _sample(self, program: Program, noise: Array) -> Any:
-        return reference_runner(program)(noise, np.random.default_rng(1), **self._conditions)
-
+        got = self._request.sample(reference_runner(candidate))
+        return Verdict(distance([self._expected], [got]), self.allowed)

@@ -7,17 +7,27 @@ from typing import Any
 
 from graphopt.ir.model import Model
 from graphopt.program.program import Program
-from graphopt.program.runner import Runner, RunUnit
+from graphopt.program.runner import Observe, Runner, RunUnit, Units
 
 
-def reference_runner(program: Program) -> Runner:
+def reference_runner(program: Program, observe: Observe | None = None) -> Runner:
     """A runner that uses torch for FX graphs and onnxruntime without optimisations for ONNX graphs."""
-    units = {
+    return runner_with(program, unit_runners(program), observe)
+
+
+def unit_runners(program: Program, *, but: tuple[str, str] | None = None) -> dict[tuple[str, str], RunUnit]:
+    """What runs the units of `program` on the runtime of its storage, by body and unit name; `but` one is left out."""
+    return {
         (body_name, name): run_unit(unit.model)
         for body_name, body in program.bodies.items()
         for name, unit in body.units()
+        if (body_name, name) != but
     }
-    return Runner(program, units, "torch" if program.storage == "fx" else "numpy")
+
+
+def runner_with(program: Program, units: Units, observe: Observe | None = None) -> Runner:
+    """A runner of `program` whose units are run by what `unit_runners` or `run_unit` made."""
+    return Runner(program, units, "torch" if program.storage == "fx" else "numpy", observe)
 
 
 def run_unit(model: Model) -> RunUnit:

@@ -20,20 +20,24 @@ RunUnit: TypeAlias = Callable[[Sequence[Any]], Sequence[Any]]
 """A unit's outputs for its inputs, in order."""
 Units: TypeAlias = Mapping[tuple[str, str], RunUnit]
 """By body and unit name: ("denoiser", "step")."""
+Observe: TypeAlias = Callable[[str, str, Sequence[int], Sequence[Any]], None]
+"""Told of every run of a unit: body and unit name, the rows that the run is for, and what the unit is fed."""
 
 
 class Runner:
     """A program as a callable; see `Program.__call__` for its arguments. Holds nothing of a request: conditions are
     evaluated anew at every call, so a result can never be stale."""
 
-    def __init__(self, program: Program, units: Units, arrays: str) -> None:
+    def __init__(self, program: Program, units: Units, arrays: str, observe: Observe | None = None) -> None:
         """
         Args:
             program: what is run.
             units: what runs its graphs.
             arrays: the kind of arrays that `units` take and return: "torch" or "numpy".
+            observe: is told of every run of a unit, before it.
         """
         self.program = program
+        self._observe = observe
         self._units = units
         self._to_own = to_torch if arrays == "torch" else to_numpy
 
@@ -105,19 +109,24 @@ class _Request:
                 self._prepare(name, self._program.bodies[name], branch)
 
     def _prepare(self, name: str, body: Body, branch: int) -> None:
-        units, known = self._runner._units, Known(self._branches[branch])
-        if body.prologue is not None:
-            known = replace(known, prologue=units[name, "prologue"](known.feeds(body.prologue)))
-        self._prologues[name, branch] = known.prologue
+        known = Known(self._branches[branch])
         rows = [row for row, called in enumerate(self._program.calls) if called == name]
+        if body.prologue is not None:
+            known = replace(known, prologue=self._run(name, "prologue", rows, known.feeds(body.prologue)))
+        self._prologues[name, branch] = known.prologue
         if body.table is not None and body.batched:
             all_rows = replace(known, timestep=self._runner._to_own(timestep_table(self._program, rows)))
-            stacked = units[name, "table"](all_rows.feeds(body.table))
+            stacked = self._run(name, "table", rows, all_rows.feeds(body.table))
             self._tables |= {(row, branch): [c[place, ...] for c in stacked] for place, row in enumerate(rows)}
         elif body.table is not None:
             for row in rows:
                 feeds = replace(known, timestep=self._timestep(row)).feeds(body.table)
-                self._tables[row, branch] = units[name, "table"](feeds)
+                self._tables[row, branch] = self._run(name, "table", [row], feeds)
+
+    def _run(self, body: str, unit: str, rows: Sequence[int], feeds: list[Any]) -> Sequence[Any]:
+        if self._runner._observe is not None:
+            self._runner._observe(body, unit, rows, feeds)
+        return self._runner._units[body, unit](feeds)
 
     def predict(self, row: int, x: Any) -> Any:
         """The guided prediction for the scaled sample of a row."""
@@ -144,7 +153,7 @@ class _Request:
             x,
         )
         feeds = known.feeds(program.bodies[name].step)
-        prediction = self._runner._units[name, "step"](feeds)[0]
+        prediction = self._run(name, "step", [row], feeds)[0]
         channels = program.interface.prediction_channels
         return prediction if channels is None else prediction[:, :channels]
 

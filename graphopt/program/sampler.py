@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.errors import ModelError, UnsupportedError
+from graphopt.errors import ModelError, UnsupportedError, did_you_mean
 from graphopt.ir.graph import TensorType
 from graphopt.ir.weights import FLOATS, numpy_dtype
-from graphopt.pipeline.options import did_you_mean
 from graphopt.program.body import Body, Unit
 from graphopt.program.denoiser import Denoiser, trace
 from graphopt.program.guidance import Guidance

@@ -16,8 +16,11 @@ from graphopt.pipeline import registry
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A current folder that holds the model.onnx of the documents; registrations are forgotten afterwards."""
+    """A current folder with the model.onnx of the documents and inputs for it; registrations are forgotten
+    afterwards."""
     onnx.save(small_model(), tmp_path / "model.onnx")
+    images = np.random.default_rng(1).standard_normal((8, 3, 16, 16)).astype(np.float32)
+    np.savez(tmp_path / "inputs.npz", x=images)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     yield tmp_path

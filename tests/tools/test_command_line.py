@@ -199,7 +199,9 @@ def test_the_json_report_has_the_documented_keys(call, source):
     }  # fmt: skip
     assert (report["input"], report["output"], report["verify"]) == (str(source), None, "match")
     (record,) = report["passes"]
-    assert set(record) == {"pass", "before", "after", "rules", "applications", "seconds", "notes", "where"}
+    assert set(record) == {
+        "pass", "where", "before", "after", "rules", "applications", "seconds", "notes", "spending",
+    }  # fmt: skip
     (application,) = record["applications"]
     assert application["id"] == "fuse-conv-bn/conv-batch-norm#1"
     assert application["status"] == "kept"

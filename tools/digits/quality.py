@@ -6,7 +6,6 @@ trained on. It grows as samples get fewer (as every Frechet distance does): comp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +14,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from graphopt.tools.digits.models import WEIGHTS, DigitClassifier, load_classifier
+from graphopt.verify.frechet import Moments, frechet, moments
 
 Floats = npt.NDArray[np.floating]
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Mean (d,) and covariance (d, d) of features, float64."""
-
-    mean: npt.NDArray[np.float64]
-    covariance: npt.NDArray[np.float64]
 
 
 def frechet_distance(
@@ -51,33 +43,6 @@ def class_features(images: Floats, classifier: DigitClassifier | None = None) ->
     return features
 
 
-def moments(features: Floats) -> Moments:
-    """Mean and unbiased covariance of `features` (n, d).
-
-    Raises:
-        ValueError: fewer than two rows, or values that are not finite.
-    """
-    values = np.asarray(features, dtype=np.float64)
-    if values.ndim != 2 or len(values) < 2:
-        raise ValueError(f"moments need a matrix of two rows or more, not {values.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError("features must be finite")
-    mean = values.mean(0)
-    centred = values - mean
-    return Moments(mean, centred.T @ centred / (len(values) - 1))
-
-
-def frechet(one: Moments, other: Moments) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the squared 2-Wasserstein distance of two normal distributions.
-
-    The trace of (C1 C2)^(1/2) is the sum of the singular values of C1^(1/2) C2^(1/2): real, and exact to rounding
-    where a covariance is singular.
-    """
-    cross = np.linalg.svd(_root(one.covariance) @ _root(other.covariance), compute_uv=False).sum()
-    apart = np.square(one.mean - other.mean).sum()
-    return float(apart + np.trace(one.covariance) + np.trace(other.covariance) - 2 * cross)
-
-
 def real_moments() -> Moments:
     """Moments of the 1,000 held-out real digits, as shipped."""
     tensors = load_file(WEIGHTS / "reference.safetensors")
@@ -87,13 +52,6 @@ def real_moments() -> Moments:
 def save_moments(values: Moments, path: Path) -> None:
     """Write `values` for `real_moments`."""
     save_file({"mean": values.mean, "covariance": values.covariance}, path)
-
-
-def _root(covariance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The symmetric square root; what rounding made negative counts as 0."""
-    values, vectors = np.linalg.eigh(covariance)
-    root: npt.NDArray[np.float64] = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-    return root
 
 
 def _clipped(images: Floats) -> torch.Tensor:

@@ -21,8 +21,9 @@ import typer
 
 from graphopt.tools.digits import models
 from graphopt.tools.digits.data import NULL_CLASS, Digits, load, split
-from graphopt.tools.digits.quality import accuracy, class_features, moments, save_moments
+from graphopt.tools.digits.quality import accuracy, class_features, save_moments
 from graphopt.tools.fetch import DEFAULT_FOLDER
+from graphopt.verify.frechet import moments
 
 
 class Part(StrEnum):
