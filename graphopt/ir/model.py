@@ -47,6 +47,11 @@ class Model(ABC):
     def weights(self) -> Sequence[tuple[str, int, int]]:
         """(name, number of elements, bytes) of every stored weight, each shared weight once."""
 
+    def copy(self) -> Model:
+        """A model of its own that shares no more than weights. Only the main graph and what it holds is copied."""
+        main = self.main
+        return self.extract(list(main.nodes()), main.inputs(), main.outputs())
+
     @abstractmethod
     def extract(self, nodes: Iterable[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> Model:
         """A model of its own that computes `outputs` from `inputs` with copies of `nodes`, all of them of `main`.

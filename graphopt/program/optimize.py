@@ -40,7 +40,7 @@ def run_passes(pipeline: Pipeline, program: Program, contexts: Contexts, verify:
     pipeline.check_order(program.storage)
     report = Report(model=program.name, pipeline=str(pipeline), verify=verify)
     started = time.perf_counter()
-    program = program.map_models(lambda name, model: copy_of(model))
+    program = program.map_models(lambda name, model: model.copy())
     for pass_ in pipeline.passes:
         if isinstance(pass_, ProgramPass):
             program, record = _run_program_pass(pass_, program, contexts.of_program())
@@ -49,12 +49,6 @@ def run_passes(pipeline: Pipeline, program: Program, contexts: Contexts, verify:
             report.passes += _run_graph_pass(pipeline, pass_, program, contexts)
     report.seconds = time.perf_counter() - started
     return program, report
-
-
-def copy_of(model: Model) -> Model:
-    """A model of its own that shares no more than weights."""
-    main = model.main
-    return model.extract(list(main.nodes()), main.inputs(), main.outputs())
 
 
 def _run_graph_pass(pipeline: Pipeline, pass_: Pass, program: Program, contexts: Contexts) -> list[PassRecord]:

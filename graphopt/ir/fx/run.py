@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,13 +24,19 @@ def run(graph: FxGraph, feeds: Sequence[Array]) -> list[Array]:
     inputs = graph.inputs()
     if len(feeds) != len(inputs):
         raise ValueError(f"the graph has {len(inputs)} inputs, got {len(feeds)} arrays")
-    values: dict[fx.Node, Any] = {n: n.meta.get("val") for n in graph.graph.find_nodes(op="placeholder")}
-    values |= {n: w.tensor.detach() for n, w in graph.weights.items()}
+    given = {n: w.tensor.detach() for n, w in graph.weights.items()}
     for node, array in zip(inputs, feeds, strict=True):
-        values[node] = to_torch(array) if isinstance(node.meta.get("val"), torch.Tensor) else array.item()
+        given[node] = to_torch(array) if isinstance(node.meta.get("val"), torch.Tensor) else array.item()
     with torch.no_grad():
-        _interpret(graph, values)
-        return [_array(values[v]) for v in graph.outputs()]
+        return [_array(value) for value in compute(graph, given)]
+
+
+def compute(graph: FxGraph, given: Mapping[fx.Node, Any]) -> list[Any]:
+    """The outputs of `graph`, from tensors for its inputs and its weights; differentiable where those are."""
+    values: dict[fx.Node, Any] = {n: n.meta.get("val") for n in graph.graph.find_nodes(op="placeholder")}
+    values |= given
+    _interpret(graph, values)
+    return [values[v] for v in graph.outputs()]
 
 
 def _interpret(graph: FxGraph, values: dict[fx.Node, Any]) -> None:
