@@ -57,6 +57,10 @@ class Contraction(NamedTuple):
     operands: tuple[int, ...]
 
 
+QUANTISED = frozenset({"int8", "uint8", "int4", "uint4", "int2", "uint2"})
+"""Integers that stand for weights, as far as a graph computes with them."""
+
+
 @dataclass
 class Shortened:
     """An edit of the graph that removed indices of leaves."""
@@ -277,7 +281,7 @@ class Axes:
 
     def _why_whole(self, value: Value, dtype: str) -> str | None:
         """Why a stored tensor must stay as it is."""
-        if dtype not in FLOATS:
+        if dtype not in FLOATS and dtype not in QUANTISED:
             return "it holds integers or truth values"
         if self.graph.is_output(value):
             return "it is an output of the graph"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +34,9 @@ class Region:
     """Stored tensors in float64, perturbed: so no zero of a model hides a fault."""
 
 
-def region_of(axes: Axes, nodes: Sequence[Node], seed: int) -> Region:
-    """The part of the graph that consists of `nodes`, all of them readable, in topological order.
+def regions_of(axes: Axes, nodes: Sequence[Node], seed: int) -> Iterator[Region]:
+    """The part of the graph that consists of `nodes`, all of them readable, in topological order, with inputs of each of
+    several sizes where sizes are symbolic: the part may not accept all.
 
     Raises:
         Rejected: no inputs can be made for it.
@@ -48,12 +49,13 @@ def region_of(axes: Axes, nodes: Sequence[Node], seed: int) -> Region:
     inputs = tuple(v for v in read if graph.producer(v) not in own)
     outputs = tuple(v for v in computed if graph.is_output(v) or any(u not in own for u in graph.users(v)))
     fragment = Fragment(graph, inputs, Side(tuple(nodes), outputs), Side((), ()))
+    weights = _weights(axes, calls, np.random.default_rng(seed))
     try:
-        sizes = next(size_choices(fragment, calls))
-        feeds = tuple(draw(fragment, sizes, calls, "normal", seed))
+        for sizes in size_choices(fragment, calls):
+            feeds = tuple(draw(fragment, sizes, calls, "normal", seed))
+            yield Region(graph, calls, inputs, outputs, feeds, weights)
     except NoInputs as error:
         raise Rejected(f"it cannot be run to be compared: {error}", Evidence("none")) from error
-    return Region(graph, calls, inputs, outputs, feeds, _weights(axes, calls, np.random.default_rng(seed)))
 
 
 def _weights(axes: Axes, calls: Sequence[Call], rng: np.random.Generator) -> dict[Value, Array]:
@@ -113,7 +115,9 @@ def picked(array: Array, kept: Sequence[Mask | None]) -> Array:
 def _zeroed(array: Array, kept: Sequence[Mask | None]) -> Array:
     for axis, mask in enumerate(kept):
         if mask is not None:
-            array = array * mask.reshape([-1 if i == axis else 1 for i in range(array.ndim)])
+            array = np.where(
+                mask.reshape([-1 if i == axis else 1 for i in range(array.ndim)]), array, array.dtype.type(0)
+            )
     return array
 
 
@@ -138,7 +142,7 @@ def run_masked(axes: Axes, coupling: set[Node], kept: Kept, region: Region) -> l
 
     def run(call: Call, operands: list[Any]) -> Any:
         given = [
-            _zeroed(x, masks(axes, kept, o, call.node)) if o in region.weights and x.dtype == np.float64 else x
+            _zeroed(x, masks(axes, kept, o, call.node)) if o in region.weights else x
             for o, x in zip(call.operands, operands, strict=True)
         ]
         return _restricted(axes, kept, call, given) if call.node in coupling else _meaning(call, given)

@@ -96,6 +96,12 @@ class Silence:
         above = call.operands[2] is None or (high is not None and bool((high.numpy() >= 0).all()))
         return self.silent(call.operands[0]) and below and above
 
+    def _dequantized(self, call: Call) -> bool:
+        x, scale, zero = call.operands
+        data = None if zero is None else self._axes.graph.constant(zero)
+        centred = zero is None or (data is not None and not data.numpy().any())
+        return self.silent(scale) or (self.silent(x) and centred)
+
     def _padded(self, call: Call) -> bool:
         value = call.operands[1]
         return self.silent(call.operands[0]) and (value is None or _is_zero_literal(value))
@@ -156,6 +162,7 @@ _ZERO: dict[str, Callable[[Silence, Call], bool]] = {
     "concat": Silence._pieces,
     "pow": Silence._power,
     "clamp": Silence._clamp,
+    "dequantize": Silence._dequantized,
     "pad": Silence._padded,
     "fill": Silence._filled,
     **dict.fromkeys(("batch_norm", "group_norm", "instance_norm", "layer_norm"), Silence._affine),

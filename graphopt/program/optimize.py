@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from graphopt.ir.model import Model
 from graphopt.pipeline.context import Context, RunContext
 from graphopt.pipeline.pass_ import Pass, ProgramPass
 from graphopt.pipeline.pipeline import Pipeline, record_of, size_of

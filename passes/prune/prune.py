@@ -22,6 +22,7 @@ from graphopt.passes.prune.plan import Planner, greatest_amount, least_amount
 from graphopt.passes.prune.size import Keep, Sizes, time_ratio
 from graphopt.pipeline.context import Context
 from graphopt.pipeline.pass_ import GraphPass
+from graphopt.pipeline.report_table import scaled
 from graphopt.rewrite.contract import Evidence
 from graphopt.rewrite.journal import Journal
 from graphopt.verify.approximation import Approximation
@@ -113,7 +114,7 @@ class _Work:
         self._axes = Axes(context.model.main)
         self._all = free_axes(self._axes)
         self.found = [a for a in self._all if (options.coupled or a.exact) and not _is_protected(a, options.protect)]
-        self._sizes = Sizes(self._axes, self.found)
+        self._sizes = Sizes(context.model, self._axes, self.found, approximation.feeds[0])
 
     # ---- choosing ----------------------------------------------------------------------------------------
 
@@ -233,6 +234,8 @@ class _Work:
     def apply(self, keep: Keep) -> None:
         """Shorten every axis for good, each an application of its own."""
         context, graph = self._context, self._axes.graph
+        if keep:
+            self._note_flops(keep)
         checked = context.verify in ("match", "model")
         for axis in self._all:
             if axis.name not in keep or context.ledger.exhausted:
@@ -242,6 +245,12 @@ class _Work:
             if done is not None:
                 self._note(f"{axis.name}: {axis.size} → {done} ({'exact' if axis.exact else 'coupled'})")
         self._approximation.settle(self._approximation.measure(context.model) if keep else self._approximation.spent)
+
+    def _note_flops(self, keep: Keep) -> None:
+        before, after = self._sizes.flops({}), self._sizes.flops(keep)
+        if before and after is not None:
+            change = f"{scaled(before)}→ {scaled(after)}({after / before - 1:+.1%})"
+            self._note(f"FLOPs for the calibration inputs: {change}")
 
     def _shorten(self, axis: FreeAxis, mask: Mask, checked: bool) -> tuple[int, Evidence]:
         evidence = shorten_checked(self._axes, axis, mask, Journal(self._axes.graph), check=checked)

@@ -62,6 +62,19 @@ def layer_norm(axes: Axes, call: Call) -> Sequence[Dims]:
     return [x]
 
 
+@rule("quantize", "dequantize")
+def quantize(axes: Axes, call: Call) -> Sequence[Dims]:
+    """One scale for all, or one for each index of an axis."""
+    x = axes.dims(call.operands[0])
+    for operand in call.operands[1:]:
+        dims = () if operand is None else axes.dims(operand)
+        if len(dims) == 1 and call.fields["axis"] is not None:
+            axes.unify(x[call.fields["axis"] % len(x)], dims[0])
+        elif any(dims):
+            raise NoRule("it is quantised in blocks")
+    return [x]
+
+
 @rule("softmax", "log_softmax")
 def softmax(axes: Axes, call: Call) -> Sequence[Dims]:
     x = axes.dims(call.operands[0])
