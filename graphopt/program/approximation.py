@@ -86,13 +86,13 @@ class UnitApproximation(Approximation):
         return recorded
 
     @property
-    def feeds(self) -> Sequence[list[Array]]:
+    def feeds(self) -> list[list[Array]]:
         """What the unit is fed along the trajectories of the tuning part: in every row and both branches of the
         guidance for a step, once a request for a prologue."""
         return [feeds for feeds, _ in self._recorded]
 
     @property
-    def weights(self) -> Sequence[float]:
+    def weights(self) -> list[float]:
         return [weight for _, weight in self._recorded]
 
     @cached_property

@@ -40,6 +40,8 @@ class Approximation(ABC):
         self.account = account
         self.before = account.spent
         """What was spent when the pass began."""
+        self.settled: float | None = None
+        """What the pass said at its end that it leaves."""
 
     @property
     def metric(self) -> str:
@@ -58,13 +60,13 @@ class Approximation(ABC):
 
     @property
     @abstractmethod
-    def feeds(self) -> Sequence[list[Array]]:
+    def feeds(self) -> list[list[Array]]:
         """The tuning batches for the main graph of the pass's model, arrays in the order of its inputs."""
 
     @property
     @abstractmethod
-    def weights(self) -> Sequence[float]:
-        """How much each of `feeds` counts; mean 1."""
+    def weights(self) -> list[float]:
+        """How much each of `feeds` counts: 1, or in a program the weight of the rows that it is for."""
 
     @abstractmethod
     def measure(self, model: Model) -> float:
@@ -77,7 +79,7 @@ class Approximation(ABC):
 
     def settle(self, measured: float) -> None:
         """Record `measured`, the metric of what the pass leaves, as spent. The pipeline measures by itself too."""
-        self.account.spent = measured
+        self.account.spent = self.settled = measured
 
     def begin(self, model: Model, kept: int) -> None:
         """For the pipeline: the pass begins on `model`, after `kept` applications of the run."""
@@ -130,11 +132,11 @@ class ModelApproximation(Approximation):
         self._reference = reference
 
     @property
-    def feeds(self) -> Sequence[list[Array]]:
+    def feeds(self) -> list[list[Array]]:
         return self._reference.tuning
 
     @property
-    def weights(self) -> Sequence[float]:
+    def weights(self) -> list[float]:
         return [1.0] * len(self._reference.tuning)
 
     def measure(self, model: Model) -> float:
