@@ -35,8 +35,8 @@ class Region:
 
 
 def regions_of(axes: Axes, nodes: Sequence[Node], seed: int) -> Iterator[Region]:
-    """The part of the graph that consists of `nodes`, all of them readable, in topological order, with inputs of each of
-    several sizes where sizes are symbolic: the part may not accept all.
+    """The part of the graph that consists of `nodes`, all of them readable, in topological order; with inputs of one
+    size after the other where sizes are symbolic, of which it may not accept all.
 
     Raises:
         Rejected: no inputs can be made for it.

@@ -111,7 +111,7 @@ def _per_index(axes: Axes, term: Term, axis: FreeAxis, rows: Array) -> Scores:
     places = axes.space.places(term, axis.leaf)
     totals = rows.reshape(len(rows), -1).sum(axis=1)
     own = places >= 0
-    return np.bincount(places[own], totals[own], minlength=axis.size)
+    return np.bincount(places[own], totals[own], minlength=axis.size).astype(np.float64)
 
 
 def _moved(array: Array, dim: int) -> Array:

@@ -110,7 +110,7 @@ def test_every_unit_of_a_hoisted_program_is_shown_what_it_is_fed():
     data = [request(seed, negative_text=True) for seed in range(4)]
     names = [name for name, _ in graphopt.optimize(program, "hoist").program.bodies["denoiser"].units()]
     assert names == ["prologue", "table", "step"]
-    prologue, table, step = looked_at(program, before=["hoist"], calibration=data)
+    step, prologue, table = looked_at(program, before=["hoist"], calibration=data)
     tuned, branches, rows = 2, 2, 3
     assert [len(unit[0]) for unit in (prologue, table, step)] == [
         tuned * branches, tuned * branches * rows, tuned * branches * rows,
@@ -273,7 +273,7 @@ def test_coefficients_are_what_moving_one_prediction_does_to_the_final_sample(sc
 def test_feeds_are_weighted_by_the_rows_that_they_are_for():
     program = program_of()
     calibration = Calibration([request(seed) for seed in range(4)], step_weights="coefficient")
-    prologue, table, step = looked_at(program, before=["hoist"], calibration=calibration)
+    step, prologue, table = looked_at(program, before=["hoist"], calibration=calibration)
     rows = list(step_weights(program.schedule, "coefficient"))
     assert step[1] == pytest.approx(2 * rows) and table[1] == pytest.approx(2 * rows)
     assert prologue[1] == pytest.approx([1.0, 1.0])
