@@ -36,15 +36,19 @@ NATIVE_UNITS = 64.0
 """Units of rounding that the native result may be from the float64 one, times its sensitivity to rounding."""
 
 
-def shorten_checked(axes: Axes, axis: FreeAxis, keep: Mask, journal: Journal, *, check: bool = True) -> Evidence:
+def shorten_checked(
+    axes: Axes, axis: FreeAxis, keep: Mask, journal: Journal, *, check: bool = True, lossless: bool = False
+) -> Evidence:
     """Shorten one axis to the indices in `keep`; committed if the result is right, rolled back if not.
 
+    With `lossless`, what goes must not matter: the part computes on the stored tensors what it computed before.
+
     Raises:
-        Rejected: masked and sliced differ, or a fault would not be seen.
+        Rejected: masked and sliced differ, a fault would not be seen, or what goes matters.
         CannotEmit: the storage cannot say the result.
     """
     try:
-        edit, evidence = _shorten(axes, axis, keep, journal, check)
+        edit, evidence = _shorten(axes, axis, keep, journal, check, lossless)
     except BaseException:
         journal.rollback()
         raise
@@ -53,10 +57,12 @@ def shorten_checked(axes: Axes, axis: FreeAxis, keep: Mask, journal: Journal, *,
     return evidence
 
 
-def _shorten(axes: Axes, axis: FreeAxis, keep: Mask, journal: Journal, check: bool) -> tuple[Shortened, Evidence]:
+def _shorten(
+    axes: Axes, axis: FreeAxis, keep: Mask, journal: Journal, check: bool, lossless: bool
+) -> tuple[Shortened, Evidence]:
     nodes = axes.current(axis.nodes)
     values = list(dict.fromkeys(m.value for m in axis.members))
-    before = _Before(axes, axis, nodes, values, keep) if check else None
+    before = _Before(axes, axis, nodes, values, keep, lossless) if check else None
     edit = shorten(axes, {axis.leaf: keep}, values, nodes, journal)
     return edit, Evidence("none") if before is None else before.compare(edit)
 
@@ -72,7 +78,9 @@ class _Now:
 class _Before:
     """What is to be compared with, taken before the edit."""
 
-    def __init__(self, axes: Axes, axis: FreeAxis, nodes: Sequence[Node], values: Sequence[Value], keep: Mask) -> None:
+    def __init__(
+        self, axes: Axes, axis: FreeAxis, nodes: Sequence[Node], values: Sequence[Value], keep: Mask, lossless: bool
+    ) -> None:
         self._axes = axes
         self._axis = axis
         self._nodes = nodes
@@ -81,6 +89,7 @@ class _Before:
         self._region, self._expected = self._first_run(zlib.crc32(f"{axis.name}:{axis.size}".encode()))
         if not all(np.isfinite(m).all() for m in self._expected):
             raise Rejected("what it is compared with is not finite", Evidence("none"))
+        self._unchanged = run_now(self._region, nodes, self._stored(), self._region.outputs) if lossless else None
         self._sliced = {v: sliced(axes, self._kept, v, stored(axes.graph, v)).numpy() for v in values}
         self._slices = {v: masks(axes, self._kept, v) for v in self._region.weights}
         self._wrong_slices = {v: masks(axes, self._wrong, v) for v in self._region.weights}
@@ -114,6 +123,8 @@ class _Before:
                 Evidence("executed", 1, 0.0, error),
             )
         check_native(self._region, now.nodes, now.outputs)
+        if self._unchanged is not None:
+            self._check_unchanged(self._unchanged, now)
         axis = self._axis
         how = "exact" if axis.exact else f"coupled at {', '.join(axis.coupled[:3])}"
         notes = (how, f"slicing at the wrong places would change the result by {control:.1e}")
@@ -121,6 +132,17 @@ class _Before:
 
     def _error(self, now: _Now, weights: Mapping[Value, Array]) -> float:
         return _compare(self._expected, run_now(self._region, now.nodes, weights, now.outputs))
+
+    def _stored(self) -> dict[Value, Array]:
+        return {v: widened(stored(self._axes.graph, v).numpy()) for v in self._region.weights}
+
+    def _check_unchanged(self, before: Sequence[Array], now: _Now) -> None:
+        moved = _compare(before, run_now(self._region, now.nodes, self._stored(), now.outputs))
+        if not moved <= TOLERANCE:
+            raise Rejected(
+                f"what goes matters: the result changes by {moved:.1e} in float64 (allowed {TOLERANCE:.0e})",
+                Evidence("executed", 2, moved / TOLERANCE, moved),
+            )
 
     def _check_stored(self) -> None:
         graph = self._axes.graph

@@ -25,10 +25,14 @@ THROUGH_ZERO = frozenset({
 class Silence:
     """What is silent, and which nodes must be restricted to what stays, for one leaf."""
 
-    def __init__(self, axes: Axes, leaf: Axis, nodes: Sequence[Node]) -> None:
-        """`nodes` are those that the leaf touches, in topological order."""
+    def __init__(
+        self, axes: Axes, leaf: Axis, nodes: Sequence[Node], zero: Callable[[Value], bool] = lambda stored: True
+    ) -> None:
+        """`nodes` are those that the leaf touches, in topological order; `zero` tells whether the slices of a stored
+        tensor are zero, by default of all."""
         self._axes = axes
         self._leaf = leaf
+        self._zero = zero
         self._silent: set[Value] = set()
         self._node: Node | None = None
         self.coupling: list[Node] = []
@@ -57,7 +61,9 @@ class Silence:
         """Whether the slices of `value` are zero."""
         if value is None or isinstance(value, Literal) or not self._has(value):
             return False
-        return value in self._silent or self._axes.graph.constant(value) is not None
+        if self._axes.graph.constant(value) is not None:
+            return self._zero(value)
+        return value in self._silent
 
     def _has(self, value: Value) -> bool:
         return any(self._in(term) for term in self._axes.dims_or_none(value, self._node) or ())
@@ -110,10 +116,12 @@ class Silence:
         return bool(call.fields["value"] == 0)
 
     def _affine(self, call: Call) -> bool:
-        scale, shift = call.operands[1:3]
-        if scale is None and shift is None:
-            return call.op != "batch_norm" and self.silent(call.operands[0])
-        return self.silent(scale) and (shift is None or self.silent(shift))
+        """Zero scaled and shifted by nothing: what is constant over its statistics is standardised to zero, but a
+        batch norm subtracts a mean that it was given."""
+        x, scale, shift = call.operands[:3]
+        given = call.op == "batch_norm" and not call.fields["training"]
+        standardised = self.silent(x) and (not given or self.silent(call.operands[3]))
+        return (self.silent(scale) or standardised) and (shift is None or self.silent(shift))
 
     def _rms(self, call: Call) -> bool:
         return self.silent(call.operands[0]) or self.silent(call.operands[1])
