@@ -112,12 +112,15 @@ class Context(RunContext):
         self._approximate = approximate
         self.opened: Approximation | None = None
         """What the pass that is running asked for with `approximation`."""
+        self.approximated = 0
+        """How many approximate changes the pass that is running has kept."""
 
     def open_pass(self, name: str) -> None:
         """Start a pass: nothing noted, nothing asked for."""
         self.ledger.open_pass(name)
         self.notes = []
         self.opened = None
+        self.approximated = 0
 
     def approximation(self, pass_: Pass) -> Approximation:
         """What an approximate pass works with: data to tune on, the limit, and the measure that decides.
@@ -173,4 +176,6 @@ class _Budgeted:
                 "an approximate change without a budget: the pass has not asked for context.approximation(self)",
                 Evidence("none"),
             )
-        return self._context.verifier.verify(change)
+        evidence = self._context.verifier.verify(change)
+        self._context.approximated += isinstance(change.contract, Approximate)
+        return evidence

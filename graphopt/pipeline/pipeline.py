@@ -137,13 +137,13 @@ def _spending_of(pass_: Pass, context: Context, kept: int) -> Spending | None:
     changed = context.ledger.kept != kept
     settled = opened.spent
     opened.finish(context.model if changed else None, context.ledger.kept)
-    if changed and not opened.spent <= opened.limit:
+    if context.approximated and not opened.spent <= opened.limit:
         raise RuleError(
             f"pass {pass_.name} leaves {opened.metric} at {opened.spent:.3g} on held-out data, above the limit of "
             f"{opened.limit:.3g} (it settled on {settled:.3g}); an approximate pass must keep only what "
             "context.approximation(self).measure allows"
         )
-    return Spending(opened.metric, opened.limit, opened.before, opened.spent)
+    return Spending(opened.metric, opened.limit, opened.before, opened.spent, context.approximated)
 
 
 def record_of(pass_: Pass, context: RunContext, before: Size, after: Size, started: float) -> PassRecord:
