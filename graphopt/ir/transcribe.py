@@ -49,13 +49,14 @@ def transcribe(
     outputs: Sequence[Value],
     *,
     wide: bool = False,
+    declared: Mapping[Value, TensorRef] | None = None,
 ) -> tuple[ScratchGraph, dict[Node, ScratchNode]]:
     """Copy `nodes`, given in topological order, into a ScratchGraph; also tells which node became which.
 
-    With `wide`, floating-point types and weights become float64. Raises CannotEmit naming the first node that cannot
-    be read.
+    With `wide`, floating-point types and weights become float64. `declared` says what some weights are replaced by.
+    Raises CannotEmit naming the first node that cannot be read.
     """
-    copier = _Copier(graph, wide)
+    copier = _Copier(graph, wide, declared or {})
     for value in inputs:
         copier.add_input(value)
     for node in nodes:
@@ -66,9 +67,10 @@ def transcribe(
 
 
 class _Copier:
-    def __init__(self, graph: Graph, wide: bool) -> None:
+    def __init__(self, graph: Graph, wide: bool, declared: Mapping[Value, TensorRef]) -> None:
         self.graph = graph
         self.wide = wide
+        self.declared = declared
         self.scratch = ScratchGraph()
         self.nodes: dict[Node, ScratchNode] = {}
         self.values: dict[Value, Value] = {}
@@ -92,7 +94,7 @@ class _Copier:
         return self.values[value]
 
     def _constant(self, value: Value) -> Value:
-        data = self.graph.constant(value)
+        data = self.declared.get(value) or self.graph.constant(value)
         if data is None:
             raise CannotEmit(f"{self.graph.name(value)} is neither computed in the fragment nor constant")
         widened = self.wide and data.dtype in FLOATS

@@ -55,19 +55,28 @@ class RunContext:
         self.features = features
         self.budget = budget
         self.calibration = calibration
+        self.approximated = 0
+        """How many approximate changes the pass that is running has kept."""
         self.notes: list[str] = []
         """Remarks for the report; a pass appends."""
 
     def apply(
-        self, rule: str, nodes: tuple[str, ...], change: Callable[[], tuple[T, Evidence]], *, what: str = "rewrite"
+        self,
+        rule: str,
+        nodes: tuple[str, ...],
+        change: Callable[[], tuple[T, Evidence]],
+        *,
+        what: str = "rewrite",
+        approximate: bool = False,
     ) -> T | None:
-        """One application of a pass that changes no graph in place: made, judged and recorded.
+        """One application of a pass that judges its changes itself: made and recorded.
 
         Args:
             rule: names it in the ledger.
             nodes: names of the nodes that it concerns.
             change: makes the result and the evidence for it; raises Rejected if it breaks its contract.
             what: what the change is called where it raises anything else.
+            approximate: whether it spends of the budget.
 
         Returns:
             The result, or None if it was skipped or undone; then what was there before stays.
@@ -87,6 +96,7 @@ class RunContext:
             self.ledger.record(record("undone", reason, Evidence("none")))
             return None
         self.ledger.record(record("kept", "", evidence))
+        self.approximated += approximate
         return result
 
 
@@ -118,6 +128,7 @@ class Context(RunContext):
         self.ledger.open_pass(name)
         self.notes = []
         self.opened = None
+        self.approximated = 0
 
     def approximation(self, pass_: Pass) -> Approximation:
         """What an approximate pass works with: data to tune on, the limit, and the measure that decides.
@@ -173,4 +184,6 @@ class _Budgeted:
                 "an approximate change without a budget: the pass has not asked for context.approximation(self)",
                 Evidence("none"),
             )
-        return self._context.verifier.verify(change)
+        evidence = self._context.verifier.verify(change)
+        self._context.approximated += isinstance(change.contract, Approximate)
+        return evidence

@@ -136,14 +136,14 @@ def _spending_of(pass_: Pass, context: Context, kept: int) -> Spending | None:
         return None
     changed = context.ledger.kept != kept
     opened.finish(context.model if changed else None, context.ledger.kept)
-    if changed and not opened.spent <= opened.limit:
+    if context.approximated and not opened.spent <= opened.limit:
         said = "has not measured" if opened.settled is None else f"settled on {opened.settled:.3g}"
         raise RuleError(
             f"pass {pass_.name} leaves {opened.metric} at {opened.spent:.3g} on held-out data, above the limit of "
             f"{opened.limit:.3g}, and {said}; an approximate pass must keep only what "
             "context.approximation(self).measure allows"
         )
-    return Spending(opened.metric, opened.limit, opened.before, opened.spent)
+    return Spending(opened.metric, opened.limit, opened.before, opened.spent, context.approximated)
 
 
 def record_of(pass_: Pass, context: RunContext, before: Size, after: Size, started: float) -> PassRecord:

@@ -47,6 +47,8 @@ class Spending:
     """The metric when the pass began, against the model that the run started from."""
     after: float
     """The metric of what the pass left, against the same model."""
+    changes: int
+    """How many approximate changes it kept. Without any, what it spent is rounding, which no limit concerns."""
 
 
 @dataclass
@@ -113,8 +115,8 @@ class Report:
 
     @property
     def approximated(self) -> bool:
-        """Whether an approximate pass changed anything."""
-        return any(p.spending is not None and any(a.status == "kept" for a in p.applications) for p in self.passes)
+        """Whether an approximate change was kept."""
+        return any(p.spending is not None and p.spending.changes > 0 for p in self.passes)
 
     def coverage(self) -> float:
         """Share of the kept applications that carry evidence, in [0, 1]; 1 if nothing was kept."""
@@ -222,11 +224,13 @@ def _pass_from(data: dict[str, Any]) -> PassRecord:
 
 def _spending_dict(spending: Spending) -> dict[str, Any]:
     numbers = {"limit": spending.limit, "before": spending.before, "after": spending.after}
-    return {"metric": spending.metric} | {name: _number(value) for name, value in numbers.items()}
+    texts = {name: _number(value) for name, value in numbers.items()}
+    return {"metric": spending.metric, "changes": spending.changes} | texts
 
 
 def _spending_from(data: dict[str, Any]) -> Spending:
-    return Spending(data["metric"], float(data["limit"]), float(data["before"]), float(data["after"]))
+    limit, before, after = (float(data[name]) for name in ("limit", "before", "after"))
+    return Spending(data["metric"], limit, before, after, data["changes"])
 
 
 def _stats_dict(stats: RuleStats) -> dict[str, Any]:

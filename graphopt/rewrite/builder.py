@@ -21,7 +21,7 @@ class Builder:
     """`build.<op>(*operands, like=None, **fields)` writes a call in front of the match and returns its output.
 
     Operands are value handles, `TensorRef`s (a captured weight is reused, a new one is added) or None. `like` is a
-    value whose type the output has; the type of the value that is finally replaced need not be given.
+    value whose type the output has, or that type; the type of the value that is finally replaced need not be given.
     """
 
     def __init__(self, graph: Graph, journal: Journal, before: Node, captured: list[tuple[TensorRef, Value]]) -> None:
@@ -36,12 +36,12 @@ class Builder:
         if op not in OPS:
             raise RuleError(f"build.{name}: not in the vocabulary; build.raw(name, ...) writes an op of one storage")
 
-        def write(*operands: Any, like: Value | None = None, **fields: Any) -> Any:
+        def write(*operands: Any, like: Value | TensorType | None = None, **fields: Any) -> Any:
             return self._write(op, operands, self._complete(op, fields), like)
 
         return write
 
-    def raw(self, name: str, *operands: Any, like: Value | None = None, **attributes: Any) -> Any:
+    def raw(self, name: str, *operands: Any, like: Value | TensorType | None = None, **attributes: Any) -> Any:
         """Write an op by its storage's own name with the storage's own attributes."""
         return self._write(name, operands, attributes, like)
 
@@ -62,7 +62,7 @@ class Builder:
         spec = OPS.get(op)
         if spec is not None and not spec.variadic:
             values += [None] * (len(spec.operands) - len(values))
-        types = [] if like is None else [self._graph.type(like)]
+        types = [] if like is None else [like if isinstance(like, TensorType) else self._graph.type(like)]
         outputs = self._journal.insert(op, values, fields, before=self._before, types=types)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 

@@ -7,16 +7,20 @@ nothing reaches a graph without an id, a verdict and, if need be, an undo.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from graphopt.errors import RuleError
 from graphopt.ir.graph import CannotEmit, Graph, Node, TensorType, Value
+from graphopt.ir.weights import TensorRef
 from graphopt.rewrite.contract import Application, Contract, Evidence
 from graphopt.rewrite.journal import Journal
 from graphopt.rewrite.ledger import Ledger
 from graphopt.rewrite.matcher import Name, NoMatch
 from graphopt.rewrite.rule import Match, Refused, Rule
+
+NOTHING: Mapping[Value, TensorRef] = MappingProxyType({})
 
 
 class Change(NamedTuple):
@@ -31,6 +35,9 @@ class Change(NamedTuple):
     rule: Rule | None = None
     """The rule, if one proposed it: verification runs it again on a float64 twin."""
     match: Match | None = None
+    declared: Mapping[Value, TensorRef] = NOTHING
+    """For weights that the nodes read: what an approximate pass puts in their place. The side before the change is
+    judged with these, so that everything but the declared numbers is held to rounding."""
 
 
 class Rejected(Exception):
@@ -71,6 +78,7 @@ class Editor:
         *,
         rule: Rule | None = None,
         match: Match | None = None,
+        declared: Mapping[Value, TensorRef] = NOTHING,
     ) -> tuple[Application, Journal]:
         """Write a change, verify it, then commit it or take it back; either way it is recorded.
 
@@ -90,7 +98,7 @@ class Editor:
                 raise Refused("the rewrite changed nothing", (), None)
             _check_types(journal)
             evidence = self.verifier.verify(
-                Change(id_, self.graph, tuple(nodes), journal, contract, rule, match)
+                Change(id_, self.graph, tuple(nodes), journal, contract, rule, match, declared)
             )
         except Exception as error:
             journal.rollback()

@@ -29,7 +29,8 @@ def side_runner(fragment: Fragment, side: Side, *, wide: bool = False) -> Runner
     """A function from the fragment's inputs to the outputs of one side.
 
     Outputs that are inputs or constants are passed through, so that no runtime needs to accept a graph without
-    nodes. With `wide`, low-precision floats are float32 throughout. Raises CannotRun, at once or when called.
+    nodes. Declared weights are fed beside the inputs. With `wide`, low-precision floats are float32 throughout. Raises
+    CannotRun, at once or when called.
     """
     graph = fragment.graph
     plan: list[tuple[str, Any]] = []
@@ -42,10 +43,12 @@ def side_runner(fragment: Fragment, side: Side, *, wide: bool = False) -> Runner
         else:
             plan.append(("computed", len(computed)))
             computed.append(value)
-    native = native_runner(graph, side.nodes, fragment.inputs, computed, wide=wide) if computed else None
+    fed = [*fragment.inputs, *side.declared]
+    weights = [ref.numpy() for ref in side.declared.values()]
+    native = native_runner(graph, side.nodes, fed, computed, wide=wide) if computed else None
 
     def run(feeds: Sequence[Array]) -> list[Array]:
-        results = native(feeds) if native is not None else []
+        results = native([*feeds, *weights]) if native is not None else []
         sources = {"input": feeds, "computed": results}
         return [what.numpy() if source == "constant" else sources[source][what] for source, what in plan]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from graphopt.ir.graph import Graph, Literal, Node, Value
+from graphopt.ir.weights import TensorRef
 from graphopt.rewrite.change import Change
 
 
@@ -15,6 +16,8 @@ class Side:
 
     nodes: tuple[Node, ...]
     outputs: tuple[Value, ...]
+    declared: Mapping[Value, TensorRef] = field(default_factory=dict)
+    """What some of the weights are replaced by."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ def cut(change: Change) -> Fragment:
     graph = change.graph
     old = tuple(o for o, _ in change.journal.replaced)
     new = tuple(n for _, n in change.journal.replaced)
-    before = Side(change.nodes, old)
+    before = Side(change.nodes, old, change.declared)
     after = Side(_with_context(graph, change.journal.inserted, new, change.nodes), new)
     inputs = dict.fromkeys(_boundary(graph, before)) | dict.fromkeys(_boundary(graph, after))
     return Fragment(graph, tuple(inputs), before, after)

@@ -51,6 +51,7 @@ def write_repro(path: Path, change: Change, rejected: Rejected, pipeline: str) -
         fragment = cut(change)
         for name, side in (("before", fragment.before), ("after", fragment.after)):
             _write_side(path, name, fragment, side)
+        about["declared"] = [fragment.graph.name(v) for v in change.declared]
         about["inputs"] = [f"{fragment.graph.name(v)}: {fragment.graph.type(v)}" for v in fragment.inputs]
     (path / "repro.json").write_text(json.dumps(about, indent=2, sort_keys=True, default=str), encoding="utf-8")
 

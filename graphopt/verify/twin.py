@@ -42,7 +42,9 @@ class NoTwin(Exception):
 def reference(fragment: Fragment, side: Side, feeds: Sequence[Array]) -> list[Array]:
     """One side in float64 by the vocabulary's meanings. Raises NoTwin if the vocabulary cannot say it."""
     try:
-        scratch, _ = transcribe(fragment.graph, side.nodes, fragment.inputs, side.outputs, wide=True)
+        scratch, _ = transcribe(
+            fragment.graph, side.nodes, fragment.inputs, side.outputs, wide=True, declared=side.declared
+        )
     except CannotEmit as error:
         raise NoTwin(str(error)) from error
     return evaluate(scratch, feeds)
@@ -58,7 +60,12 @@ def check_twin(change: Change, fragment: Fragment, feeds: Sequence[Array]) -> fl
     before_side = fragment.before
     try:
         scratch, nodes = transcribe(
-            fragment.graph, before_side.nodes, fragment.inputs, before_side.outputs, wide=True
+            fragment.graph,
+            before_side.nodes,
+            fragment.inputs,
+            before_side.outputs,
+            wide=True,
+            declared=before_side.declared,
         )
     except CannotEmit as error:
         raise NoTwin(str(error)) from error

@@ -20,7 +20,7 @@ import numpy as np
 from graphopt.ir.graph import Call, Dim, Literal
 from graphopt.ir.weights import FLOATS, Array
 from graphopt.rewrite.change import Change, Rejected
-from graphopt.rewrite.contract import Evidence, Exact, Rounding
+from graphopt.rewrite.contract import Approximate, Evidence, Exact, Rounding
 from graphopt.verify.compare import EPS, bit_equal, mismatch, rounding_ratio
 from graphopt.verify.execute import CannotRun, Runner, note_of, side_runner
 from graphopt.verify.fragment import Fragment, cut
@@ -66,6 +66,7 @@ class MatchVerifier:
     def verify(self, change: Change) -> Evidence:
         if not change.journal.replaced:
             return _check_removal(change)
+        _check_declared(change)
         fragment = cut(change)
         calls = [change.graph.call(n) for n in fragment.before.nodes]
         readable = [c for c in calls if isinstance(c, Call)]
@@ -103,6 +104,20 @@ class MatchVerifier:
             _check_reader(fragment, _in_float32(fragment, run))
         self._twins[structure] = twin
         return twin, notes
+
+
+def _check_declared(change: Change) -> None:
+    """Declared weights stand for constants that the nodes read, of the same shape and dtype."""
+    graph = change.graph
+    if change.declared and not isinstance(change.contract, Approximate):
+        raise Rejected(f"{change.contract} allows no declared change of weights", Evidence("none"))
+    read = {o for node in change.nodes for o in graph.raw_call(node).operands if o is not None}
+    for value, ref in change.declared.items():
+        data = graph.constant(value)
+        if data is None or value not in read:
+            raise Rejected(f"{graph.name(value)} is declared and is no weight of the change", Evidence("none"))
+        if (data.dtype, data.shape) != (ref.dtype, ref.shape):
+            raise Rejected(f"{graph.name(value)} is {data!r} and is declared as {ref!r}", Evidence("none"))
 
 
 def _check_removal(change: Change) -> Evidence:
@@ -280,17 +295,20 @@ def _contract_ratio(change: Change, old: Array, new: Array, wide: Array | None) 
     contract = change.contract
     if old.dtype.name not in FLOATS or isinstance(contract, Exact):
         return 0.0 if bit_equal(old, new) else float("inf")
-    if isinstance(contract, Rounding):
-        ref = old.astype(np.float64) if wide is None else wide
-        return rounding_ratio(ref, old, new, EPS[old.dtype.name], contract.factor)
-    raise Rejected(f"a change under {contract} is judged by its pass, not by rounding", Evidence("none"))
+    # What an approximate change declares is in `old` already; all else is rounding.
+    factor = contract.factor if isinstance(contract, Rounding) else Rounding().factor
+    ref = old.astype(np.float64) if wide is None else wide
+    return rounding_ratio(ref, old, new, EPS[old.dtype.name], factor)
 
 
 def _structure(change: Change, fragment: Fragment) -> str:
-    """Everything of a fragment but names and weight data: equal structures need checks A and B only once."""
+    """Everything of a fragment but names and weight data: equal structures need checks A and B only once. What is
+    declared is data of the rule, so that such a change is a structure of its own."""
     graph = fragment.graph
     labels: dict[Any, str] = {v: f"in{i}:{graph.type(v)}" for i, v in enumerate(fragment.inputs)}
     lines = [change.rule.name if change.rule else change.id.rpartition("#")[0]]
+    if change.declared:
+        lines.append(change.id)
     for node in fragment.before.nodes:
         call = graph.call(node) or graph.raw_call(node)
         assert isinstance(call, Call)

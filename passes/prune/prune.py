@@ -241,7 +241,8 @@ class _Work:
             if axis.name not in keep or context.ledger.exhausted:
                 continue
             nodes = tuple(graph.node_name(n) for n in self._axes.current(axis.nodes))
-            done = context.apply("axis", nodes, partial(self._shorten, axis, keep[axis.name], checked))
+            change = partial(self._shorten, axis, keep[axis.name], checked)
+            done = context.apply("axis", nodes, change, approximate=True)
             if done is not None:
                 self._note(f"{axis.name}: {axis.size} → {done} ({'exact' if axis.exact else 'coupled'})")
         self._approximation.settle(self._approximation.measure(context.model) if keep else self._approximation.spent)

@@ -42,7 +42,7 @@ def conv(
     A correlation: the kernel is not flipped. x[N, C, *spatial] is zero beyond its border, w[M, C / groups,
     *kernel]; output channels of a group see the input channels of that group.
     """
-    windows = _windows(_padded(x, pads, 0), w.shape[2:], stride, dilation)
+    windows = patches(x, w.shape[2:], stride=stride, pads=pads, dilation=dilation)
     n = len(stride)
     rows = max(1, _BLOCK * windows.shape[2] // max(1, windows.size))
     starts = range(0, max(1, windows.shape[2]), rows)
@@ -119,6 +119,11 @@ def fused_conv(
         case "hard_sigmoid", (alpha, beta):
             return elementwise.hard_sigmoid(d, y, alpha=alpha, beta=beta)
     raise ValueError(f"fused_conv: no activation {activation!r} with parameters {parameters}")
+
+
+def patches(x: Tensor, kernel: Any, *, stride: Any, pads: Any, dilation: Any) -> Tensor:
+    """What each output of a convolution reads: a view [N, C, *out, *kernel] of x[N, C, *spatial], padded."""
+    return _windows(_padded(x, pads, 0), kernel, stride, dilation)
 
 
 def _padded(x: Tensor, pads: tuple[int, ...], value: Any) -> Tensor:

@@ -1,0 +1,230 @@
+"""What a layer could become: chains that cost less than it does, each with its predicted error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graphopt.ir.weights import Array, ArrayRef, numpy_dtype
+from graphopt.passes.low_rank.activations import Statistics
+from graphopt.passes.low_rank.directions import Directions, Inputs, Noise, directions
+from graphopt.passes.low_rank.kernels import separated, tucker
+from graphopt.passes.low_rank.layers import Layer
+from graphopt.passes.low_rank.rules import Split, SplitChannels, SplitSpatial, SplitTucker
+
+if TYPE_CHECKING:
+    from graphopt.passes.low_rank.pass_ import LowRank
+
+LEVELS = 8
+"""How many ranks are tried of kernels, whose factors are computed for each rank anew."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer as a chain."""
+
+    kind: type[Split]
+    ranks: tuple[int, ...]
+    cost: float
+    parameters: int
+    error: float
+    """Predicted |X (W - product)|^2 / |X W|^2 on the tuning data."""
+    expected: float
+    """The same for inputs as they are to be expected from that much data: what choices are made by."""
+    build: Callable[[], tuple[Array, ...]]
+    """The factors in float64, in the shapes that the split takes."""
+    exact: bool = False
+    """Whether the product is the weight up to its rounding."""
+
+    def split(self, layer: Layer) -> Split:
+        """The factors in the dtype of the layer's weight."""
+        dtype = numpy_dtype(layer.weight.dtype)
+        return self.kind([ArrayRef(np.ascontiguousarray(f).astype(dtype)) for f in self.build()])
+
+    def __str__(self) -> str:
+        return f"{self.kind.name} of rank {' and '.join(map(str, self.ranks))}"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A layer, its cost, and the chains that would cost at most 1 - min_gain of it; `reason` why there is none."""
+
+    layer: Layer
+    cost: float
+    candidates: tuple[Candidate, ...]
+    reason: str = ""
+    known: bool = True
+    """Whether what it is fed is known; else errors are those of the weight alone."""
+
+
+def choices(layer: Layer, known: Statistics, options: LowRank) -> Choices:
+    """Every chain that `options` allow for `layer`, whose inputs are `known`."""
+    by_parameters = options.cost == "parameters" or (layer.op == "gather" and options.selects)
+    rows = (1.0, 1.0, 1.0) if by_parameters else (float(known.rows[0]), float(known.rows[1]), float(known.rows[2]))
+    size = math.prod(layer.shape)
+    dense = float(size) if by_parameters else 2.0 * rows[0] * size
+    if layer.op == "gather" and not by_parameters:
+        return Choices(layer, 0.0, (), "reading a table costs no FLOPs; cost=parameters counts its size")
+    if not known.finite:
+        return Choices(layer, dense, (), "what it reads on the tuning data is not finite")
+
+    def cost(kind: type[Split], ranks: tuple[int, ...]) -> float:
+        parameters = kind.parameters(layer.shape, ranks)
+        return float(parameters) if by_parameters else 2.0 * kind.cost(layer.shape, ranks, rows)
+
+    most = (1.0 - options.min_gain) * dense
+    found: list[Candidate] = []
+    inputs = known.inputs()
+    for kind in layer.kinds:
+        paying = partial(_paying, kind, layer, cost, most)
+        found += _of_kind(kind, layer, inputs, options, paying)
+    whitened = inputs is not None
+    if not found:
+        return Choices(layer, dense, (), _too_costly(layer, options, partial(cost, layer.kinds[0]), dense), whitened)
+    chosen = _selected(found, size, options)
+    reason = "" if chosen else f"no chain that costs less has {options.selection}"
+    return Choices(layer, dense, tuple(chosen), reason, whitened)
+
+
+Paying = Callable[[tuple[int, ...]], float | None]
+
+
+def _paying(
+    kind: type[Split],
+    layer: Layer,
+    cost: Callable[[type[Split], tuple[int, ...]], float],
+    most: float,
+    ranks: tuple[int, ...],
+) -> float | None:
+    """The cost of these ranks, None if it is more than `most`."""
+    due = cost(kind, ranks)
+    return due if due <= most else None
+
+
+def _of_kind(
+    kind: type[Split], layer: Layer, inputs: Inputs | None, options: LowRank, paying: Paying
+) -> Iterator[Candidate]:
+    if kind not in (SplitSpatial, SplitTucker):
+        yield from _of_matrix(kind, layer, inputs, options, paying)
+        return
+    levels = _spaced([ranks for ranks in _levels(kind, layer, options) if paying(ranks) is not None])
+    if not levels:
+        return
+    weight = layer.matrix().T.reshape(layer.shape)
+    if kind is SplitSpatial:
+        chains = separated(weight, [r for (r,) in levels], inputs, whiten=options.whiten)
+    else:
+        chains = (tucker(weight, (q, p), inputs, whiten=options.whiten) for q, p in levels)
+    for ranks, chain in zip(levels, chains, strict=True):
+        due, parameters = paying(ranks), kind.parameters(layer.shape, ranks)
+        assert due is not None
+        yield Candidate(kind, ranks, due, parameters, chain.error, chain.expected, partial(_given, chain.factors))
+
+
+def _given(factors: tuple[Array, ...]) -> tuple[Array, ...]:
+    return factors
+
+
+def _of_matrix(
+    kind: type[Split], layer: Layer, inputs: Inputs | None, options: LowRank, paying: Paying
+) -> Iterator[Candidate]:
+    """Two factors of a matrix: every rank at once, and the rank that the weight has anyway."""
+    weight = layer.matrix()
+    full = min(weight.shape)
+    ranks = [r for r in _ranks(full, options) if paying((r,)) is not None]
+    lowest = Noise(weight, layer.weight.dtype).rank
+    if lowest < full and (own := _own_rank(lowest, options, paying)) is not None:
+        yield _split(kind, layer, directions(weight, None, whiten=False), own, paying, exact=True)
+        ranks = [r for r in ranks if r < own]
+    if not ranks:
+        return
+    chosen = directions(weight, inputs, whiten=options.whiten)
+    chosen = replace(chosen, basis=chosen.basis[:, : max(ranks)].copy())
+    for rank in ranks:
+        yield _split(kind, layer, chosen, rank, paying)
+
+
+def _split(
+    kind: type[Split],
+    layer: Layer,
+    chosen: Directions,
+    rank: int,
+    paying: Paying,
+    *,
+    exact: bool = False,
+) -> Candidate:
+    def build() -> tuple[Array, ...]:
+        first, second = chosen.factors(layer.matrix(), rank)
+        if kind is not SplitChannels:
+            return first, second
+        kernel = layer.shape[2:]
+        return first.T.reshape(rank, layer.shape[1], *kernel), second.T.reshape(-1, rank, *[1] * len(kernel))
+
+    due = paying((rank,))
+    assert due is not None
+    parameters = kind.parameters(layer.shape, (rank,))
+    error, expected = (0.0, 0.0) if exact else (float(chosen.dropped[rank]), float(chosen.expected[rank]))
+    return Candidate(kind, (rank,), due, parameters, error, expected, build, exact)
+
+
+def _own_rank(lowest: int, options: LowRank, paying: Paying) -> int | None:
+    """The rank of a weight of low rank, rounded up to a multiple if that pays; None if it does not pay either."""
+    padded = max(1, -(-lowest // options.multiple)) * options.multiple
+    return next((r for r in (padded, max(1, lowest)) if paying((r,)) is not None), None)
+
+
+def _ranks(full: int, options: LowRank) -> list[int]:
+    if options.rank is not None:
+        return [options.rank] if options.rank <= full else []
+    return list(range(options.multiple, full + 1, options.multiple))
+
+
+def _levels(kind: type[Split], layer: Layer, options: LowRank) -> list[tuple[int, ...]]:
+    """Ranks of kernels. Those of a Tucker decomposition are equal shares of both numbers of channels."""
+    out, into, *kernel = layer.shape
+    if kind is SplitSpatial:
+        return [(r,) for r in _ranks(min(into * kernel[0], out * kernel[1]), options)]
+    if options.rank is not None:
+        return [(options.rank, options.rank)] if options.rank <= min(out, into) else []
+    step, larger = options.multiple, max(out, into)
+    shares = [(r / larger * into, r / larger * out) for r in range(step, larger + 1, step)]
+    levels = [tuple(max(step, round(s / step) * step) for s in share) for share in shares]
+    return [(q, p) for q, p in dict.fromkeys(levels) if q <= into and p <= out]
+
+
+def _spaced(levels: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """At most `LEVELS` of them, evenly spaced, both ends included."""
+    if len(levels) <= LEVELS:
+        return levels
+    return [levels[round(i * (len(levels) - 1) / (LEVELS - 1))] for i in range(LEVELS)]
+
+
+def _selected(found: list[Candidate], size: int, options: LowRank) -> list[Candidate]:
+    """By rank, energy or ratio at most one of them, and the exact one; without these, all."""
+    exact = [c for c in found if c.exact]
+    if options.rank is not None:
+        of_rank = [c for c in found if set(c.ranks) == {options.rank}]
+        best = min(of_rank, key=lambda c: (c.expected, c.cost), default=None)
+    elif options.energy is not None:
+        enough = [c for c in found if c.expected <= 1.0 - options.energy]
+        best = min(enough, key=lambda c: (c.cost, c.expected), default=None)
+    elif options.ratio is not None:
+        small = [c for c in found if c.parameters <= options.ratio * size]
+        best = min(small, key=lambda c: (c.expected, c.cost), default=None)
+    else:
+        return found
+    return exact if best is None or best.exact else [*exact, best]
+
+
+def _too_costly(layer: Layer, options: LowRank, cost: Callable[[tuple[int, ...]], float], dense: float) -> str:
+    share = 1.0 - options.min_gain
+    if layer.kinds[0] is SplitTucker:
+        return f"no Tucker ranks cost at most {share:g} of it"
+    even = dense / max(cost((1,)), 1e-300)
+    wanted = f"rank {options.rank}" if options.rank is not None else f"a multiple of {options.multiple}"
+    return f"{wanted} is not up to {share:g} r* = {share * even:.1f} (r* = {even:.1f} is the break-even)"
