@@ -36,8 +36,9 @@ class Change(NamedTuple):
     """The rule, if one proposed it: verification runs it again on a float64 twin."""
     match: Match | None = None
     declared: Mapping[Value, TensorRef] = NOTHING
-    """For weights that the nodes read: what an approximate pass puts in their place. The side before the change is
-    judged with these, so that everything but the declared numbers is held to rounding."""
+    """For weights that the nodes read: what a pass puts in their place, far from them in an approximate change and
+    within rounding otherwise. The side before the change is judged with these, so that everything but the declared
+    numbers is held to rounding."""
 
 
 class Rejected(Exception):

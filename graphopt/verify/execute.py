@@ -14,8 +14,9 @@ import numpy as np
 
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.model import Model
+from graphopt.ir.rowwise import evaluated
 from graphopt.ir.scratch import ScratchGraph, ScratchValue, float64_leaf
-from graphopt.ir.weights import FLOATS, Array
+from graphopt.ir.weights import FLOATS, Array, TensorRef
 from graphopt.verify.fragment import Fragment, Side
 
 Runner = Callable[[Sequence[Array]], list[Array]]
@@ -44,7 +45,7 @@ def side_runner(fragment: Fragment, side: Side, *, wide: bool = False) -> Runner
             plan.append(("computed", len(computed)))
             computed.append(value)
     fed = [*fragment.inputs, *side.declared]
-    weights = [ref.numpy() for ref in side.declared.values()]
+    weights = [_declared(ref, wide=wide) for ref in side.declared.values()]
     native = native_runner(graph, side.nodes, fed, computed, wide=wide) if computed else None
 
     def run(feeds: Sequence[Array]) -> list[Array]:
@@ -54,6 +55,11 @@ def side_runner(fragment: Fragment, side: Side, *, wide: bool = False) -> Runner
 
     run.note = getattr(native, "note", None)  # type: ignore[attr-defined]
     return run
+
+
+def _declared(ref: TensorRef, *, wide: bool) -> Array:
+    """A declared weight as it would be stored; in float32, with `wide`, also what is computed of narrower numbers."""
+    return evaluated(ref, np.dtype(np.float32)) if wide and ref.dtype in ("float16", "bfloat16") else ref.numpy()
 
 
 def native_runner(

@@ -21,7 +21,7 @@ from graphopt.ir.graph import Call, Dim, Literal
 from graphopt.ir.weights import FLOATS, Array
 from graphopt.rewrite.change import Change, Rejected
 from graphopt.rewrite.contract import Approximate, Evidence, Exact, Rounding
-from graphopt.verify.compare import EPS, bit_equal, mismatch, rounding_ratio
+from graphopt.verify.compare import EPS, bit_equal, mismatch, relative_error, rounding_ratio
 from graphopt.verify.execute import CannotRun, Runner, note_of, side_runner
 from graphopt.verify.fragment import Fragment, cut
 from graphopt.verify.inputs import KINDS, NoInputs, Sizes, draw, has_free_integers, multiple_of, shake, size_choices
@@ -107,10 +107,11 @@ class MatchVerifier:
 
 
 def _check_declared(change: Change) -> None:
-    """Declared weights stand for constants that the nodes read, of the same shape and dtype."""
-    graph = change.graph
-    if change.declared and not isinstance(change.contract, Approximate):
-        raise Rejected(f"{change.contract} allows no declared change of weights", Evidence("none"))
+    """Declared weights stand for constants that the nodes read, of the same shape and dtype; under rounding they may
+    differ from these by no more than that."""
+    graph, contract = change.graph, change.contract
+    if change.declared and not isinstance(contract, Approximate | Rounding):
+        raise Rejected(f"{contract} allows no declared change of weights", Evidence("none"))
     read = {o for node in change.nodes for o in graph.raw_call(node).operands if o is not None}
     for value, ref in change.declared.items():
         data = graph.constant(value)
@@ -118,6 +119,11 @@ def _check_declared(change: Change) -> None:
             raise Rejected(f"{graph.name(value)} is declared and is no weight of the change", Evidence("none"))
         if (data.dtype, data.shape) != (ref.dtype, ref.shape):
             raise Rejected(f"{graph.name(value)} is {data!r} and is declared as {ref!r}", Evidence("none"))
+        if isinstance(contract, Rounding):
+            moved = relative_error(data.numpy().astype(np.float64), ref.numpy().astype(np.float64))
+            if not moved <= contract.factor * EPS[data.dtype]:
+                reason = f"{graph.name(value)} is declared with an error of {moved:.1e}, which is more than rounding"
+                raise Rejected(reason, Evidence("none"))
 
 
 def _check_removal(change: Change) -> Evidence:

@@ -14,7 +14,6 @@ from graphopt.passes.low_rank.activations import INPUTS_AT_ONCE, activations
 from graphopt.passes.low_rank.candidates import Candidate, Choices
 from graphopt.passes.low_rank.choice import Plan
 from graphopt.passes.low_rank.layers import Layer, node_called
-from graphopt.rewrite.change import NOTHING
 from graphopt.rewrite.contract import Approximate, Rounding
 from graphopt.rewrite.driver import write_match
 from graphopt.rewrite.journal import Journal
@@ -75,7 +74,7 @@ class Splitter:
             lambda journal: write_match(rule, match, [node], journal),
             rule=rule,
             match=match,
-            declared=NOTHING if candidate.exact else {match.bindings.values["w"]: split.declared(match)},
+            declared={match.bindings.values["w"]: split.declared(match)},
         )
         if application.status == "kept":
             self.kept.add(layer.name)
