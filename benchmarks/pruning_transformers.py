@@ -61,8 +61,8 @@ TRANSFORMERS = table(
             use_cache=False, bos_token_id=1, eos_token_id=1),
     _causal("hf_gptneox_fusedqkv", "GPTNeoX", **_DECODER),
     _vision(
-        "hf_levit", "Levit", image_size=32, hidden_sizes=[16, 24, 32], num_attention_heads=[2, 3, 4], depths=[1, 1, 1],
-        key_dim=[8, 8, 8], mlp_ratio=[2, 2, 2], attention_ratio=[2, 2, 2], num_labels=10,
+        "hf_levit", "Levit", image(64), image_size=64, hidden_sizes=[16, 24, 32], num_attention_heads=[2, 3, 4],
+        depths=[1, 1, 1], key_dim=[8, 8, 8], mlp_ratio=[2, 2, 2], attention_ratio=[2, 2, 2], num_labels=10,
     ),
     _causal("hf_llama_gqa", "Llama", **_GQA),
     _causal("hf_llama_mha", "Llama", **_DECODER),
