@@ -53,6 +53,14 @@ def _flux() -> dict[str, Any]:
     }
 
 
+def _wan() -> dict[str, Any]:
+    return {
+        "hidden_states": normal(2, 4, 3, 8, 8),
+        "timestep": _timesteps(),
+        "encoder_hidden_states": _text(),
+    }
+
+
 _UNET: dict[str, Any] = {
     "sample_size": 16, "in_channels": 4, "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 4,
 }  # fmt: skip
@@ -95,5 +103,28 @@ DIFFUSERS = table(
         "df_vae_kl", "AutoencoderKL", lambda: {"sample": normal(2, 3, 16, 16)}, block_out_channels=(16, 32),
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4,
         sample_size=16, latent_channels=4,
+    ),
+)  # fmt: skip
+
+DIFFUSERS_HELD_OUT = table(
+    _model(
+        "df_auraflow", "AuraFlowTransformer2DModel",
+        lambda: _conditioned("hidden_states", 8) | {"timestep": torch.tensor([0.7, 0.2])}, sample_size=8,
+        num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8, num_attention_heads=4,
+        joint_attention_dim=24, caption_projection_dim=32, pos_embed_max_size=16,
+    ),
+    _model(
+        "df_autoencoder_tiny", "AutoencoderTiny", lambda: {"sample": normal(2, 3, 16, 16)},
+        encoder_block_out_channels=(16, 16), decoder_block_out_channels=(16, 16), num_encoder_blocks=(1, 2),
+        num_decoder_blocks=(2, 1),
+    ),
+    _model(
+        "df_sana", "SanaTransformer2DModel", lambda: _conditioned("hidden_states", 8), in_channels=4, out_channels=4,
+        num_attention_heads=4, attention_head_dim=8, num_layers=2, num_cross_attention_heads=4,
+        cross_attention_head_dim=8, cross_attention_dim=32, caption_channels=24, sample_size=8,
+    ),
+    _model(
+        "df_wan", "WanTransformer3DModel", _wan, num_attention_heads=4, attention_head_dim=12, in_channels=4,
+        out_channels=4, text_dim=24, freq_dim=16, ffn_dim=64, num_layers=2, rope_max_seq_len=32,
     ),
 )  # fmt: skip

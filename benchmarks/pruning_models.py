@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks import pruning_handmade as handmade
-from benchmarks.pruning_diffusers import DIFFUSERS
+from benchmarks.pruning_diffusers import DIFFUSERS, DIFFUSERS_HELD_OUT
 from benchmarks.pruning_inputs import TinyModel, normal, positional, table, token_ids
-from benchmarks.pruning_transformers import TRANSFORMERS
+from benchmarks.pruning_transformers import TRANSFORMERS, TRANSFORMERS_HELD_OUT
 
 _IMAGE = positional(2, 3, 16, 16)
 _TOKENS = positional(2, 6, 16)
@@ -31,3 +31,14 @@ HANDMADE = table(
 )
 
 MODELS: Mapping[str, TinyModel] = dict(sorted((HANDMADE | TRANSFORMERS | DIFFUSERS).items()))
+
+HELD_OUT: Mapping[str, TinyModel] = dict(sorted((TRANSFORMERS_HELD_OUT | DIFFUSERS_HELD_OUT).items()))
+
+
+def find(name: str) -> TinyModel:
+    """The model of that name, from either list. Raises KeyError, with all names, if there is none."""
+    if name in MODELS:
+        return MODELS[name]
+    if name in HELD_OUT:
+        return HELD_OUT[name]
+    raise KeyError(f"no model {name!r}; expected one of {', '.join([*MODELS, *HELD_OUT])}")

@@ -94,3 +94,13 @@ TRANSFORMERS = table(
     ),
     _vision("hf_vit", "ViT", **_VISION),
 )  # fmt: skip
+
+TRANSFORMERS_HELD_OUT = table(
+    _masked("hf_albert", "Albert", **_TEXT, embedding_size=16),
+    _causal("hf_bloom", "Bloom", vocab_size=64, hidden_size=32, n_layer=2, n_head=4, use_cache=False),
+    _vision("hf_dinov2_registers", "Dinov2WithRegisters", **(_VISION | {"intermediate_size": None}), mlp_ratio=2),
+    _masked("hf_electra", "Electra", **_TEXT, embedding_size=16),
+    _causal("hf_gemma2", "Gemma2", **_GQA, head_dim=8, sliding_window=4),
+    _vision("hf_mobilevit", "MobileViT", image(64), image_size=64, hidden_sizes=[16, 24, 32], num_attention_heads=4,
+            neck_hidden_sizes=[8, 8, 16, 16, 24, 24, 32], num_labels=10),
+)  # fmt: skip
