@@ -69,15 +69,15 @@ def main(
     console.print(rows)
 
 
-def noisy(digits: Digits) -> tuple[Batch, torch.Tensor]:
+def noisy(digits: Digits, size: int = BATCH) -> tuple[Batch, torch.Tensor]:
     """A batch as the denoiser is trained on, and the velocity that it should predict."""
-    rows = torch.randint(len(digits), (BATCH,)).numpy()
+    rows = torch.randint(len(digits), (size,)).numpy()
     clean, labels = torch.from_numpy(digits.images[rows]), torch.from_numpy(digits.labels[rows])
     diffusion = scheduler()
     steps = diffusion.config.num_train_timesteps
-    moments = ((torch.arange(BATCH) + torch.rand(BATCH)) * steps / BATCH).long()
+    moments = ((torch.arange(size) + torch.rand(size)) * steps / size).long()
     drawn = torch.randn_like(clean)
-    labels = torch.where(torch.rand(BATCH) < 0.1, NULL_CLASS, labels)
+    labels = torch.where(torch.rand(size) < 0.1, NULL_CLASS, labels)
     inputs = {"sample": diffusion.add_noise(clean, drawn, moments), "timestep": moments, "class_labels": labels}
     return inputs, diffusion.get_velocity(clean, drawn, moments)
 

@@ -9,10 +9,34 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
+import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
+
+import graphopt
 from benchmarks.pruning_inputs import TinyModel
 from benchmarks.pruning_models import find
+from benchmarks.sharpen import sharpen
+from graphopt.axes.analysis import Axes
+from graphopt.axes.check import shorten_checked
+from graphopt.axes.free import FreeAxis, analyse, free_axes
+from graphopt.axes.terms import Mask
+from graphopt.ir.fx.run import compute
+from graphopt.ir.graph import CannotEmit
+from graphopt.ir.model import Model
+from graphopt.ir.weights import Array
+from graphopt.rewrite.change import Rejected
+from graphopt.rewrite.journal import Journal
+from graphopt.verify.compare import relative_error
+
+ALLOWED = 1e-10
+"""Relative error between masked and pruned, in float64."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +68,121 @@ class Outcome:
 
 def measure(model: TinyModel) -> Outcome:
     """Analyse and prune `model`."""
-    raise NotImplementedError(f"{model.name}: the pass 'prune' is not measured yet; run with --no-ours")
+    module, (args, kwargs) = model.build()
+    loaded = graphopt.load(sharpen(module), example_inputs=(args, kwargs))
+    seconds = min(_analysis_seconds(loaded) for _ in range(3))
+    parameters = sum(size for _, size, _ in loaded.weights())
+    inputs = [value.astype(np.float64) if value.dtype.kind == "f" else value for value in loaded.examples() or ()]
+    counts, details = Counter({"exact": 0, "coupled": 0, "wrong": 0}), []
+    found = analyse(loaded.main)
+    for axis in found:
+        result, reason = _alone(loaded, axis.name, inputs)
+        counts[result] += 1
+        if reason:
+            details.append(f"{axis.name} ({axis.size}): {reason}")
+    half_runs, half_parameters, reasons = _all_by_half(loaded, inputs, parameters)
+    return Outcome(
+        nodes=sum(1 for _ in loaded.main.nodes()), seconds=seconds, axes=len(found), exact=counts["exact"],
+        coupled=counts["coupled"], wrong=counts["wrong"], untried=0, half_runs=half_runs,
+        half_parameters=half_parameters, parameters=parameters, details=(*details, *reasons),
+    )  # fmt: skip
+
+
+def _analysis_seconds(model: Model) -> float:
+    started = time.process_time()
+    analyse(model.main)
+    return time.process_time() - started
+
+
+def half(size: int, seed: int = 0) -> Mask:
+    """Half of the indices, one at the least, drawn."""
+    keep = np.zeros(size, bool)
+    keep[np.random.default_rng([seed, size]).permutation(size)[: max(1, size // 2)]] = True
+    return keep
+
+
+def _alone(model: Model, name: str, inputs: Sequence[Array]) -> tuple[str, str]:
+    """Prune one axis of a copy; what it is, and what is wrong with it."""
+    copy = model.copy()
+    axes = Axes(copy.main)
+    axis = next(a for a in free_axes(axes) if a.name == name)
+    keep = half(axis.size)
+    zeros = zeroed(copy, axes, axis, keep)
+    shifted = zeroed(copy, axes, axis, np.roll(keep, 1))
+    try:
+        shorten_checked(axes, axis, keep, Journal(copy.main))
+    except (Rejected, CannotEmit) as error:
+        return "wrong", str(error)
+    pruned = run_float64(copy, inputs)
+    if [p.shape for p in pruned] != [z.shape for z in zeros(inputs)]:
+        return "wrong", "other shapes"
+    if not axis.exact:
+        return "coupled", ""
+    error = distance(zeros(inputs), pruned)
+    if not error <= ALLOWED:
+        return "wrong", f"differs from the masked original by {error:.1e}"
+    control = distance(shifted(inputs), pruned)
+    return ("exact", "") if control > ALLOWED or np.array_equal(keep, np.roll(keep, 1)) else ("wrong", "not seen")
+
+
+def zeroed(model: Model, axes: Axes, axis: FreeAxis, keep: Mask) -> Callable[[Sequence[Array]], list[Array]]:
+    """The model as it is now, in float64 on torch, with zeros in what goes."""
+    graph: Any = model.main
+    weights = {node: _double(weight.tensor) for node, weight in graph.weights.items()}
+    for member in axis.members:
+        mask = torch.from_numpy(axes.space.mask(axes.dims(member.value)[member.dim], {axis.leaf: keep}))
+        shape = [-1 if i == member.dim else 1 for i in range(weights[member.value].ndim)]
+        weights[member.value] = weights[member.value] * mask.reshape(shape)
+    frozen = model.copy()
+    matched = dict(zip(graph.weights, frozen.main.weights, strict=True))  # type: ignore[attr-defined]
+    given = {matched[node]: tensor for node, tensor in weights.items()}
+    return lambda inputs: _computed(frozen, given, inputs)
+
+
+def run_float64(model: Model, inputs: Sequence[Array]) -> list[Array]:
+    """A model's outputs, in float64 on torch."""
+    graph: Any = model.main
+    return _computed(model, {node: _double(weight.tensor) for node, weight in graph.weights.items()}, inputs)
+
+
+def _computed(model: Model, weights: Mapping[Any, Any], inputs: Sequence[Array]) -> list[Array]:
+    graph: Any = model.main
+    fed = dict(zip(graph.inputs(), map(torch.from_numpy, inputs), strict=True))
+    with torch.no_grad(), Doubling():
+        return [o.double().numpy() for o in compute(graph, {**weights, **fed})]
+
+
+class Doubling(TorchFunctionMode):  # type: ignore[misc]  # torch is untyped for mypy
+    """Lets casts to float32, and what is made in float32, be float64."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        wide = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
+        return function(*[torch.float64 if a is torch.float32 else a for a in args], **wide)
+
+
+def _double(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach()
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def distance(expected: Sequence[Array], got: Sequence[Array]) -> float:
+    """Largest relative error of any output."""
+    return max((relative_error(e, g) for e, g in zip(expected, got, strict=True)), default=0.0)
+
+
+def _all_by_half(model: Model, inputs: Sequence[Array], parameters: int) -> tuple[bool, int, tuple[str, ...]]:
+    """Every axis by half, one after the other."""
+    copy = model.copy()
+    axes = Axes(copy.main)
+    shapes = [o.shape for o in run_float64(model, inputs)]
+    try:
+        for axis in free_axes(axes):
+            shorten_checked(axes, axis, half(axis.size), Journal(copy.main))
+        copy.refresh()
+        runs = [o.shape for o in run_float64(copy, inputs)] == shapes
+    except (Rejected, CannotEmit, RuntimeError) as error:
+        return False, parameters, (f"all by half: {error}",)
+    return runs, sum(size for _, size, _ in copy.weights()), ()
 
 
 def main(model: str) -> None:

@@ -13,6 +13,7 @@ Range: TypeAlias = tuple[float, float]
 """The least and the greatest number that may occur, both finite."""
 SAME_NUMBERS = frozenset({
     "identity", "reshape", "transpose", "expand", "squeeze", "unsqueeze", "slice", "split", "tile", "gather",
+    "repeat_interleave", "roll",
 })  # fmt: skip
 """Ops whose result holds numbers of their first operand only."""
 INTEGERS = frozenset({"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"})

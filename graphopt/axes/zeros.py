@@ -15,7 +15,7 @@ from graphopt.ir.graph import Call, Literal, Node, Value
 THROUGH_ZERO = frozenset({
     "abs", "cast", "ceil", "elu", "erf", "floor", "gelu", "hard_swish", "identity", "leaky_relu", "mish", "neg",
     "relu", "round", "sign", "silu", "sin", "softsign", "sqrt", "tanh",
-    "avg_pool", "max_pool", "reshape", "transpose", "unsqueeze", "squeeze", "expand", "tile", "split", "slice",
+    "avg_pool", "max_pool", "reshape", "transpose", "unsqueeze", "squeeze", "expand", "tile", "split", "repeat_interleave", "roll", "slice",
     "depth_to_space", "space_to_depth", "cumsum", "trilu", "div", "prelu", "gather",
     "reduce_sum", "reduce_mean", "reduce_l2", "reduce_max", "reduce_min", "reduce_prod",
 })  # fmt: skip
@@ -167,7 +167,7 @@ _ZERO: dict[str, Callable[[Silence, Call], bool]] = {
     "mul": Silence._any,
     **dict.fromkeys(("add", "sub", "maximum", "minimum"), Silence._all),
     "where": Silence._branches,
-    "concat": Silence._pieces,
+    **dict.fromkeys(("concat", "stack"), Silence._pieces),
     "pow": Silence._power,
     "clamp": Silence._clamp,
     "dequantize": Silence._dequantized,

@@ -110,6 +110,33 @@ def concat(axes: Axes, call: Call) -> Sequence[Dims]:
     return [(*first[:axis], joined, *first[axis + 1 :])]
 
 
+@rule("stack")
+def stack(axes: Axes, call: Call) -> Sequence[Dims]:
+    first, *others = [axes.dims(o) for o in call.operands]
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            axes.unify(a, b)
+    axis = call.fields["axis"] % (len(first) + 1)
+    count = axes.space.term(len(call.operands), "it numbers the parts of a stack")
+    return [(*first[:axis], count, *first[axis:])]
+
+
+@rule("repeat_interleave")
+def repeat_interleave(axes: Axes, call: Call) -> Sequence[Dims]:
+    """Repeating each element in its place is an inner factor; its size is written in the call."""
+    x = axes.dims(call.operands[0])
+    axis = call.fields["axis"] % len(x)
+    repeated = (*x[axis], *axes.space.term(call.fields["repeats"], "it is repeated"))
+    return [(*x[:axis], repeated, *x[axis + 1 :])]
+
+
+@rule("roll")
+def roll(axes: Axes, call: Call) -> Sequence[Dims]:
+    x = axes.dims(call.operands[0])
+    axes.freeze((x[axis] for axis in call.fields["axes"]), "it is rolled")
+    return [x]
+
+
 @rule("split")
 def split(axes: Axes, call: Call) -> Sequence[Dims]:
     x = axes.dims(call.operands[0])

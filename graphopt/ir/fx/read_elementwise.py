@@ -59,6 +59,13 @@ def cast(r: Reading) -> Said:
     return Said((x,), {"dtype": r.result().dtype})
 
 
+@reads("cast", "type_as.default")
+def type_as(r: Reading) -> Said:
+    r.require(r["self"].meta["val"].device == r["other"].meta["val"].device, "changes the device")
+    r.type(r["self"])
+    return Said((r["self"],), {"dtype": r.result().dtype})
+
+
 @reads("gelu", "gelu.default")
 def gelu(r: Reading) -> Said:
     r.keeps_dtype(r["self"])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from graphopt.ir.fx.read import CannotRead, Reading, Said, literal, reads
-from graphopt.ir.graph import TensorType, Value
+import torch
+
+from graphopt.ir.fx.read import KEYS, CannotRead, Reading, Said, literal, reads
+from graphopt.ir.fx.schema import find_operator
+from graphopt.ir.graph import Node, TensorType, Value
 
 _MAX = 2**63 - 1
 
@@ -32,10 +35,22 @@ def reshape(r: Reading) -> Said:
 def squeeze(r: Reading) -> Said:
     x = r["self"]
     dims = r.dims(x)
+    if r.op == "identity":
+        return Said((x,))
     asked = r.axes("dim", len(dims)) if "dim" in r.args else tuple(range(len(dims)))
     axes = tuple(a for a in asked if isinstance(dims[a], int) and dims[a] == 1)
-    r.require(bool(axes), "squeezes nothing")
     return Said((x,), {"axes": axes})
+
+
+def _squeeze_key(node: Node) -> str:
+    """torch ignores axes of another size than 1: a squeeze may do nothing."""
+    before, after = node.args[0].meta.get("val"), node.meta.get("val")
+    tensors = isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor)
+    return "identity" if tensors and before.dim() == after.dim() else "squeeze"
+
+
+for _overload in ("default", "dim", "dims"):
+    KEYS[find_operator(f"aten.squeeze.{_overload}")] = _squeeze_key
 
 
 @reads("unsqueeze", "unsqueeze.default")
@@ -86,6 +101,13 @@ def concat(r: Reading) -> Said:
     rank = r.rank(xs[0])
     r.require(all(r.rank(x) == rank for x in xs), "joins an empty vector to tensors of another rank")
     return Said(xs, {"axis": r.axis("dim", rank)})
+
+
+@reads("stack", "stack.default")
+def stack(r: Reading) -> Said:
+    xs = tuple(r["tensors"])
+    r.keeps_dtype(*xs)
+    return Said(xs, {"axis": r.axis("dim", r.rank(xs[0]) + 1)})
 
 
 @reads("split", "split.Tensor", "split_with_sizes.default", "chunk.default", "split.sizes")
@@ -155,6 +177,21 @@ def tile(r: Reading) -> Said:
     repeats = r.numbers("repeats")
     r.require(len(repeats) == r.rank(r["self"]), "repeats along new axes")
     return Said((r["self"],), {"repeats": repeats})
+
+
+@reads("repeat_interleave", "repeat_interleave.self_int")
+def repeat_interleave(r: Reading) -> Said:
+    x = r["self"]
+    r.require(r["dim"] is not None, "repeats the flattened tensor")
+    return Said((x,), {"repeats": r.number("repeats"), "axis": r.axis("dim", r.rank(x))})
+
+
+@reads("roll", "roll.default")
+def roll(r: Reading) -> Said:
+    x, rank = r["self"], r.rank(r["self"])
+    r.require(bool(r["dims"]), "rolls the flattened tensor")
+    axes = tuple(axis + rank if axis < 0 else axis for axis in r.numbers("dims"))
+    return Said((x,), {"shifts": r.numbers("shifts", len(axes)), "axes": axes})
 
 
 @reads("trilu", "tril.default")

@@ -39,6 +39,13 @@ def einsum(r: Reading) -> Said:
     return Said(tuple(r["tensors"]), {"equation": r["equation"].replace(" ", "")})
 
 
+@reads("einsum", "outer.default")
+def outer(r: Reading) -> Said:
+    operands = (r["self"], r["vec2"])
+    r.keeps_dtype(*operands)
+    return Said(operands, {"equation": "i,j->ij"})
+
+
 @reads("attention", "scaled_dot_product_attention.default")
 def attention(r: Reading) -> Said:
     q, k, v, mask = r["query"], r["key"], r["value"], r["attn_mask"]
@@ -73,6 +80,16 @@ def batch_norm(r: Reading) -> Said:
 def instance_norm(r: Reading) -> Said:
     r.require(r["use_input_stats"], "normalises with running statistics")
     r.require(r["running_mean"] is None, "updates running statistics")
+    operands = (r["input"], r["weight"], r["bias"])
+    r.keeps_dtype(*operands)
+    return Said(operands, {"eps": r["eps"]})
+
+
+@reads("instance_norm", "_native_batch_norm_legit.no_stats")
+def norm_of_one_sample(r: Reading) -> Said:
+    """Statistics of the batch itself: with one sample, those of the sample. So convolutions standardise a weight."""
+    r.require(bool(r["training"]), "no statistics")
+    r.require(r.size(r["input"], 0) == 1, "statistics over several samples")
     operands = (r["input"], r["weight"], r["bias"])
     r.keeps_dtype(*operands)
     return Said(operands, {"eps": r["eps"]})

@@ -66,6 +66,12 @@ def concat(d: Domain, *xs: Tensor, axis: int) -> Tensor:
     return np.concatenate(xs, axis=axis)
 
 
+@op()
+def stack(d: Domain, *xs: Tensor, axis: int) -> Tensor:
+    """Tensors of one shape along a new axis, at this place of the result."""
+    return np.stack(xs, axis=axis)
+
+
 @op(outputs=None)
 def split(d: Domain, x: Tensor, *, sizes: tuple[int, ...], axis: int) -> tuple[Tensor, ...]:
     """x cut along axis into pieces of these sizes, which add up to its own."""
@@ -123,6 +129,18 @@ def pad(
 def tile(d: Domain, x: Tensor, *, repeats: tuple[int, ...]) -> Tensor:
     """x repeated as a whole repeats[i] times along axis i."""
     return np.tile(x, repeats)
+
+
+@op()
+def repeat_interleave(d: Domain, x: Tensor, *, repeats: int, axis: int) -> Tensor:
+    """x with every slice of axis repeated in its place: element i of the result's axis is element i // repeats."""
+    return np.repeat(x, repeats, axis=axis)
+
+
+@op()
+def roll(d: Domain, x: Tensor, *, shifts: tuple[int, ...], axes: tuple[int, ...]) -> Tensor:
+    """x moved up each of axes by its shift; what leaves at the end comes in at the begin."""
+    return np.roll(x, shifts, axes)
 
 
 @op()

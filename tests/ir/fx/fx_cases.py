@@ -69,6 +69,7 @@ CASES: dict[str, Case] = {
     "dropout": Case("identity", lambda x: F.dropout(x, 0.5, training=False), (X,)),
     "to": Case("cast", lambda x: x.to(torch.float64), (X,)),
     "to_int": Case("cast", lambda x: x.to(torch.int32), (X,)),
+    "type_as": Case("cast", lambda x, i: x.type_as(i), (X, whole(1))),
     "gelu": Case("gelu", F.gelu, (X,)),
     "gelu_tanh": Case("gelu", lambda x: F.gelu(x, approximate="tanh"), (X,)),
     "leaky_relu": Case("leaky_relu", lambda x: F.leaky_relu(x, 0.2), (X,)),
@@ -128,6 +129,7 @@ CASES: dict[str, Case] = {
     "linear_bare": Case("linear", F.linear, (rand(2, 3, 4), rand(5, 4))),
     "addmm": Case("linear", torch.addmm, (rand(5), X, rand(4, 5))),
     "einsum": Case("einsum", lambda a, b: torch.einsum("bij,bjk->bik", a, b), (rand(2, 3, 4), rand(2, 4, 5))),
+    "outer": Case("einsum", torch.outer, (rand(3), rand(5))),
     "attention": Case(
         "attention", F.scaled_dot_product_attention, (rand(2, 3, 5, 8), rand(2, 3, 6, 8), rand(2, 3, 6, 4))
     ),
@@ -215,6 +217,11 @@ CASES: dict[str, Case] = {
     "instance_norm": Case(
         "instance_norm", lambda x, s, b: F.instance_norm(x, None, None, s, b), (IMAGE, *CHANNELS[:2])
     ),
+    "batch_norm_of_one_sample": Case(
+        "instance_norm",
+        lambda x, s, b: F.batch_norm(x, None, None, s, b, training=True, eps=1e-3),
+        (IMAGE[:1], *CHANNELS[:2]),
+    ),
     "layer_norm": Case("layer_norm", lambda x, s, b: F.layer_norm(x, (4,), s, b, 1e-3), (X, *CHANNELS[:2])),
     "layer_norm_two_axes": Case("layer_norm", lambda x: F.layer_norm(x, (9, 8)), (IMAGE,)),
     "native_layer_norm": Case(
@@ -262,12 +269,14 @@ CASES: dict[str, Case] = {
     "flatten": Case("reshape", lambda x: x.flatten(1), (IMAGE,)),
     "squeeze": Case("squeeze", lambda x: x.squeeze(1), (rand(3, 1, 2),)),
     "squeeze_all": Case("squeeze", torch.squeeze, (rand(1, 3, 1),)),
+    "squeeze_nothing": Case("identity", lambda x: x.squeeze(1), (X,)),
     "unsqueeze": Case("unsqueeze", lambda x: x.unsqueeze(-1), (X,)),
     "permute": Case("transpose", lambda x: x.permute(0, 3, 1, 2), (IMAGE,)),
     "transpose": Case("transpose", lambda x: x.transpose(-1, 1), (IMAGE,)),
     "t": Case("transpose", torch.t, (X,)),
     "expand": Case("expand", lambda x: x.expand(2, 3, -1), (rand(1, 4),)),
     "cat": Case("concat", lambda x, y: torch.cat([x, y, x], -1), (X, Y)),
+    "stack": Case("stack", lambda x, y: torch.stack([x, y, x], -1), (X, Y), False),
     "split": Case("split", lambda x: x.split(3, 1), (rand(2, 7),)),
     "split_sizes": Case("split", lambda x: x.split([1, 4, 2], 1), (rand(2, 7),)),
     "chunk": Case("split", lambda x: x.chunk(3, -1), (rand(2, 7),)),
@@ -278,6 +287,9 @@ CASES: dict[str, Case] = {
     "pad_reflect": Case("pad", lambda x: F.pad(x, (1, 2, 3, 0), mode="reflect"), (IMAGE,)),
     "pad_edge": Case("pad", lambda x: F.pad(x, (1, 2, 3, 0), mode="replicate"), (IMAGE,)),
     "repeat": Case("tile", lambda x: x.repeat(2, 3), (X,)),
+    "repeat_interleave": Case("repeat_interleave", lambda x: x.repeat_interleave(3, -1), (X,), False),
+    "roll": Case("roll", lambda x: x.roll((1, -2), (0, -1)), (X,), False),
+    "roll_one": Case("roll", lambda x: x.roll(2, 1), (X,), False),
     "tril": Case("trilu", lambda x: x.tril(-1), (X,)),
     "triu": Case("trilu", lambda x: x.triu(1), (X,)),
     "full": Case("fill", lambda x: torch.full((2, 3), 1.5), (X,)),

@@ -204,9 +204,9 @@ def test_cutting_takes_time_in_proportion_to_the_nodes() -> None:
         nodes = list(model.main.nodes())
         best = float("inf")
         for _ in range(3):
-            started = time.perf_counter()
+            started = time.process_time()
             model.extract(nodes, model.main.inputs(), model.main.outputs())
-            best = min(best, time.perf_counter() - started)
+            best = min(best, time.process_time() - started)
         return best
 
     assert seconds(600) < 3 * 4 * seconds(150)

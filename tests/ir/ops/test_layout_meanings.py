@@ -150,6 +150,28 @@ MOVES = [
         Case("tile", [X], {"repeats": r}, Node("Tile", extra=[int64(*r)]), lambda x, r=r: x.repeat(r))
         for r in ((1, 2, 3), (1, 0, 3))
     ],
+    *[
+        Case("stack", [X, -X, X], {"axis": axis}, torch=lambda *xs, axis=axis: torch.stack(xs, axis))
+        for axis in (0, 2, 3)
+    ],
+    *[
+        Case(
+            "repeat_interleave",
+            [X],
+            {"repeats": repeats, "axis": axis},
+            torch=lambda x, repeats=repeats, axis=axis: x.repeat_interleave(repeats, axis),
+        )
+        for repeats, axis in ((1, 0), (3, 1), (2, 2))
+    ],
+    *[
+        Case(
+            "roll",
+            [X],
+            {"shifts": shifts, "axes": axes},
+            torch=lambda x, shifts=shifts, axes=axes: x.roll(shifts, axes),
+        )
+        for shifts, axes in (((1,), (2,)), ((-1, 5), (1, 2)), ((0,), (0,)))
+    ],
     Case("shape", [X], {}, Node("Shape")),
     Case("shape", [X], {"start": 1}, Node("Shape", {"start": 1})),
     Case("shape", [X], {"start": 1, "end": 2}, Node("Shape", {"start": 1, "end": 2})),

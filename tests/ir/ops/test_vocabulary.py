@@ -146,7 +146,7 @@ def test_operands_that_may_be_absent_are_declared() -> None:
         "dequantize": {"zero"},
         "quantize": {"zero"},
     }
-    assert {name for name, op in OPS.items() if op.variadic} == {"concat", "einsum"}
+    assert {name for name, op in OPS.items() if op.variadic} == {"concat", "einsum", "stack"}
 
 
 def test_exactly_the_symmetric_ops_are_commutative() -> None:
