@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
-from graphopt.axes.terms import Axis, Mask, Space, Term
-from graphopt.ir.graph import Call, Graph, Literal, Node, Value
+from graphopt.axes.terms import DYNAMIC, Axis, Mask, Space, Term
+from graphopt.ir.graph import Call, Dim, Graph, Literal, Node, Value
 from graphopt.ir.weights import FLOATS, TensorRef
 from graphopt.verify.fragment import reads
 
@@ -33,9 +33,10 @@ class Kept:
         return not self._affected.isdisjoint(self._space.leaves(term))
 
     def recount(self, number: int, term: Term) -> int:
-        """A literal that is the size of `term`, brought up to date; what stands for a size (-1, 0, 1) stays."""
-        known = number > 1 and isinstance(self._space.size(term), int)
-        return self.count(term) if known else number
+        """A literal that is the size of `term`, brought up to date; what stands for a size (-1, 1) stays."""
+        size = self._space.size(term)
+        copied = number == 0 and size != 0 and self.touches(term)  # ONNX: 0 is the size that the operand has there
+        return self.count(term) if isinstance(size, int) and (number > 1 or copied) else number
 
     def mask(self, term: Term) -> Mask:
         """Which indices of `term` stay."""
@@ -113,8 +114,10 @@ class Axes:
         """Fields of calls that are sizes of dimensions, and how they follow from what is kept."""
         self.shapes: dict[Node, Dims] = {}
         """Dimensions of the results of calls that name the whole shape, in a field or in a constant operand."""
+        self._unread: defaultdict[Node, dict[int, Dims]] = defaultdict(dict)
+        """Dimensions of results that nothing refers to: a node that is written anew may have a value for them."""
         self._by_node: tuple[dict[Node, Any], ...] = (
-            self.contractions, self.couplings, self.literals, self.shapes,
+            self.contractions, self.couplings, self.literals, self.shapes, self._unread,
         )  # fmt: skip
         self._dims: dict[Value, Dims] = {}
         self._tied: dict[object, Value] = {}
@@ -215,6 +218,8 @@ class Axes:
             for known in self._by_node:
                 if old in known:
                     known[new] = known.pop(old)
+            results = self.graph.results(new)
+            self._dims |= {v: dims for i, dims in self._unread.get(new, {}).items() if (v := results[i]) is not None}
         self.nodes = self.current(self.nodes)
 
     # ---- visiting ----------------------------------------------------------------------------------------
@@ -231,11 +236,32 @@ class Axes:
             if found is None:
                 raise NoRule(f"{call.op} says nothing about axes")
             results = found(self, call)
-            for value, dims in zip(call.outputs, results, strict=True):
-                if value is not None:
+            for i, (value, dims) in enumerate(zip(call.outputs, results, strict=True)):
+                if value is None:
+                    self._unread[node][i] = dims
+                else:
                     self._set(value, dims)
+            self._visit_hidden(node, call)
         except NoRule as error:
             self._visit_unread(node, str(error))
+
+    def _visit_hidden(self, node: Node, call: Call) -> None:
+        """What a node reads that its call does not say, as a tensor of which another takes the shape: where it has the
+        shape of the result, both stay alike; else it stays as it is."""
+        (result, *_) = call.outputs
+        for value in reads(self.graph, node):
+            if value in call.operands:
+                continue
+            own = self.dims_or_none(value) or ()
+            made = None if result is None or call.op != "fill" else self.dims_or_none(result)
+            if made is not None and self._sizes(made) == self._sizes(own):
+                for a, b in zip(made, own, strict=True):
+                    self.unify(a, b)
+            else:
+                self.freeze(own, "a node reads it in a way that says nothing about axes")
+
+    def _sizes(self, dims: Dims) -> list[Dim]:
+        return [self.space.size(term) for term in dims]
 
     def _set(self, value: Value, dims: Dims) -> None:
         """Note what a rule found, unless the graph knows better: then nothing is certain."""
@@ -244,10 +270,16 @@ class Axes:
             self.freeze(dims, "its shape is not known")
             self._set_frozen(value, "its shape is not known")
             return
-        self._dims[value] = dims
-        for term, size in zip(dims, type_.shape, strict=True):
-            if self.space.size(term) != size:
-                self.space.freeze(term, "its size is not known when the graph is compiled")
+        self._dims[value] = tuple(self._agreed(term, n) for term, n in zip(dims, type_.shape, strict=True))
+
+    def _agreed(self, term: Term, size: Dim) -> Term:
+        """`term`, frozen if the graph does not say the same size; in its place a fresh one if it says another."""
+        found = self.space.size(term)
+        if found == size:
+            return term
+        self.space.freeze(term, DYNAMIC)
+        another = isinstance(found, int) and isinstance(size, int)
+        return self.space.term(size, "its size is not what its operands say") if another else term
 
     def _visit_unread(self, node: Node, reason: str) -> None:
         """A node of which nothing is known needs everything that it reads as it is."""
@@ -271,12 +303,15 @@ class Axes:
             self._set_frozen(value, "it is computed outside of the graph")
             return
         first = self._tied.setdefault(data.identity, value)
+        reason = self._why_whole(value, data.dtype)
         if first is not value and first in self._dims:
             self._dims[value] = self._dims[first]
+            if reason is not None:
+                self.freeze(self._dims[value], reason)
             return
-        reason = self._why_whole(value, data.dtype)
         self._dims[value] = self.fresh(data.shape, reason)
-        if reason is None and data.size > 1 and len(self.graph.users(value)) > 1 and _is_uniform(data):
+        shared = reason is None and data.size > 1 and len(self.graph.users(value)) > 1
+        if shared and not data.trainable and _is_uniform(data):
             self._uniform.add(value)
 
     def _why_whole(self, value: Value, dtype: str) -> str | None:

@@ -6,7 +6,7 @@ over the axis may leave silent terms out; a sum of terms that are not silent may
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from graphopt.axes.analysis import Axes, Dims
 from graphopt.axes.terms import Axis, Term
@@ -15,11 +15,16 @@ from graphopt.ir.graph import Call, Literal, Node, Value
 THROUGH_ZERO = frozenset({
     "abs", "cast", "ceil", "elu", "erf", "floor", "gelu", "hard_swish", "identity", "leaky_relu", "mish", "neg",
     "relu", "round", "sign", "silu", "sin", "softsign", "sqrt", "tanh",
-    "avg_pool", "max_pool", "reshape", "transpose", "unsqueeze", "squeeze", "expand", "tile", "split", "repeat_interleave", "roll", "slice",
+    "avg_pool", "max_pool", "reshape", "transpose", "unsqueeze", "squeeze", "expand", "tile", "split",
+    "repeat_interleave", "roll", "slice",
     "depth_to_space", "space_to_depth", "cumsum", "trilu", "div", "prelu", "gather",
     "reduce_sum", "reduce_mean", "reduce_l2", "reduce_max", "reduce_min", "reduce_prod",
 })  # fmt: skip
 """Ops that give zero where their first operand is zero."""
+
+
+POLES = frozenset({"reciprocal", "rsqrt", "log"})
+"""Ops that give no finite number where their operand is zero."""
 
 
 class Silence:
@@ -34,6 +39,8 @@ class Silence:
         self._leaf = leaf
         self._zero = zero
         self._silent: set[Value] = set()
+        self._wild: set[Value] = set()
+        """Values whose slices need not be finite, which no product with zero makes zero."""
         self._node: Node | None = None
         self.coupling: list[Node] = []
         """Nodes whose results at what stays depend on what goes."""
@@ -47,23 +54,44 @@ class Silence:
         restricted = self._couples(call)
         if restricted:
             self.coupling.append(call.node)
-        if restricted or self._is_zero(call):
-            self._silent.update(o for o in call.outputs if o is not None and self._has(o))
+        found = self._silent if restricted or self._is_zero(call) else None
+        if not restricted and self._is_wild(call):
+            found = self._wild
+        if found is not None:
+            found.update(o for o in call.outputs if o is not None and self._has(o))
+
+    def _is_wild(self, call: Call) -> bool:
+        if any(o in self._wild for o in call.operands if o is not None):
+            return True
+        if call.op == "pow":
+            return self.silent(call.operands[0]) and not self._power(call)
+        divided = call.operands[:1] if call.op in POLES else call.operands[1:2] if call.op in ("div", "mod") else ()
+        return any(self.silent(o) for o in divided)
 
     def _couples(self, call: Call) -> bool:
         axes = self._axes
         if any(self._in(term) for term in axes.couplings.get(call.node, ())):
             return True
         sums = [c for c in axes.contractions.get(call.node, ()) if self._in(c.term)]
-        return any(not any(self.silent(call.operands[i]) for i in c.operands) for c in sums)
+        wild = any(o in self._wild for o in call.operands if o is not None)
+        return any(wild or not any(self.silent(call.operands[i]) for i in c.operands) for c in sums)
 
     def silent(self, value: Value | None) -> bool:
-        """Whether the slices of `value` are zero."""
+        """Whether the slices of `value` are zero. Of what is computed and has the leaf in several places, as an outer
+        product has, nothing is said."""
         if value is None or isinstance(value, Literal) or not self._has(value):
             return False
         if self._axes.graph.constant(value) is not None:
             return self._zero(value)
-        return value in self._silent
+        return value in self._silent and self._occurrences(self._axes.dims_or_none(value, self._node) or ()) == 1
+
+    def _occurrences(self, terms: Iterable[Term]) -> int:
+        """In how many factors the leaf occurs; of summands, the most."""
+        axes = [axis for term in terms for axis in self._axes.space.factors(term)]
+        return sum(
+            int(axis is self._leaf) if axis.terms is None else max(self._occurrences([t]) for t in axis.terms)
+            for axis in axes
+        )
 
     def _has(self, value: Value) -> bool:
         return any(self._in(term) for term in self._axes.dims_or_none(value, self._node) or ())

@@ -60,6 +60,11 @@ class TensorRef(ABC):
         return id(self)
 
     @property
+    def trainable(self) -> bool:
+        """Whether training may change it: then two users of one tensor are not the users of two equal ones."""
+        return False
+
+    @property
     def ndim(self) -> int:
         return len(self.shape)
 

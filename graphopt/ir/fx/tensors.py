@@ -62,6 +62,10 @@ class TorchRef(TensorRef):
     def identity(self) -> object:
         return tensor_identity(self.tensor)
 
+    @property
+    def trainable(self) -> bool:
+        return bool(self.tensor.requires_grad)
+
 
 def tensor_identity(tensor: torch.Tensor) -> object:
     """Equal for tensors that are the same elements of the same storage in the same order."""
