@@ -253,6 +253,15 @@ class Graph(ABC):
     def remove(self, node: Node) -> None:
         """Remove `node`, of whose outputs nothing reads any. Final: the driver removes only what is decided."""
 
+    def remove_unread(self, nodes: Iterable[Node]) -> list[Node]:
+        """Remove those of `nodes` (readers first) of whose outputs nothing reads any by then; returns them. Final."""
+        removed = []
+        for node in nodes:
+            if self.is_unread(node):
+                self.remove(node)
+                removed.append(node)
+        return removed
+
     # ---- fragments -----------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -245,7 +245,7 @@ def _application_dict(application: Application) -> dict[str, Any]:
     evidence = application.evidence
     twin = None if evidence.twin is None else _number(evidence.twin)
     numbers = {"worst": _number(evidence.worst), "twin": twin}
-    return vars(application) | {
+    return application._asdict() | {
         "nodes": list(application.nodes),
         "evidence": vars(evidence) | numbers | {"notes": list(evidence.notes)},
     }

@@ -7,6 +7,7 @@ rewrite may not be worse than a small multiple of what the original already does
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ class Evidence:
         return self.kind not in ("none", "types")
 
 
-@dataclass(frozen=True)
-class Application:
+class Application(NamedTuple):
     """One application of one rule: what `--limit`, `--skip` and bisection count."""
 
     id: str

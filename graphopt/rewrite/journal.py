@@ -69,11 +69,7 @@ class Journal:
 
     def commit(self) -> None:
         """Make the edits final and fill `removed`."""
-        graph = self.graph
-        for node in reversed(self.doomed):
-            if graph.is_unread(node):
-                graph.remove(node)
-                self.removed.append(node)
+        self.removed += self.graph.remove_unread(reversed(self.doomed))
         self._undos.clear()
 
     def rollback(self) -> None:

@@ -6,7 +6,7 @@ uses, names and types, and removes what was written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +16,11 @@ from graphopt.ir.graph import CannotEmit, Literal, TensorType, Undo, Value
 from graphopt.ir.onnx import dtypes
 from graphopt.ir.onnx.constants import ref_type, stored_tensor
 from graphopt.ir.onnx.drafting import Draft, DraftNode, Slot
-from graphopt.ir.onnx.shared import Names, Shared, body_graphs, nested_graphs
+from graphopt.ir.onnx.shared import QUANTIZATION, Names, Shared, body_graphs, nested_graphs
 from graphopt.ir.weights import ArrayRef, TensorRef, as_ref
 
 if TYPE_CHECKING:
     from graphopt.ir.onnx.storage import OnnxGraph
-
-QUANTIZATION = "quant_parameter_tensor_names"
-"""Key under which onnx_ir keeps a value's quantization annotation."""
 
 
 class Journal:
@@ -167,21 +164,35 @@ def import_domain(region: OnnxGraph, domain: str, journal: Journal) -> None:
 
 def delete_node(region: OnnxGraph, node: ir.Node) -> None:
     """Take `node` out of the region; nothing may read its outputs."""
-    for value in node.outputs:
-        if value.is_graph_output() or value.uses():
-            raise ValueError(f"node {node.name!r} cannot be removed: {value.name!r} is still read")
-    for body in body_graphs(node) if node.attributes.data else ():
-        for graph in list(nested_graphs(body)):
-            inner = list(graph)
-            for each in inner:
-                _detach(each)
-                region.shared.forget_node(each)
-            # Whoever still holds the region of this body finds it empty.
-            graph.remove(inner)
-    _detach(node)
-    region.ir.remove(node)
-    region.forget_position(node)
-    region.shared.forget_node(node)
+    if not delete_unread(region, [node]):
+        raise ValueError(f"node {node.name!r} cannot be removed: an output of it is still read")
+
+
+def delete_unread(region: OnnxGraph, nodes: Iterable[ir.Node]) -> list[ir.Node]:
+    """Take those of `nodes` (readers first) out of the region of which nothing reads an output; returns them."""
+    removed = []
+    for node in nodes:
+        if not region.is_unread(node):
+            continue
+        for body in body_graphs(node) if node.attributes.data else ():
+            _empty(region, body)
+        _detach(node)
+        removed.append(node)
+    region.ir.remove(removed)
+    for node in removed:
+        region.forget_position(node)
+        region.shared.forget_node(node)
+    return removed
+
+
+def _empty(region: OnnxGraph, body: ir.Graph) -> None:
+    """Take everything out of `body`: whoever still holds its region finds it empty."""
+    for graph in list(nested_graphs(body)):
+        inner = list(graph)
+        for node in inner:
+            _detach(node)
+            region.shared.forget_node(node)
+        graph.remove(inner)
 
 
 def _detach(node: ir.Node) -> None:
@@ -407,7 +418,7 @@ def _take_over(shared: Shared, old: ir.Value, new: ir.Value, journal: Journal) -
         new.doc_string = old.doc_string
     if properties := old.metadata_props:
         new.metadata_props.update(properties)
-    if QUANTIZATION in (known := old.meta):
+    if shared.annotated and QUANTIZATION in (known := old.meta):
         new.meta[QUANTIZATION] = known[QUANTIZATION]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ from graphopt.ir.graph import Node, Value
 from graphopt.ir.model import Model
 from graphopt.ir.onnx import save
 from graphopt.ir.onnx.cut import Fragment, cut_fragment
-from graphopt.ir.onnx.edits import QUANTIZATION
 from graphopt.ir.onnx.infer import infer_types
 from graphopt.ir.onnx.save import Carried
-from graphopt.ir.onnx.shared import Shared, all_graphs, nested_graphs
+from graphopt.ir.onnx.shared import QUANTIZATION, Shared, all_graphs, nested_graphs
 from graphopt.ir.onnx.storage import OnnxGraph
 
 
@@ -36,6 +35,7 @@ class OnnxModel(Model):
         self.carried = carried or Carried()
         """What onnx_ir does not keep."""
         self.shared = Shared(model)
+        self.shared.annotated = any(True for _ in self._annotations())
         self._export = export
         if fragment is not None:
             self.shared.remember(fragment)
@@ -58,17 +58,18 @@ class OnnxModel(Model):
     def refresh(self) -> None:
         for region in self.regions():
             _drop_unread_constants(region)
+        # The scales and zero points that annotations refer to are read by nothing else.
+        needed = {name for names in self._annotations() for name in names} if self.shared.annotated else set()
         for graph in all_graphs(self.ir):
-            self._drop_unused(graph)
+            self._drop_unused(graph, needed)
         self._infer()
 
     def _infer(self) -> None:
         self.shared.set_inferred({})
         self.shared.set_inferred(infer_types(self.ir, self.shared.type))
 
-    def _drop_unused(self, graph: ir.Graph) -> None:
+    def _drop_unused(self, graph: ir.Graph, needed: Container[str]) -> None:
         """Drop initialisers that nothing reads; one that the caller may override is part of the interface."""
-        needed = self._annotated()
         for name, value in list(graph.initializers.items()):
             overridable = value.is_graph_input() and self.ir.ir_version >= 4
             if value.uses() or value.is_graph_output() or overridable or name in needed:
@@ -78,15 +79,13 @@ class OnnxModel(Model):
             graph.initializers.pop(name)
             self.shared.forget_value(value)
 
-    def _annotated(self) -> set[str]:
-        """Names of the scales and zero points that quantisation annotations refer to."""
-        names: set[str] = set()
+    def _annotations(self) -> Iterator[Iterable[str]]:
+        """The names of scales and zero points in each quantization annotation."""
         for graph in all_graphs(self.ir):
             for node in graph:
                 for value in (*node.inputs, *node.outputs):
-                    if value is not None and QUANTIZATION in value.meta:
-                        names.update(value.meta[QUANTIZATION].values())
-        return names
+                    if value is not None and QUANTIZATION in (known := value.meta):
+                        yield known[QUANTIZATION].values()
 
     def export(self) -> Any:
         return self.ir.clone() if self._export is None else self._export(self)

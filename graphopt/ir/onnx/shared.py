@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from graphopt.ir.onnx.cut import Fragment
     from graphopt.ir.onnx.storage import OnnxGraph
 
+QUANTIZATION = "quant_parameter_tensor_names"
+"""Key under which onnx_ir keeps a value's quantization annotation."""
+
 
 def body_graphs(node: ir.Node) -> Iterator[ir.Graph]:
     """The control-flow bodies that `node` holds, in attribute order."""
@@ -62,13 +65,12 @@ class Names:
         used: set[str | None] = set()
         graphs = [self._model.graph, *(function.graph for function in self._model.functions.values())]
         for graph in graphs:
+            nodes = list(graph)
             used.update([value.name for value in graph.inputs], graph.initializers)
-            for node in graph:
-                used.add(node.name)
-                used.update([value.name for value in node.outputs])
-                if node.attributes.data:
-                    # The loop goes on with them.
-                    graphs.extend(body_graphs(node))
+            used.update([node.name for node in nodes])
+            used.update([value.name for node in nodes for value in node.outputs])
+            # The loop goes on with them.
+            graphs += [body for node in nodes if node.attributes.data for body in body_graphs(node)]
         return used
 
     def fresh(self, hint: str) -> str:
@@ -113,6 +115,8 @@ class Shared:
         self.keys: dict[tuple[str, str], str] = {k: reader.op for k, reader in self.readers.items()}
         """Key by domain and op type: the vocabulary's name, or the raw name of ops that have none."""
         self.calls: dict[ir.Node, Call | Unreadable] = {}
+        self.annotated = False
+        """Whether any value has a quantization annotation: then, and only then, edits look for them."""
         self.fresh: set[ir.Value] = set()
         """Values that edits have written and that have not taken over the name of another one."""
         self._given: dict[ir.Value, TensorType] = {}
@@ -173,11 +177,11 @@ class Shared:
         self._types.pop(value, None)
 
     def inherit_type(self, new: ir.Value, old: ir.Value) -> None:
-        """Note that `new`, which was declared as `old` is, has the type of `old`: inferred types hold for it too."""
+        """Note that `new`, which was declared as `old` is, has the type of `old`: inferred types hold for it too, and
+        so does what a contradiction between the two took away."""
         type_ = self.type(old)
         self.give_type(new, type_)
-        if old not in self._given and old not in self._inferred:
-            # Then it is the declared type and no other.
+        if type_ is not None:
             self._types[new] = type_
 
     def set_inferred(self, types: Mapping[ir.Value, TensorType]) -> None:

@@ -95,7 +95,10 @@ class OnnxGraph(Graph):
         return tuple([self.key(p) for p in producers if p is not None and p.graph is self.ir])
 
     def is_unread(self, node: ir.Node) -> bool:
-        return not any(value.uses() or value.is_graph_output() for value in node.outputs)
+        for value in node.outputs:
+            if value.uses() or value.is_graph_output():
+                return False
+        return True
 
     def producer(self, value: Value) -> ir.Node | None:
         if isinstance(value, Literal):
@@ -191,6 +194,9 @@ class OnnxGraph(Graph):
 
     def remove(self, node: ir.Node) -> None:
         edits.delete_node(self, node)
+
+    def remove_unread(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
+        return edits.delete_unread(self, nodes)
 
     # ---- order of nodes, kept up by the edits ------------------------------------------------------------
 
