@@ -95,7 +95,7 @@ class OnnxGraph(Graph):
         return tuple([self.key(p) for p in producers if p is not None and p.graph is self.ir])
 
     def is_unread(self, node: ir.Node) -> bool:
-        for value in node.outputs:
+        for value in node.outputs:  # noqa: SIM110  # asked of every node that goes: a generator costs as much again
             if value.uses() or value.is_graph_output():
                 return False
         return True
