@@ -11,8 +11,7 @@ import onnx_ir as ir
 from graphopt.errors import UnsupportedError
 from graphopt.ir.graph import TensorType
 from graphopt.ir.onnx.dtypes import set_type
-from graphopt.ir.onnx.shared import QUANTIZATION
-from graphopt.ir.onnx.shared import nested_graphs
+from graphopt.ir.onnx.shared import QUANTIZATION, nested_graphs
 from graphopt.ir.weights import Array, numpy_dtype
 
 OLDEST = 13
