@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.ir.graph import TensorType
+from graphopt.ir.graph import TensorType, compatible
 from graphopt.ir.model import Model
 from graphopt.ir.weights import Array
 from graphopt.program.body import Body, Known
 from graphopt.program.program import Program
 from graphopt.program.reference import run_unit
 from graphopt.program.runner import timestep_table, to_numpy, to_torch
-from graphopt.rewrite.change import Rejected, compatible
+from graphopt.rewrite.change import Rejected
 from graphopt.rewrite.contract import Evidence
 from graphopt.verify.compare import bit_equal
 from graphopt.verify.inputs import draw_input

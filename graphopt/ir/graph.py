@@ -44,6 +44,19 @@ class TensorType:
         return f"{self.dtype}[{dims}]"
 
 
+def compatible(a: TensorType, b: TensorType) -> bool:
+    """Whether two types can describe one value."""
+    if a is b or a == b:
+        return True
+    if a.dtype != b.dtype:
+        return False
+    if a.shape is None or b.shape is None:
+        return True
+    if len(a.shape) != len(b.shape):
+        return False
+    return all(not (isinstance(x, int) and isinstance(y, int)) or x == y for x, y in zip(a.shape, b.shape, strict=True))
+
+
 @dataclass(frozen=True, slots=True)
 class Literal:
     """A constant operand that the storage keeps inside the node (a Python number in FX, an old ONNX attribute).

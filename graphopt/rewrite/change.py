@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from graphopt.errors import RuleError
-from graphopt.ir.graph import CannotEmit, Graph, Node, TensorType, Value
+from graphopt.ir.graph import CannotEmit, Graph, Node, Value, compatible
 from graphopt.ir.weights import TensorRef
 from graphopt.rewrite.contract import Application, Contract, Evidence
 from graphopt.rewrite.journal import Journal
@@ -146,19 +146,6 @@ def _check_types(journal: Journal) -> None:
         was, is_ = graph.type(old), graph.type(new)
         if was is not None and is_ is not None and not compatible(was, is_):
             raise Refused("{} was {} and would become {}", (graph.name(old), was, is_), None)
-
-
-def compatible(a: TensorType, b: TensorType) -> bool:
-    """Whether two types can describe one value."""
-    if a is b or a == b:
-        return True
-    if a.dtype != b.dtype:
-        return False
-    if a.shape is None or b.shape is None:
-        return True
-    if len(a.shape) != len(b.shape):
-        return False
-    return all(not (isinstance(x, int) and isinstance(y, int)) or x == y for x, y in zip(a.shape, b.shape, strict=True))
 
 
 def _why(error: Exception) -> tuple[str, Evidence, str | None]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
 
-from graphopt.ir.fx.fake import compute, recompute
+from graphopt.ir.fx.fake import compute
 from graphopt.ir.fx.names import Names
 from graphopt.ir.fx.read import read
 from graphopt.ir.fx.schema import bodies_of, exposes, has_effects, raw_name_of, split_arguments
@@ -278,7 +277,7 @@ class FxGraph(Graph):
         with self.graph.inserting_before(self._after_weights()):
             node = self.graph.placeholder("p_" + fresh.replace(".", "_"))
         node.target = node.name
-        node.meta["val"] = self._fake(tensor)
+        node.meta["val"] = self.fake(tensor)
         self.weights[node] = Weight(fresh, tensor, kind)
 
         def undo() -> None:
@@ -289,37 +288,16 @@ class FxGraph(Graph):
         return node, undo
 
     def store(self, value: Value, data: TensorRef) -> Undo:
-        weight = self.weights.get(value)
-        if weight is None or weight.mutable:
-            raise CannotEmit(f"{self.name(value)} is no constant weight of this region")
-        tensor = data.tensor if isinstance(data, TorchRef) else to_torch(data.numpy())
-        if isinstance(weight.tensor, torch.nn.Parameter) and not isinstance(tensor, torch.nn.Parameter):
-            tensor = torch.nn.Parameter(tensor, requires_grad=weight.tensor.requires_grad)
-        restore = self._give_value(value, self._fake(tensor))
-        self.weights[value] = replace(weight, tensor=tensor)
+        from graphopt.ir.fx.resize import store
 
-        def undo() -> None:
-            self.weights[value] = weight
-            restore()
-
-        return undo
+        return store(self, value, data)
 
     def retype(self, node: Node, types: Sequence[TensorType | None]) -> Undo:
-        computed = recompute(node, self.fake_mode)
-        several = isinstance(computed, (tuple, list))
-        check_types(self.raw_name(node), computed if several else [computed], types)
-        undos = [self._give_value(node, computed)]
-        for user in list(node.users) if several else ():
-            if user.target is operator.getitem:
-                undos.append(self._give_value(user, computed[user.args[1]]))
+        from graphopt.ir.fx.resize import retype
 
-        def undo() -> None:
-            for step in reversed(undos):
-                step()
+        return retype(self, node, types)
 
-        return undo
-
-    def _give_value(self, node: fx.Node, value: Any) -> Undo:
+    def give_value(self, node: fx.Node, value: Any) -> Undo:
         """Let `node` be known to give `value`, a fake tensor or several."""
         before = node.meta.get("val")
 
@@ -416,7 +394,8 @@ class FxGraph(Graph):
         self._constants.pop(node, None)
         self.graph.erase_node(node)
 
-    def _fake(self, tensor: torch.Tensor) -> Any:
+    def fake(self, tensor: torch.Tensor) -> Any:
+        """`tensor` without its data, in the mode of the graph."""
         return self.fake_mode.from_tensor(tensor, static_shapes=True)
 
     # ---- fragments -----------------------------------------------------------------------------------------

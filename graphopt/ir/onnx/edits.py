@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from graphopt.ir.graph import CannotEmit, Literal, TensorType, Undo, Value
+from graphopt.ir.graph import Literal, TensorType, Undo, Value
 from graphopt.ir.onnx import dtypes
 from graphopt.ir.onnx.constants import ref_type, stored_tensor
 from graphopt.ir.onnx.drafting import Draft, DraftNode, Slot
@@ -225,65 +225,6 @@ def add_constant(region: OnnxGraph, data: TensorRef, hint: str) -> tuple[ir.Valu
             journal.on_undo(graph.inputs.pop)
     journal.on_undo(lambda: shared.forget_value(value))
     return value, journal.undo
-
-
-def store(region: OnnxGraph, value: Value, data: TensorRef) -> Undo:
-    """Let an initialiser or a Constant node hold `data`. The file that the model came from is not touched."""
-    shared = region.shared
-    if isinstance(value, Literal) or shared.tensor(value) is None:
-        raise CannotEmit(f"{region.name(value)} is no constant weight")
-    tensor = stored_tensor(data, value.name or "")
-    shared.remember_ref(tensor, data)
-    journal = Journal(shared.names)
-    node = value.producer()
-    if node is None:
-        journal.on_undo(partial(setattr, value, "const_value", value.const_value))
-        value.const_value = tensor
-    else:
-        journal.on_undo(partial(_set_constant, shared, node, list(node.attributes.values())))
-        _set_constant(shared, node, [ir.AttrTensor("value", tensor)])
-    _declare(region, value, ref_type(data), journal)
-    return journal.undo
-
-
-def _set_constant(shared: Shared, node: ir.Node, attributes: Sequence[ir.Attr]) -> None:
-    shared.forget_tensor(node)
-    node.attributes.clear()
-    for attribute in attributes:
-        node.attributes.add(attribute)
-
-
-def retype(region: OnnxGraph, node: ir.Node, types: Sequence[TensorType | None]) -> Undo:
-    """Let what is declared, given and inferred of the outputs of `node` be `types`."""
-    journal = Journal(region.shared.names)
-    for value, type_ in zip(node.outputs, types, strict=True):
-        if type_ is not None and value.name:
-            _declare(region, value, type_, journal)
-    return journal.undo
-
-
-def _declare(region: OnnxGraph, value: ir.Value, type_: TensorType, journal: Journal) -> None:
-    """Let `value` have `type_`, in the file too if the file says anything of it."""
-    shared = region.shared
-    known = shared.known_of(value)
-    declared, shape = value.type, value.shape
-
-    def forget_reads() -> None:
-        for user, _ in value.uses():
-            shared.calls.pop(user, None)
-        if (producer := value.producer()) is not None:
-            shared.calls.pop(producer, None)
-
-    def undo() -> None:
-        value.type, value.shape = declared, shape
-        shared.know(value, known)
-        forget_reads()
-
-    journal.on_undo(undo)
-    if declared is not None:
-        dtypes.set_type(value, type_)
-    shared.know(value, (None, type_))
-    forget_reads()
 
 
 def _prepend_constant_node(

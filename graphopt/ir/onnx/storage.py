@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt.ir.graph import Call, Graph, Literal, TensorType, Undo, Unreadable, Value
-from graphopt.ir.onnx import edits
+from graphopt.ir.onnx import edits, resize
 from graphopt.ir.onnx.cut import cut_fragment
 from graphopt.ir.onnx.drafting import PlainWriter
 from graphopt.ir.onnx.fingerprint import graph_fingerprint
@@ -187,10 +187,10 @@ class OnnxGraph(Graph):
         return edits.replace_value(self, old, new)
 
     def store(self, value: Value, data: TensorRef) -> Undo:
-        return edits.store(self, value, data)
+        return resize.store(self, value, data)
 
     def retype(self, node: ir.Node, types: Sequence[TensorType | None]) -> Undo:
-        return edits.retype(self, node, types)
+        return resize.retype(self, node, types)
 
     def remove(self, node: ir.Node) -> None:
         edits.delete_node(self, node)
