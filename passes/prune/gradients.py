@@ -27,7 +27,7 @@ def gradients(model: Model, loss: str, feeds: Sequence[Sequence[Array]], weights
 
     Raises:
         UnsupportedError: an ONNX model, which has no gradients.
-        PipelineError: the loss cannot be found, or is no number that depends on the weights.
+        PipelineError: the loss cannot be found or raises, or is no number that depends on the weights.
     """
     if model.storage != "fx":
         raise UnsupportedError(
@@ -53,7 +53,12 @@ def gradients(model: Model, loss: str, feeds: Sequence[Sequence[Array]], weights
     for feed, weight in zip(feeds, weights, strict=True):
         with torch.enable_grad():
             outputs = compute(graph, leaves | dict(zip(graph.inputs(), map(to_torch, feed), strict=True)))
-            value = function(outputs)
+            try:
+                value = function(outputs)
+            except Exception as error:
+                raise PipelineError(
+                    f"loss {loss!r} raised {type(error).__name__}: {error}; expected a function of the list of outputs"
+                ) from error
             if not isinstance(value, torch.Tensor) or value.numel() != 1 or not value.requires_grad:
                 raise PipelineError(f"loss {loss!r} gives {value!r}: expected one number that depends on the weights")
             found = torch.autograd.grad(value.reshape(()), list(named.values()), allow_unused=True)
@@ -81,4 +86,6 @@ def _loss(name: str) -> Callable[[list[Any]], Any]:
         raise PipelineError(
             f"loss {name!r} cannot be found ({error}): expected one of {', '.join(LOSSES)} or package.module:function"
         ) from error
+    if not callable(found):
+        raise PipelineError(f"loss {name!r} is {found!r}: expected a function of the list of output tensors")
     return found  # type: ignore[no-any-return]

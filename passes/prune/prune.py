@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -15,6 +16,7 @@ from graphopt.axes.check import shorten_checked
 from graphopt.axes.free import FreeAxis, free_axes
 from graphopt.axes.terms import Mask
 from graphopt.errors import PipelineError, did_you_mean
+from graphopt.ir.graph import CannotEmit
 from graphopt.ir.model import Model
 from graphopt.passes.prune.gradients import gradients
 from graphopt.passes.prune.importance import Scores, activation, magnitude, mean_squares, random, taylor
@@ -97,7 +99,8 @@ class Prune(GraphPass):
     def run(self, context: Context) -> None:
         approximation = context.approximation(self)
         work = _Work(self, context, approximation)
-        if not work.found:
+        work.note_unknown_protection()
+        if not work.found and self.axis is None:
             context.notes.append("nothing to prune: every axis is fixed")
             return
         keep = work.explicit() if self.axis is not None else work.chosen()
@@ -114,7 +117,18 @@ class _Work:
         self._axes = Axes(context.model.main)
         self._all = free_axes(self._axes)
         self.found = [a for a in self._all if (options.coupled or a.exact) and not _is_protected(a, options.protect)]
-        self._sizes = Sizes(context.model, self._axes, self.found, approximation.feeds[0])
+        self._sizes = self._measured_sizes()
+
+    def _measured_sizes(self) -> Sizes:
+        return Sizes(self._context.model, self._axes, self.found, self._approximation.feeds[0])
+
+    def note_unknown_protection(self) -> None:
+        """Say which patterns protect nothing: a slip of the pen would cost what was to stay."""
+        known = [name for name, _, _ in self._context.model.weights()]
+        known += [name for axis in self._all for name in (axis.name, *(m.weight for m in axis.members))]
+        for pattern in self._options.protect:
+            if not any(fnmatchcase(name, pattern) for name in known):
+                self._note(f"protect: no tensor or axis is named {pattern!r}{did_you_mean(pattern, known)}")
 
     # ---- choosing ----------------------------------------------------------------------------------------
 
@@ -125,13 +139,19 @@ class _Work:
         if axis is None:
             names = [a.name for a in self._all]
             raise PipelineError(f"prune: there is no free axis {wanted!r}{did_you_mean(wanted, names)}")
+        if axis not in self.found:
+            why = "protect names it" if self._options.coupled or axis.exact else "it is coupled, and coupled is false"
+            raise PipelineError(f"prune: axis {wanted!r} is to be pruned and to stay: {why}; drop one of the two")
         outside = [i for i in self._options.keep if not 0 <= i < axis.size]
         if outside:
             raise PipelineError(f"prune: axis {wanted!r} has indices 0 to {axis.size - 1}, keep names {outside[0]}")
         mask = np.zeros(axis.size, bool)
         mask[list(self._options.keep)] = True
-        keep = {} if mask.all() else {axis.name: mask}
-        return keep if not keep or self._is_within(self._trial(keep)) else self._refused("the indices that keep names")
+        if mask.all():
+            self._note(f"keep names every index of {axis.name}: nothing is removed")
+            return {}
+        keep = {axis.name: mask}
+        return keep if self._is_within(self._trial(keep)) else self._refused("the indices that keep names")
 
     def chosen(self) -> Keep:
         """What stays by importance: as much goes as the target asks for and the budget allows."""
@@ -213,7 +233,8 @@ class _Work:
         axes = Axes(copy.main)
         for axis in free_axes(axes):
             if axis.name in keep:
-                shorten_checked(axes, axis, keep[axis.name], Journal(copy.main), check=False)
+                with suppress(CannotEmit):  # so the axis will be left as it is when it is to be shortened for good
+                    shorten_checked(axes, axis, keep[axis.name], Journal(copy.main), check=False)
         copy.refresh()
         return copy
 
@@ -234,8 +255,7 @@ class _Work:
     def apply(self, keep: Keep) -> None:
         """Shorten every axis for good, each an application of its own."""
         context, graph = self._context, self._axes.graph
-        if keep:
-            self._note_flops(keep)
+        place, before = len(context.notes), self._sizes.flops({}) if keep else None
         checked = context.verify in ("match", "model")
         for axis in self._all:
             if axis.name not in keep or context.ledger.exhausted:
@@ -245,13 +265,11 @@ class _Work:
             done = context.apply("axis", nodes, change, approximate=True)
             if done is not None:
                 self._note(f"{axis.name}: {axis.size} → {done} ({'exact' if axis.exact else 'coupled'})")
-        self._approximation.settle(self._approximation.measure(context.model) if keep else self._approximation.spent)
-
-    def _note_flops(self, keep: Keep) -> None:
-        before, after = self._sizes.flops({}), self._sizes.flops(keep)
+        after = self._measured_sizes().flops({}) if before else None
         if before and after is not None:
-            change = f"{scaled(before)}→ {scaled(after)}({after / before - 1:+.1%})"
-            self._note(f"FLOPs for the calibration inputs: {change}")
+            moved = f"{scaled(before)}→ {scaled(after)}({after / before - 1:+.1%})"
+            context.notes.insert(place, f"FLOPs for the calibration inputs: {moved}")
+        self._approximation.settle(self._approximation.measure(context.model) if keep else self._approximation.spent)
 
     def _shorten(self, axis: FreeAxis, mask: Mask, checked: bool) -> tuple[int, Evidence]:
         evidence = shorten_checked(self._axes, axis, mask, Journal(self._axes.graph), check=checked)
