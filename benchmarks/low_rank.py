@@ -94,23 +94,24 @@ def interleaved(runs: tuple[Any, Any], x: np.ndarray[Any, Any], rounds: int) -> 
     return medians, [a / b for a, b in kept]
 
 
-def digit_models(digits: Digits) -> dict[str, tuple[torch.nn.Module, list[Any], str]]:
-    """The shipped models with batches of real data and the metric that suits them."""
+def digit_models(digits: Digits) -> dict[str, tuple[torch.nn.Module, list[Any], tuple[str, ...]]]:
+    """The shipped models with batches of real data and metrics that suit them, the best first."""
     images = [(torch.from_numpy(digits.images[i : i + BATCH]),) for i in range(0, len(digits), BATCH)]
     noised = [noisy(digits, BATCH)[0] for _ in range(24)]
     return {
-        "classifier": (load_classifier(), images, "kl"),
-        "U-Net": (load_unet(), noised, "relative-error"),
-        "DiT": (load_dit(), noised, "relative-error"),
+        "classifier": (load_classifier(), images, ("kl", "relative-error")),
+        "U-Net": (load_unet(), noised, ("relative-error",)),
+        "DiT": (load_dit(), noised, ("relative-error",)),
     }
 
 
-def whitened_beside_plain(models: dict[str, tuple[torch.nn.Module, list[Any], str]]) -> Table:
+def whitened_beside_plain(models: dict[str, tuple[torch.nn.Module, list[Any], tuple[str, ...]]]) -> Table:
     """The same ranks for every layer, factors chosen with the data and without."""
     table = Table(title="every layer at equal rank, linear layers and convolutions by channels, held-out data")
     for column in ("model", "metric", "rank", "layers", "whitened", "plain", "plain / whitened"):
         table.add_column(column, justify="left" if column in ("model", "metric") else "right")
-    for name, (module, data, metric) in models.items():
+    rows = [(name, *given, metric) for name, (*given, metrics) in models.items() for metric in metrics]
+    for name, module, data, metric in rows:
         for rank in (8, 16):
             spent, layers = [], 0
             for whiten in ("true", "false"):
@@ -125,12 +126,12 @@ def whitened_beside_plain(models: dict[str, tuple[torch.nn.Module, list[Any], st
     return table
 
 
-def within_budgets(models: dict[str, tuple[torch.nn.Module, list[Any], str]]) -> Table:
+def within_budgets(models: dict[str, tuple[torch.nn.Module, list[Any], tuple[str, ...]]]) -> Table:
     """Ranks by budget alone."""
     table = Table(title="ranks chosen by the budget, all kinds of chains, held-out data")
     for column in ("model", "metric", "budget", "spent", "layers", "FLOPs", "parameters", "worst predicted - measured"):
         table.add_column(column, justify="left" if column in ("model", "metric") else "right")
-    for name, (module, data, metric) in models.items():
+    for name, (module, data, (metric, *_)) in models.items():
         for limit in (0.01, 0.05):
             result = optimised(module, data, "low-rank", graphopt.Budget(metric, limit))
             record = result.report.passes[0]

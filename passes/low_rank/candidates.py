@@ -211,8 +211,8 @@ def _selected(found: list[Candidate], size: int, options: LowRank) -> list[Candi
         of_rank = [c for c in found if set(c.ranks) == {options.rank}]
         best = min(of_rank, key=lambda c: (c.expected, c.cost), default=None)
     elif options.energy is not None:
-        enough = [c for c in found if c.expected <= 1.0 - options.energy]
-        best = min(enough, key=lambda c: (c.cost, c.expected), default=None)
+        enough = [c for c in found if c.error <= 1.0 - options.energy]
+        best = min(enough, key=lambda c: (c.cost, c.error), default=None)
     elif options.ratio is not None:
         small = [c for c in found if c.parameters <= options.ratio * size]
         best = min(small, key=lambda c: (c.expected, c.cost), default=None)
