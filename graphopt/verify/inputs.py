@@ -250,6 +250,8 @@ def _draw_integer(
 ) -> Array:
     low, high = (0, 9) if type_.dtype.startswith("u") else (-4, 5)
     for call in calls:
+        if call.op == "histogram":  # Of numbers beyond its ends it is not said what becomes of them.
+            low, high = int(call.fields["low"]), int(call.fields["high"]) + 1
         if value not in call.operands:
             if _is_settled_target(fragment.graph, call, value):
                 return np.asarray(call.fields["shape"], numpy_dtype(type_.dtype))
@@ -259,10 +261,22 @@ def _draw_integer(
             return np.asarray(_target(fragment.graph, call, sizes), numpy_dtype(type_.dtype))
         if position == 1 and call.op in ("gather", "gather_elements", "scatter_elements"):
             extent = _size_of(fragment.graph, call.operands[0], sizes)[call.fields["axis"]]
-            low, high = 0 if _rejects_negative(fragment.graph, call) else -extent, extent
+            return _indices(rng, sizes[value], extent, negative=not _rejects_negative(fragment.graph, call)).astype(
+                numpy_dtype(type_.dtype)
+            )
         if position == 1 and call.op in ("div", "mod"):
             low = 1
     return rng.integers(low, high, sizes[value]).astype(numpy_dtype(type_.dtype))
+
+
+def _indices(rng: np.random.Generator, shape: tuple[int, ...], extent: int, *, negative: bool) -> Array:
+    """Indices of an axis in random order, each as often as any other, so that none is left out if there are enough;
+    half of them counted from the end if that is allowed."""
+    size = math.prod(shape)
+    if extent == 0:
+        return np.zeros(shape, np.int64)
+    found = rng.permutation(np.arange(size) + rng.integers(extent)) % extent
+    return (found - extent * (negative & (rng.random(size) < 0.5))).reshape(shape)
 
 
 def _rejects_negative(graph: Graph, call: Call) -> bool:

@@ -101,7 +101,7 @@ def _distinct(example: Any) -> Any:
 
 def _functional(program: Any) -> Any:
     """`program` without mutation, as a copy. Raises UnsupportedError if some is left."""
-    from graphopt.ir.fx.normalise import free_layout, hoist_assertions, unbind_by_selection
+    from graphopt.ir.fx.normalise import free_layout, hoist_assertions, invert_by_sorting, unbind_by_selection
     from graphopt.ir.fx.schema import mutating_operators, refuse_mutation
 
     try:
@@ -113,6 +113,7 @@ def _functional(program: Any) -> Any:
     for graph in graphs:
         free_layout(graph)
         unbind_by_selection(graph)
+        invert_by_sorting(graph)
     hoist_assertions(functional)
     return functional
 

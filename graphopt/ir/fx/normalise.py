@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 _ASSERTION = torch.ops.aten._assert_tensor_metadata.default
@@ -37,6 +38,42 @@ def unbind_by_selection(graph: fx.Graph) -> None:
             graph.erase_node(user)
         if not node.users:
             graph.erase_node(node)
+
+
+def invert_by_sorting(graph: fx.Graph) -> None:
+    """Let the inverse of a permutation that a sort found be found by sorting it, where it was written as numbers put
+    in their places in memory that is not initialised: there is no word for what such memory holds."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.index_put.default):
+        if not _inverts(node):
+            continue
+        order = node.args[1][0]
+        with graph.inserting_before(node):
+            found = graph.call_function(torch.ops.aten.sort.default, (order,))
+            inverse = graph.call_function(operator.getitem, (found, 1))
+        found.meta["val"] = (order.meta["val"], node.meta["val"])
+        inverse.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(inverse)
+        memory, numbers = node.args[0], node.args[2]
+        for unread in (node, memory, numbers):
+            if not unread.users:
+                graph.erase_node(unread)
+
+
+def _inverts(node: fx.Node) -> bool:
+    """Whether `node` is empty_like(p) with arange(len(p)) put at p, where p are the indices of a sort."""
+    memory, places, numbers, *accumulate = node.args
+    if any(accumulate) or node.kwargs or len(places) != 1 or places[0] is None:
+        return False
+    order = places[0]
+    if not (isinstance(memory, fx.Node) and isinstance(numbers, fx.Node) and order.target is operator.getitem):
+        return False
+    sort, index = order.args
+    made = memory.target is torch.ops.aten.empty_like.default and memory.args[0] is order
+    counted = numbers.target is torch.ops.aten.arange.default and numbers.kwargs.get("dtype") is None
+    if not (made and counted and index == 1 and sort.target is torch.ops.aten.sort.default):
+        return False
+    lengths = [value.meta["val"].shape for value in (order, numbers)]
+    return all(len(s) == 1 for s in lengths) and bool(statically_known_true(lengths[0][0] == lengths[1][0]))
 
 
 def hoist_assertions(program: Any) -> None:

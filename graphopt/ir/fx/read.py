@@ -172,11 +172,15 @@ KEYS: dict[Any, str | Callable[[Node], str]] = {}
 
 
 def reads(op: str, *names: str, plain: bool = False) -> Callable[[Reader], Reader]:
-    """Register the decorated function as what reads the ATen operators `names` ("conv2d.default") as `op`. Nodes of
-    `plain` operators are read without it if they have one positional argument and no other."""
+    """Register the decorated function as what reads the ATen operators `names` ("conv2d.default") as `op`, or those of
+    a library ("library.op.default"), which may be loaded later or never. Nodes of `plain` operators are read without it
+    if they have one positional argument and no other."""
 
     def register(reader: Reader) -> Reader:
         for name in names:
+            if name.count(".") == 2:
+                READERS[name] = Entry(op, reader, plain)
+                continue
             raw_name = f"aten.{name}"
             target = find_operator(raw_name)
             if target is None:  # This torch has no such operator, so no graph can hold it.
@@ -197,10 +201,12 @@ class Target:
         self.target = target
         self.raw_name = raw_name_of(target)
         self.short_name = short_name(target)
-        self.key: str | Callable[[Node], str] = KEYS.get(target) or self.raw_name
+        self.entry = READERS.get(self.raw_name)
+        self.key: str | Callable[[Node], str] = (
+            KEYS.get(target) or (self.entry.op if self.entry is not None else self.raw_name)
+        )  # fmt: skip
         """The vocabulary name of the nodes if there is a reader for them, else their raw name; or the function that
         tells it of one node."""
-        self.entry = READERS.get(self.raw_name)
         self.has_effects = operator_has_effects(target) if is_operator(target) else None
         """Whether the nodes do more than compute; None if that depends on the node."""
 

@@ -17,6 +17,21 @@ def matmul(r: Reading) -> Said:
     return Said(operands)
 
 
+@reads("grouped_matmul", "_grouped_mm.default")
+def grouped_matmul(r: Reading) -> Said:
+    x, w, ends = r["self"], r["mat2"], r["offs"]
+    r.require(ends is not None and r.rank(x) == 2 and r.rank(w) == 3, "groups that are no rows")
+    r.require(r["bias"] is None, "a bias")
+    r.keeps_dtype(x, w)
+    return Said((x, w, ends))
+
+
+@reads("grouped_matmul", "transformers.grouped_mm_fallback.default")
+def grouped_mm_fallback(r: Reading) -> Said:
+    r.keeps_dtype(r["input"], r["weight"])
+    return Said((r["input"], r["weight"], r["offs"]))
+
+
 @reads("linear", "linear.default")
 def linear(r: Reading) -> Said:
     r.keeps_dtype(r["input"], r["weight"], r["bias"])

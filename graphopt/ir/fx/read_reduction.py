@@ -65,9 +65,10 @@ def arg_extreme(r: Reading) -> Said:
 
 @reads("cumsum", "cumsum.default")
 def cumsum(r: Reading) -> Said:
-    r.keeps_dtype(r["self"])
-    axis = r.axis("dim", r.rank(r["self"]))
-    return Said((r["self"],), {"axis": axis, "exclusive": False, "reverse": False})
+    x, result = r["self"], r.result().dtype
+    axis = r.axis("dim", r.rank(x))
+    dtype = None if r.type(x).dtype == result else result
+    return Said((x,), {"axis": axis, "exclusive": False, "reverse": False, "dtype": dtype})
 
 
 @reads("topk", "topk.default")
@@ -76,3 +77,19 @@ def topk(r: Reading) -> Said:
     r.require(bool(r["sorted"]), "unsorted")
     fields = {"k": r.number("k"), "axis": r.axis("dim", r.rank(r["self"])), "largest": bool(r["largest"])}
     return Said((r["self"],), fields, outputs=2)
+
+
+@reads("sort", "sort.default", "sort.stable")
+def sort(r: Reading) -> Said:
+    x = r["self"]
+    r.require(r.rank(x) > 0, "sorting of a scalar")
+    fields = {"axis": r.axis("dim", r.rank(x)), "descending": bool(r["descending"])}
+    return Said((x,), fields, outputs=2)
+
+
+@reads("histogram", "histc.default")
+def histogram(r: Reading) -> Said:
+    low, high = float(r.number("min")), float(r.number("max"))
+    r.require(low < high, "a histogram over the range of the data")
+    r.keeps_dtype(r["self"])
+    return Said((r["self"],), {"bins": r.number("bins"), "low": low, "high": high})

@@ -26,6 +26,19 @@ def linear(d: Domain, x: Tensor, w: Tensor, b: Tensor | None = None, *, trans_w:
 
 
 @op()
+def grouped_matmul(d: Domain, x: Tensor, w: Tensor, ends: Tensor) -> Tensor:
+    """x[S, in] in consecutive groups of rows, each times its own matrix of w[E, in, out]: group e is the rows from
+    ends[e - 1] (from 0 for the first) to ends[e], excluded. Rows behind the last group give 0."""
+    y = np.zeros((x.shape[0], w.shape[2]), np.result_type(x, w))
+    start = 0
+    for expert, end in enumerate(int(e) for e in np.ravel(ends)):
+        if end > start:
+            y[start:end] = d.matmul(x[start:end], w[expert])
+            start = end
+    return y
+
+
+@op()
 def einsum(d: Domain, *xs: Tensor, equation: str) -> Tensor:
     """Einstein's summation as numpy has it; "..." stands for axes that broadcast."""
     return d.einsum(equation, *xs)

@@ -63,9 +63,12 @@ def arg_min(d: Domain, x: Tensor, *, axis: int, keepdims: bool) -> Tensor:
 
 
 @op()
-def cumsum(d: Domain, x: Tensor, *, axis: int, exclusive: bool = False, reverse: bool = False) -> Tensor:
-    """Sum of the elements up to each one along axis, in the dtype of x; exclusive: without itself; reverse:
-    from the end."""
+def cumsum(
+    d: Domain, x: Tensor, *, axis: int, exclusive: bool = False, reverse: bool = False, dtype: str | None = None
+) -> Tensor:
+    """Sum of the elements up to each one along axis, in the dtype of x, or of x cast to dtype; exclusive: without
+    itself; reverse: from the end."""
+    x = x if dtype is None else d.cast(x, dtype)
     x = np.flip(x, axis=axis) if reverse else x
     y = np.cumsum(x, axis=axis, dtype=_accumulator(x))
     if exclusive:
@@ -89,6 +92,24 @@ def topk(d: Domain, x: Tensor, *, k: int, axis: int, largest: bool = True) -> tu
         raise ValueError(f"topk: k = {k} of {x.shape[axis]} elements")
     index = np.take(index, np.arange(k), axis=axis)
     return np.take_along_axis(x, index, axis=axis), index
+
+
+@op(outputs=2)
+def sort(d: Domain, x: Tensor, *, axis: int, descending: bool = False) -> tuple[Tensor, Tensor]:
+    """x in ascending (or descending) order along axis, and the indices (int64) of where each element was; equals stay
+    in their order; NaN is greatest."""
+    if descending:
+        return topk(d, x, k=x.shape[axis], axis=axis)  # type: ignore[no-any-return]
+    index = d.argsort(x, axis)
+    return np.take_along_axis(x, index, axis=axis), index
+
+
+@op()
+def histogram(d: Domain, x: Tensor, *, bins: int, low: float, high: float) -> Tensor:
+    """How many elements of x lie in each of `bins` intervals of one width from low to high, in the dtype of x; the
+    last interval includes high, and what lies outside of all is not counted."""
+    counts = np.histogram(np.ravel(x), bins=bins, range=(low, high))[0]
+    return counts.astype(x.dtype)
 
 
 def _accumulator(x: Tensor) -> np.dtype[np.generic]:

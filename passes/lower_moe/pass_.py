@@ -1,0 +1,58 @@
+"""The pass lower-moe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from graphopt.ir.graph import Graph
+from graphopt.passes.lower_moe.experts import write_experts
+from graphopt.passes.lower_moe.grouped import NotGrouped, grouped_by, nodes_of, sorts_of, write_unsorted
+from graphopt.passes.lower_moe.picked import Picked, picked_rows
+from graphopt.passes.lower_moe.rules import PREPARING
+from graphopt.pipeline.pass_ import GraphPass
+from graphopt.rewrite.contract import Rounding
+
+if TYPE_CHECKING:
+    from graphopt.pipeline.context import Context
+
+
+@dataclass(frozen=True)
+class LowerMoe(GraphPass):
+    """Lowers mixtures of experts to what the target runs fast."""
+
+    name: ClassVar[str] = "lower-moe"
+    contract: ClassVar[str] = "Rounding: at most 8 times the rounding error of the original, per application"
+
+    def run(self, context: Context) -> None:
+        context.run_rules(PREPARING)
+        context.model.refresh()
+        for graph in context.model.regions():
+            if graph.storage == "fx":
+                self._unsort(context, graph)
+            else:
+                self._split(context, graph)
+        context.model.refresh()
+
+    @staticmethod
+    def _unsort(context: Context, graph: Graph) -> None:
+        for sort in list(sorts_of(graph)):
+            try:
+                found = grouped_by(graph, sort)
+            except NotGrouped as error:
+                context.notes.append(f"{graph.node_name(sort.node)} left alone: {error}")
+                continue
+            context.editor(graph).apply(
+                "grouped-experts", Rounding(), nodes_of(found), lambda journal, f=found: write_unsorted(f, journal)
+            )
+
+    @staticmethod
+    def _split(context: Context, graph: Graph) -> None:
+        for found in list(picked_rows(graph)):
+            if not isinstance(found, Picked):
+                call, reason = found
+                context.notes.append(f"{graph.node_name(call.node)} left alone: {reason}")
+                continue
+            context.editor(graph).apply(
+                "picked-experts", Rounding(), found.nodes, lambda journal, f=found: write_experts(f, journal)
+            )

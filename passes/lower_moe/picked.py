@@ -1,0 +1,174 @@
+"""Rows that pick the weights of their expert: weights[ids] makes a copy of a matrix for every row.
+
+    matrices = gather(weights[E, in, out], ids[S]);  y = act(x[S, 1, in] @ matrices) @ ...
+
+The region of one `ids` is everything from the first use of what is picked to the last, as long as every op treats each
+row by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from graphopt.ir.graph import Call, Dim, Graph, Literal, Node, Value
+from graphopt.ir.row_ops import mixes_rows
+from graphopt.passes.lower_moe.stacks import Stack, stack_of
+
+WRAPPING = frozenset({"unsqueeze", "squeeze"})
+"""Ops that only give rows another form: they are taken in at either end."""
+
+
+class NotPicked(Exception):
+    """Rows that pick weights and something besides; the reason."""
+
+
+@dataclass(frozen=True)
+class Picked:
+    """What is computed of each row with the weights of the expert that `ids` names."""
+
+    graph: Graph
+    ids: Value
+    stacks: dict[Value, Stack]
+    """The values that hold a weight for each row, and where these come from."""
+    picks: tuple[Call, ...]
+    calls: tuple[Call, ...]
+    """What is computed of them, in order."""
+    inputs: tuple[Value, ...]
+    """Values with a row for each id, computed elsewhere."""
+    outputs: tuple[Value, ...]
+    """Values that are read elsewhere."""
+
+    @property
+    def experts(self) -> int:
+        return next(iter(self.stacks.values())).experts
+
+    @property
+    def nodes(self) -> list[Node]:
+        """What is replaced, in order."""
+        chosen = {c.node for c in (*self.picks, *self.calls)}
+        return [n for n in self.graph.nodes() if n in chosen]
+
+
+def picked_rows(graph: Graph) -> Iterator[Picked | tuple[Call, str]]:
+    """Every region of `graph`; where weights are picked and the region is none, the first pick and the reason."""
+    for ids, picks in _picks(graph).items():
+        stacks = {call.outputs[0]: stack for call, stack in picks}
+        calls = [call for call, _ in picks]
+        try:
+            yield _region(graph, ids, calls, stacks)
+        except NotPicked as error:
+            yield calls[0], str(error)
+
+
+def _picks(graph: Graph) -> dict[Value, list[tuple[Call, Stack]]]:
+    """Reads of matrices, and of vectors beside them, that are stacked by expert; by the ids that they are read at."""
+    found: dict[Value, list[tuple[Call, Stack]]] = {}
+    for node in graph.nodes():
+        call = graph.call(node) if graph.key(node) == "gather" else None
+        if not isinstance(call, Call) or call.fields["axis"] != 0 or isinstance(call.operands[1], Literal):
+            continue
+        ids = graph.type(call.operands[1])
+        stack = stack_of(graph, call.operands[0]) if ids is not None and ids.rank == 1 else None
+        if stack is not None:
+            found.setdefault(call.operands[1], []).append((call, stack))
+    return {ids: picks for ids, picks in found.items() if any(len(s.shape) == 3 for _, s in picks)}
+
+
+def _region(graph: Graph, ids: Value, picks: list[Call], stacks: dict[Value, Stack]) -> Picked:
+    if len({stack.experts for stack in stacks.values()}) != 1:
+        raise NotPicked("the weights are of different numbers of experts")
+    reached = _reached(graph, stacks)
+    ends = {c.node for c in reached if any(o in stacks for o in c.operands)}
+    calls = _between(graph, reached, ends)
+    calls = _wrapped(graph, calls, stacks)
+    inside = {c.node for c in calls}
+    made = {o for c in calls for o in c.outputs if o is not None}
+    for value in stacks:
+        if graph.is_output(value) or any(u not in inside for u in graph.users(value)):
+            raise NotPicked(f"{graph.name(value)}, a copy of a weight for each row, is read by something else")
+    outputs = [o for c in calls for o in c.outputs if o is not None and _leaves(graph, o, inside)]
+    inputs = dict.fromkeys(o for c in calls for o in _row_operands(graph, c) if o not in made and o not in stacks)
+    count = _rows(graph, ids)
+    for value in inputs:
+        if count is None or _rows(graph, value) != count:
+            raise NotPicked(f"{graph.name(value)} is not certain to have a row for each of {graph.name(ids)}")
+    return Picked(graph, ids, stacks, tuple(picks), tuple(calls), tuple(inputs), tuple(outputs))
+
+
+def _rows(graph: Graph, value: Value) -> Dim:
+    type_ = graph.type(value)
+    return type_.shape[0] if type_ is not None and type_.shape else None
+
+
+def _reached(graph: Graph, stacks: dict[Value, Stack]) -> list[Call]:
+    """What is computed row by row of what was picked, in order. Raises NotPicked where rows meet weights otherwise."""
+    rows: set[Value] = set(stacks)
+    found: list[Call] = []
+    for node in graph.nodes():
+        call = graph.call(node)
+        if not isinstance(call, Call) or not any(o in rows for o in _values(call)):
+            continue
+        reason = mixes_rows(graph, call, {*rows, *_row_operands(graph, call)})
+        if reason is None:
+            found.append(call)
+            rows.update(o for o in call.outputs if o is not None)
+        elif any(o in stacks for o in _values(call)):
+            raise NotPicked(f"{graph.node_name(node)}: {reason}")
+    return found
+
+
+def _values(call: Call) -> list[Value]:
+    return [o for o in call.operands if o is not None and not isinstance(o, Literal)]
+
+
+def _row_operands(graph: Graph, call: Call) -> list[Value]:
+    """Operands that have a row for each row of the result: of as many axes, and no constants."""
+    result = graph.type(next(o for o in call.outputs if o is not None))
+    rank = None if result is None else result.rank
+    rowed = []
+    for operand in _values(call):
+        type_ = graph.type(operand)
+        fits = type_ is not None and bool(type_.shape) and graph.constant(operand) is None
+        unary = len(_values(call)) == 1
+        if fits and (unary or (type_.rank == rank and type_.shape[0] != 1)):  # type: ignore[union-attr, index]
+            rowed.append(operand)
+    return rowed
+
+
+def _between(graph: Graph, reached: list[Call], ends: set[Node]) -> list[Call]:
+    """Those of `reached` from which a use of what is picked is reached, and these uses themselves."""
+    needed: set[Value] = set()
+    kept: list[Call] = []
+    for call in reversed(reached):
+        if call.node in ends or any(o in needed for o in call.outputs if o is not None):
+            kept.append(call)
+            needed.update(_values(call))
+    return kept[::-1]
+
+
+def _wrapped(graph: Graph, calls: list[Call], stacks: dict[Value, Stack]) -> list[Call]:
+    """With the ops before and behind that only add or drop an axis of size 1."""
+    inside = {c.node for c in calls}
+    made = dict.fromkeys(o for c in calls for o in c.outputs if o is not None)
+    before: dict[Node, Call] = {}
+    for call in calls:
+        for operand in _values(call):
+            node = graph.producer(operand)
+            if operand in made or operand in stacks or node is None or graph.is_output(operand):
+                continue
+            wrapper = graph.call(node)
+            alone = all(u in inside for u in graph.users(operand))
+            if isinstance(wrapper, Call) and wrapper.op in WRAPPING and 0 not in wrapper.fields["axes"] and alone:
+                before[node] = wrapper
+    behind: list[Call] = []
+    for output in [o for o in made if _leaves(graph, o, inside)]:
+        users = graph.users(output)
+        wrapper = graph.call(users[0]) if len(users) == 1 and not graph.is_output(output) else None
+        if isinstance(wrapper, Call) and wrapper.op in WRAPPING and 0 not in wrapper.fields["axes"]:
+            behind.append(wrapper)
+    return [*before.values(), *calls, *behind]
+
+
+def _leaves(graph: Graph, value: Value, inside: set[Node]) -> bool:
+    return graph.is_output(value) or any(u not in inside for u in graph.users(value))
