@@ -69,8 +69,8 @@ class Layer:
 
     @property
     def source(self) -> tuple[Any, ...]:
-        """What the layer reads: layers of equal sources see the same rows."""
-        return (self.x, self.op == "gather", self.window)
+        """What the layer reads: layers of equal sources see the same rows. Tables are as long as they are."""
+        return (self.x, self.shape[0] if self.op == "gather" else 0, self.window)
 
 
 def find_layers(
