@@ -102,7 +102,7 @@ def _paying(
 ) -> float | None:
     """The cost of these ranks, None if it is more than `most`."""
     due = cost(kind, ranks)
-    return due if due <= most else None
+    return due if due <= most or math.isclose(due, most) else None
 
 
 def _of_kind(
