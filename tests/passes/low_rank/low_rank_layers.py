@@ -41,24 +41,35 @@ class Kind:
 
     def graph(self, weight: Array | None = None, dtype: str = "float32") -> ScratchGraph:
         """The layer alone, with random weights of falling singular values if none is given."""
-        rng = np.random.default_rng(5)
+        graph = ScratchGraph()
+        x = self.input(graph, dtype)
+        graph.add_output(self.append(graph, x, np.random.default_rng(5), weight, dtype))
+        return graph
+
+    def input(self, graph: ScratchGraph, dtype: str = "float32") -> Any:
+        return graph.add_input(TensorType("int64" if self.op == "gather" else dtype, self.shape))
+
+    def append(
+        self,
+        graph: ScratchGraph,
+        x: Any,
+        rng: np.random.Generator,
+        weight: Array | None = None,
+        dtype: str = "float32",
+    ) -> Any:
+        """The layer on `x`; returns its output."""
         made = falling(rng, self.weight) if weight is None else weight
         w = ArrayRef(made.astype(numpy_dtype(dtype)))
         b = ArrayRef(rng.standard_normal(self.out).astype(numpy_dtype(dtype)))
-        graph, fields = ScratchGraph(), dict(self.fields)
-        x = graph.add_input(TensorType("int64" if self.op == "gather" else dtype, self.shape))
+        fields = dict(self.fields)
         out = TensorType(dtype, self._out(fields))
         match self.op:
             case "gather":
-                y = graph.append("gather", w, x, types=[out], axis=0)
-            case "matmul" if self.bias:
-                y = graph.append("add", graph.append("matmul", x, w, types=[out]), b, types=[out])
+                return graph.append("gather", w, x, types=[out], axis=0)
             case "matmul":
                 y = graph.append("matmul", x, w, types=[out])
-            case _:
-                y = graph.append(self.op, x, w, b if self.bias else None, types=[out], **fields)
-        graph.add_output(y)
-        return graph
+                return graph.append("add", y, b, types=[out]) if self.bias else y
+        return graph.append(self.op, x, w, b if self.bias else None, types=[out], **fields)
 
     def _out(self, fields: dict[str, Any]) -> tuple[int, ...]:
         if self.op != "conv":
