@@ -1,7 +1,7 @@
 """low-rank: layers become chains of thinner ones, as far as the budget allows.
 
 `layers` finds what may be split, `activations` gathers what the layers are fed, `directions` and `kernels` choose the
-factors, `candidates` lists what each layer could become, `choice` picks by the budget, `rules` writes it.
+factors, `ranks` and `candidates` list what each layer could become, `choice` picks by the budget, `rules` writes it.
 """
 
 from graphopt.passes.low_rank.pass_ import LowRank

@@ -43,8 +43,8 @@ class Statistics:
     finite: bool = True
 
     def inputs(self) -> Inputs | None:
-        """What factors are chosen for; None where nothing is known."""
-        if self.covariance is None or not self.finite:
+        """What factors are chosen for; None where nothing is known, as of inputs that were always 0."""
+        if self.covariance is None or not self.finite or not self.covariance.any():
             return None
         return Inputs(self.covariance, shrunk(self.covariance, self.total, self.fourth))
 

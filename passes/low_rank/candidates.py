@@ -5,23 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graphopt.ir.weights import Array, ArrayRef, numpy_dtype
 from graphopt.passes.low_rank.activations import Statistics
-from graphopt.passes.low_rank.directions import Directions, Inputs, Noise, directions
-from graphopt.passes.low_rank.kernels import separated, tucker
+from graphopt.passes.low_rank.directions import Directions, Inputs, directions
+from graphopt.passes.low_rank.kernels import Chain, columns_and_rows, separated, tucker, unfolded
 from graphopt.passes.low_rank.layers import Layer
+from graphopt.passes.low_rank.ranks import Paying, levels_of, own_ranks, ranks_up_to, wanted
 from graphopt.passes.low_rank.rules import Split, SplitChannels, SplitSpatial, SplitTucker
 
 if TYPE_CHECKING:
     from graphopt.passes.low_rank.pass_ import LowRank
-
-LEVELS = 8
-"""How many ranks are tried of kernels, whose factors are computed for each rank anew."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,12 @@ def choices(layer: Layer, known: Statistics, options: LowRank) -> Choices:
     dense = float(size) if by_parameters else 2.0 * rows[0] * size
     if layer.op == "gather" and not by_parameters:
         return Choices(layer, 0.0, (), "reading a table costs no FLOPs; cost=parameters counts its size")
+    if not known.total:
+        return Choices(layer, dense, (), "it reads nothing on the tuning data")
     if not known.finite:
         return Choices(layer, dense, (), "what it reads on the tuning data is not finite")
+    if not np.all(np.isfinite(layer.weight.numpy())):
+        return Choices(layer, dense, (), "its weight is not finite")
 
     def cost(kind: type[Split], ranks: tuple[int, ...]) -> float:
         parameters = kind.parameters(layer.shape, ranks)
@@ -86,12 +88,9 @@ def choices(layer: Layer, known: Statistics, options: LowRank) -> Choices:
     whitened = inputs is not None
     if not found:
         return Choices(layer, dense, (), _too_costly(layer, options, partial(cost, layer.kinds[0]), dense), whitened)
-    chosen = _selected(found, size, options)
+    chosen = _selected(_one_exact(found), size, options)
     reason = "" if chosen else f"no chain that costs less has {options.selection}"
     return Choices(layer, dense, tuple(chosen), reason, whitened)
-
-
-Paying = Callable[[tuple[int, ...]], float | None]
 
 
 def _paying(
@@ -103,7 +102,7 @@ def _paying(
 ) -> float | None:
     """The cost of these ranks, None if it is more than `most`."""
     due = cost(kind, ranks)
-    return due if due <= most else None
+    return due if due <= most or math.isclose(due, most) else None
 
 
 def _of_kind(
@@ -112,18 +111,44 @@ def _of_kind(
     if kind not in (SplitSpatial, SplitTucker):
         yield from _of_matrix(kind, layer, inputs, options, paying)
         return
-    levels = _spaced([ranks for ranks in _levels(kind, layer, options) if paying(ranks) is not None])
-    if not levels:
-        return
     weight = layer.matrix().T.reshape(layer.shape)
+    levels = [ranks for ranks in levels_of(kind, layer.shape, options) if paying(ranks) is not None]
+    own = own_ranks(_unfoldings(kind, weight), layer.weight.dtype, options.multiple, paying)
+    if own is not None:
+        exact = _chain(kind, layer, own, _chains(kind, weight, None, whiten=False)(own), paying, exact=True)
+        yield exact
+        levels = [ranks for ranks in levels if (paying(ranks) or 0.0) < exact.cost]
+    parameters = partial(kind.parameters, layer.shape)
+    chains = cache(_chains(kind, weight, inputs, whiten=options.whiten))
+    for ranks in wanted(levels, lambda r: chains(r).error, parameters, weight.size, options):
+        yield _chain(kind, layer, ranks, chains(ranks), paying)
+
+
+def _unfoldings(kind: type[Split], weight: Array) -> tuple[Array, ...]:
+    """The matrices of a kernel whose ranks are those of the chain."""
     if kind is SplitSpatial:
-        chains = separated(weight, [r for (r,) in levels], inputs, whiten=options.whiten)
-    else:
-        chains = (tucker(weight, (q, p), inputs, whiten=options.whiten) for q, p in levels)
-    for ranks, chain in zip(levels, chains, strict=True):
-        due, parameters = paying(ranks), kind.parameters(layer.shape, ranks)
-        assert due is not None
-        yield Candidate(kind, ranks, due, parameters, chain.error, chain.expected, partial(_given, chain.factors))
+        return (columns_and_rows(weight),)
+    return unfolded(weight, 1), unfolded(weight, 0)
+
+
+def _chains(
+    kind: type[Split], weight: Array, inputs: Inputs | None, *, whiten: bool
+) -> Callable[[tuple[int, ...]], Chain]:
+    """The chain of a kernel for given ranks."""
+    if kind is SplitTucker:
+        return lambda ranks: tucker(weight, (ranks[0], ranks[1]), inputs, whiten=whiten)
+    of_rank = separated(weight, inputs, whiten=whiten)
+    return lambda ranks: of_rank(ranks[0])
+
+
+def _chain(
+    kind: type[Split], layer: Layer, ranks: tuple[int, ...], chain: Chain, paying: Paying, *, exact: bool = False
+) -> Candidate:
+    parameters = kind.parameters(layer.shape, ranks)
+    due = paying(ranks)
+    assert due is not None
+    error, expected = (0.0, 0.0) if exact else (chain.error, chain.expected)
+    return Candidate(kind, ranks, due, parameters, error, expected, partial(_given, chain.factors), exact)
 
 
 def _given(factors: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -135,12 +160,11 @@ def _of_matrix(
 ) -> Iterator[Candidate]:
     """Two factors of a matrix: every rank at once, and the rank that the weight has anyway."""
     weight = layer.matrix()
-    full = min(weight.shape)
-    ranks = [r for r in _ranks(full, options) if paying((r,)) is not None]
-    lowest = Noise(weight, layer.weight.dtype).rank
-    if lowest < full and (own := _own_rank(lowest, options, paying)) is not None:
-        yield _split(kind, layer, directions(weight, None, whiten=False), own, paying, exact=True)
-        ranks = [r for r in ranks if r < own]
+    ranks = [r for r in ranks_up_to(min(weight.shape), options) if paying((r,)) is not None]
+    own = own_ranks((weight,), layer.weight.dtype, options.multiple, paying)
+    if own is not None:
+        yield _split(kind, layer, directions(weight, None, whiten=False), own[0], paying, exact=True)
+        ranks = [r for r in ranks if r < own[0]]
     if not ranks:
         return
     chosen = directions(weight, inputs, whiten=options.whiten)
@@ -172,36 +196,10 @@ def _split(
     return Candidate(kind, (rank,), due, parameters, error, expected, build, exact)
 
 
-def _own_rank(lowest: int, options: LowRank, paying: Paying) -> int | None:
-    """The rank of a weight of low rank, rounded up to a multiple if that pays; None if it does not pay either."""
-    padded = max(1, -(-lowest // options.multiple)) * options.multiple
-    return next((r for r in (padded, max(1, lowest)) if paying((r,)) is not None), None)
-
-
-def _ranks(full: int, options: LowRank) -> list[int]:
-    if options.rank is not None:
-        return [options.rank] if options.rank <= full else []
-    return list(range(options.multiple, full + 1, options.multiple))
-
-
-def _levels(kind: type[Split], layer: Layer, options: LowRank) -> list[tuple[int, ...]]:
-    """Ranks of kernels. Those of a Tucker decomposition are equal shares of both numbers of channels."""
-    out, into, *kernel = layer.shape
-    if kind is SplitSpatial:
-        return [(r,) for r in _ranks(min(into * kernel[0], out * kernel[1]), options)]
-    if options.rank is not None:
-        return [(options.rank, options.rank)] if options.rank <= min(out, into) else []
-    step, larger = options.multiple, max(out, into)
-    shares = [(r / larger * into, r / larger * out) for r in range(step, larger + 1, step)]
-    levels = [tuple(max(step, round(s / step) * step) for s in share) for share in shares]
-    return [(q, p) for q, p in dict.fromkeys(levels) if q <= into and p <= out]
-
-
-def _spaced(levels: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """At most `LEVELS` of them, evenly spaced, both ends included."""
-    if len(levels) <= LEVELS:
-        return levels
-    return [levels[round(i * (len(levels) - 1) / (LEVELS - 1))] for i in range(LEVELS)]
+def _one_exact(found: list[Candidate]) -> list[Candidate]:
+    """All but the exact ones that cost more than another."""
+    best = min((c for c in found if c.exact), key=lambda c: c.cost, default=None)
+    return [c for c in found if not c.exact or c is best]
 
 
 def _selected(found: list[Candidate], size: int, options: LowRank) -> list[Candidate]:

@@ -36,8 +36,9 @@ def shrunk(covariance: Array, rows: float, fourth: float) -> Array:
     """`covariance` = X^T X shrunk towards a multiple of the identity.
 
     The share is that of Ledoit and Wolf ("A well-conditioned estimator for large-dimensional covariance matrices",
-    Journal of Multivariate Analysis 2004), about the origin in place of the mean: it vanishes as rows get many, and a
-    timestep that was seen four times does not decide which directions of its embedding matter.
+    Journal of Multivariate Analysis 2004), about the origin in place of the mean, with the unbiased variance: it
+    vanishes as rows get many, a timestep that was seen four times does not decide which directions of its embedding
+    matter, and one row decides nothing.
 
     Args:
         covariance: [in, in], or [in] for a diagonal that counts entries of a table; that is smoothed as Laplace did.
@@ -51,7 +52,7 @@ def shrunk(covariance: Array, rows: float, fourth: float) -> Array:
     level = float(np.trace(mean)) / width
     spread = float(np.sum(np.square(mean)))
     away = spread - width * level * level
-    noise = (fourth / max(rows, 1.0) - spread) / max(rows, 1.0)
+    noise = (fourth / rows - spread) / (rows - 1.0) if rows > 1.0 else away
     share = min(1.0, max(LEAST, noise / away)) if away > 0.0 else 1.0
     shrunken: Array = (1.0 - share) * covariance
     shrunken[np.diag_indices(width)] += share * level * rows

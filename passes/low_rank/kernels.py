@@ -8,7 +8,7 @@ it fixed, it is a linear layer on what the others make of the input, a least-squ
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,19 +31,20 @@ class Chain:
     expected: float
 
 
-def separated(weight: Array, ranks: Sequence[int], inputs: Inputs | None, *, whiten: bool) -> Iterator[Chain]:
-    """For each of `ranks` r, F [r, in, h, 1] and S [out, r, 1, w] for `weight` [out, in, h, w].
+def separated(weight: Array, inputs: Inputs | None, *, whiten: bool) -> Callable[[int], Chain]:
+    """What gives F [r, in, h, 1] and S [out, r, 1, w] for `weight` [out, in, h, w] and a rank r.
 
     `inputs` are of the patches that the convolution reads: [in * h * w, in * h * w].
     """
     out, into, height, width = weight.shape
-    matrix = weight.transpose(1, 2, 0, 3).reshape(into * height, out * width)
+    matrix = columns_and_rows(weight)
     columns = None
     if inputs is not None:
         measured, expected = (_columns(c, (into, height, width)) for c in (inputs.measured, inputs.expected))
         columns = Inputs(measured, expected)
     chosen = directions(matrix, columns, whiten=whiten)
-    for rank in ranks:
+
+    def chain(rank: int) -> Chain:
         first, second = chosen.factors(matrix, rank)
         spread = np.einsum("iyr,xz->iyxrz", first.reshape(into, height, rank), np.eye(width))
         spread = spread.reshape(into * height * width, rank * width)
@@ -53,7 +54,15 @@ def separated(weight: Array, ranks: Sequence[int], inputs: Inputs | None, *, whi
             first.T.reshape(rank, into, height, 1),
             last.reshape(rank, width, out).transpose(2, 0, 1)[:, :, None, :],
         )
-        yield Chain(factors, *_errors(weight, spread @ last, inputs))
+        return Chain(factors, *_errors(weight, spread @ last, inputs))
+
+    return chain
+
+
+def columns_and_rows(weight: Array) -> Array:
+    """A kernel [out, in, h, w] as [in * h, out * w]: its rank is that of a vertical and a horizontal one."""
+    out, into, height, width = weight.shape
+    return weight.transpose(1, 2, 0, 3).reshape(into * height, out * width)
 
 
 def _columns(covariance: Array, shape: tuple[int, int, int]) -> Array:
@@ -69,10 +78,10 @@ def tucker(weight: Array, ranks: tuple[int, int], inputs: Inputs | None, *, whit
     out, into, *kernel = weight.shape
     (q, p), size, ones = ranks, math.prod(kernel), (1,) * len(kernel)
     cube = weight.reshape(out, into, size)
-    inner, outer = _leading(_unfolded(cube, 1), q), _leading(_unfolded(cube, 0), p)
+    inner, outer = _leading(unfolded(cube, 1), q), _leading(unfolded(cube, 0), p)
     for _ in range(HOOI_STEPS):
-        outer = _leading(_unfolded(np.einsum("oik,iq->oqk", cube, inner), 0), p)
-        inner = _leading(_unfolded(np.einsum("oik,op->pik", cube, outer), 1), q)
+        outer = _leading(unfolded(np.einsum("oik,iq->oqk", cube, inner), 0), p)
+        inner = _leading(unfolded(np.einsum("oik,op->pik", cube, outer), 1), q)
     core = np.einsum("oik,op,iq->pqk", cube, outer, inner, optimize=True)
     spread = np.einsum("iq,pqk->ikp", inner, core, optimize=True).reshape(into * size, p)
     last = _fitted(weight, spread, outer.T, inputs, whiten=whiten)
@@ -101,7 +110,8 @@ def _matrix(weight: Array) -> Array:
     return weight.reshape(len(weight), -1).T
 
 
-def _unfolded(cube: Array, axis: int) -> Array:
+def unfolded(cube: Array, axis: int) -> Array:
+    """`cube` as a matrix with a row for each index of `axis`."""
     moved = np.moveaxis(cube, axis, 0)
     return moved.reshape(len(moved), -1)
 

@@ -69,8 +69,8 @@ class Layer:
 
     @property
     def source(self) -> tuple[Any, ...]:
-        """What the layer reads: layers of equal sources see the same rows."""
-        return (self.x, self.op == "gather", self.window)
+        """What the layer reads: layers of equal sources see the same rows. Tables are as long as they are."""
+        return (self.x, self.shape[0] if self.op == "gather" else 0, self.window)
 
 
 def find_layers(
@@ -95,16 +95,15 @@ def find_layers(
     left: list[tuple[str, str]] = []
     for call in _weighted(graph, kinds):
         name, weight = graph.node_name(call.node), call.operands[_WEIGHT[call.op]]
-        reason = None
+        matches, reason = _matches(graph, call, kinds[call.op], ledger)
         if any(fnmatchcase(n, pattern) for n in (name, graph.name(weight)) for pattern in skip):
             reason = "skipped by name"
-        elif readers[_identity(graph, weight)] > 1:
+        elif matches and readers[_identity(graph, weight)] > 1:
             reason = f"the weight {graph.name(weight)} is shared: it would stay beside its factors"
-        matches, refusal = _matches(graph, call, kinds[call.op], ledger)
-        if reason or not matches:
-            left.append((name, reason or refusal))
-        else:
+        elif matches:
             found.append(_layer(graph, call, matches))
+            continue
+        left.append((name, reason))
     left += _outside(model, kinds)
     return found, left
 
@@ -157,12 +156,13 @@ def _layer(graph: Graph, call: Call, matches: dict[type[Split], Match]) -> Layer
 
 
 def _readers(model: Model) -> Counter[object]:
-    """How many nodes read each stored tensor, under whatever names."""
+    """How many nodes and outputs of graphs read each stored tensor, under whatever names."""
     counted: Counter[object] = Counter()
     for graph in model.regions():
         for node in graph.nodes():
             operands = {o for o in graph.raw_call(node).operands if o is not None and not isinstance(o, Literal)}
             counted.update(_identity(graph, o) for o in operands if graph.constant(o) is not None)
+        counted.update(_identity(graph, o) for o in graph.outputs() if graph.constant(o) is not None)
     return counted
 
 

@@ -102,7 +102,7 @@ class Splitter:
                 x = fed[self.layers[name].x]
                 (y,), (other,) = before([x]), after([x])
                 sums[name] += weight * _squares(self.layers[name], y, other)
-        return {name: float(np.sqrt(error / size)) if size > 0.0 else 0.0 for name, (error, size) in sums.items()}
+        return {name: float(np.sqrt(error / size)) if error != 0.0 else 0.0 for name, (error, size) in sums.items()}
 
 
 def _squares(layer: Layer, y: Array, other: Array) -> Array:

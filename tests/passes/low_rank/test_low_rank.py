@@ -13,7 +13,7 @@ from torch import nn
 
 import graphopt
 from graphopt.errors import PipelineError
-from graphopt.passes.low_rank.directions import Inputs, directions
+from graphopt.passes.low_rank.directions import Inputs, Noise, directions
 
 INFINITE = float("inf")
 
@@ -131,12 +131,10 @@ def test_weights_of_low_rank_are_recognised_and_spend_nothing() -> None:
 
 
 def test_a_weight_declared_beyond_rounding_is_no_weight_of_low_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    from graphopt.passes.low_rank import candidates
-
     module = feed_forward()
     with torch.no_grad():
         module.up.weight.copy_(torch.randn(64, 5) @ torch.randn(5, 32) + 1e-3 * torch.randn(64, 32))
-    monkeypatch.setattr(candidates.Noise, "rank", 5)
+    monkeypatch.setattr(Noise, "rank", 5)
     result = low_rank(module, "low-rank", 0.0, batches())
     reasons = [a.reason for record in result.report.passes for a in record.applications]
     assert result.report.kept == [] and any("more than rounding" in reason for reason in reasons)
