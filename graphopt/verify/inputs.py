@@ -17,6 +17,7 @@ import numpy as np
 from graphopt.ir.graph import Call, Dim, Graph, Literal, TensorType, Value
 from graphopt.ir.ops import OPS
 from graphopt.ir.weights import FLOATS, Array, numpy_dtype
+from graphopt.verify.fewer_rows import fewer_rows, indexed
 from graphopt.verify.fragment import Fragment
 
 KINDS = ("normal", "mixed", "special")
@@ -55,7 +56,8 @@ def size_choices(fragment: Fragment, calls: Sequence[Call]) -> Iterator[Sizes]:
     symbols = list(dict.fromkeys(d for s in shapes for d in s if not isinstance(d, int)))
     names = list(dict.fromkeys(multiple_of(s)[1] for s in symbols))
     extent = kernel_extent(fragment, calls)
-    spread = {name: PRIMES[i % len(PRIMES)] for i, name in enumerate(names)}
+    wanted = _wanted(fragment, calls)
+    spread = {name: max(PRIMES[i % len(PRIMES)], wanted.get(name, 0) + i) for i, name in enumerate(names)}
     choices = [{name: p + extent for name, p in spread.items()}]
     if symbols:
         choices.append(spread)
@@ -65,7 +67,20 @@ def size_choices(fragment: Fragment, calls: Sequence[Call]) -> Iterator[Sizes]:
         exact = [tuple(d if isinstance(d, int) else assignment[d] for d in s) for s in shapes]
         if local:
             yield dict(zip(fragment.inputs, [_shrink(s, extent + 8) for s in exact], strict=True))
+        if (fewer := fewer_rows(fragment, exact, calls)) is not None:
+            yield dict(zip(fragment.inputs, fewer, strict=True))
         yield dict(zip(fragment.inputs, exact, strict=True))
+
+
+def _wanted(fragment: Fragment, calls: Sequence[Call]) -> dict[Dim, int]:
+    """For symbolic numbers of indices, how many let each index occur."""
+    found: dict[Dim, int] = {}
+    for value, count in indexed(fragment, calls):
+        type_ = fragment.graph.type(value)
+        if type_ is not None and type_.shape and isinstance(type_.shape[0], str):
+            factor, name = multiple_of(type_.shape[0])
+            found[name] = max(found.get(name, 0), -(-count // factor))
+    return found
 
 
 def multiple_of(symbol: Dim) -> tuple[int, Dim]:
@@ -294,9 +309,27 @@ def _size_of(graph: Graph, value: Value | None, sizes: Sizes) -> tuple[int, ...]
     if value in sizes:
         return sizes[value]
     type_ = None if value is None else graph.type(value)
-    if type_ is None or not type_.is_static or type_.shape is None:
-        raise NoInputs("the size that an index refers to is unknown")
-    return tuple(int(d or 0) for d in type_.shape)
+    named = _named(graph, sizes)
+    found = []
+    for dim in (None,) if type_ is None or type_.shape is None else type_.shape:
+        factor, name = multiple_of(dim)
+        if not isinstance(dim, int) and name not in named:
+            raise NoInputs("the size that an index refers to is unknown")
+        found.append(dim if isinstance(dim, int) else factor * named[name])
+    return tuple(found)
+
+
+def _named(graph: Graph, sizes: Sizes) -> dict[Dim, int]:
+    """The size that each symbol has where inputs are of these sizes."""
+    found: dict[Dim, int] = {}
+    for value, shape in sizes.items():
+        type_ = graph.type(value)
+        if type_ is not None and type_.shape is not None and not isinstance(value, Literal):
+            for dim, size in zip(type_.shape, shape, strict=True):
+                factor, name = multiple_of(dim)
+                if isinstance(name, str):
+                    found[name] = size // factor
+    return found
 
 
 def _target(graph: Graph, call: Call, sizes: Sizes) -> list[int]:

@@ -9,7 +9,7 @@ from graphopt.ir.graph import Graph
 from graphopt.passes.lower_moe.experts import write_experts
 from graphopt.passes.lower_moe.grouped import NotGrouped, grouped_by, nodes_of, sorts_of, write_unsorted
 from graphopt.passes.lower_moe.picked import Picked, picked_rows
-from graphopt.passes.lower_moe.rules import PREPARING
+from graphopt.passes.lower_moe.rules import FOLLOWING, PREPARING
 from graphopt.pipeline.pass_ import GraphPass
 from graphopt.rewrite.contract import Rounding
 
@@ -32,6 +32,8 @@ class LowerMoe(GraphPass):
                 self._unsort(context, graph)
             else:
                 self._split(context, graph)
+        context.model.refresh()
+        context.run_rules(FOLLOWING)
         context.model.refresh()
 
     @staticmethod
