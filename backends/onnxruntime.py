@@ -100,24 +100,33 @@ def _lower_onnx(model: Any, settings: Settings) -> Compiled:
 
 
 def _lower_torch(model: Any, settings: Settings) -> Compiled:
-    from graphopt.backends.ort_export import export_onnx
     from graphopt.backends.ort_module import CompiledModule, Signature
     from graphopt.backends.ort_session import open_session
 
     program = model.program()
     signature = Signature(program)
-    exported = export_onnx(program)
+    exported, notes = _exported(model, program)
     session = open_session(exported, settings)
     return CompiledModule(
-        session, signature, bound=settings.io_binding is not False, scalars=_scalars(exported)
+        session, signature, bound=settings.io_binding is not False, scalars=_scalars(exported), notes=notes
     )
 
 
-def _converted(model: Any) -> Model:
+def _exported(model: Any, program: Any) -> tuple[ir.Model, list[str]]:
+    """A torch model as ONNX, its experts lowered there, and what is to be said of that."""
+    from graphopt.backends.ort_experts import has_experts, lowered_experts
     from graphopt.backends.ort_export import export_onnx
+
+    exported = export_onnx(program)
+    if not any(has_experts(graph) for graph in model.regions()):
+        return exported, []
+    return lowered_experts(exported, OnnxRuntimeBackend.name)
+
+
+def _converted(model: Any) -> Model:
     from graphopt.ir.onnx.model import OnnxModel
 
-    exported = OnnxModel(export_onnx(model.program()))
+    exported = OnnxModel(_exported(model, model.program())[0])
     before, after = len(model.main.inputs()), len(exported.main.inputs())
     if before != after:
         raise UnsupportedError(f"torch.onnx.export made a model of {after} inputs from one of {before}")

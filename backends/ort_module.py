@@ -95,9 +95,15 @@ class CompiledModule(Compiled):
     """
 
     def __init__(
-        self, session: Any, signature: Signature, *, bound: bool, scalars: Sequence[str] = ()
+        self,
+        session: Any,
+        signature: Signature,
+        *,
+        bound: bool,
+        scalars: Sequence[str] = (),
+        notes: Sequence[str] = (),
     ) -> None:
-        super().__init__(session, bound=bound, scalars=scalars)
+        super().__init__(session, bound=bound, scalars=scalars, notes=notes)
         self.signature = signature
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
