@@ -32,8 +32,7 @@ def mixes_rows(graph: Graph, call: Call, rowed: Collection[Value]) -> str | None
 
 def _pointwise(graph: Graph, call: Call, types: list[TensorType | None], given: list[bool]) -> str | None:
     """Axis 0 has to be axis 0 of every operand that has rows, and a single row of every other."""
-    ranks = [t.rank for t, g in zip(types, given, strict=True) if g and t is not None]
-    rank = max(ranks, default=0) or 0
+    rank = max((t.rank or 0 for t, g in zip(types, given, strict=True) if g and t is not None), default=0)
     for operand, type_, rows in zip(call.operands, types, given, strict=True):
         if operand is None or isinstance(operand, Literal):
             continue

@@ -17,8 +17,8 @@ import numpy as np
 from graphopt.ir.graph import Call, Dim, Graph, Literal, TensorType, Value
 from graphopt.ir.ops import OPS
 from graphopt.ir.weights import FLOATS, Array, numpy_dtype
-from graphopt.verify.fewer_rows import fewer_rows, indexed
 from graphopt.verify.fragment import Fragment
+from graphopt.verify.row_counts import indexed, telling_rows
 
 KINDS = ("normal", "mixed", "special")
 LOCAL = frozenset({
@@ -67,8 +67,8 @@ def size_choices(fragment: Fragment, calls: Sequence[Call]) -> Iterator[Sizes]:
         exact = [tuple(d if isinstance(d, int) else assignment[d] for d in s) for s in shapes]
         if local:
             yield dict(zip(fragment.inputs, [_shrink(s, extent + 8) for s in exact], strict=True))
-        if (fewer := fewer_rows(fragment, exact, calls)) is not None:
-            yield dict(zip(fragment.inputs, fewer, strict=True))
+        if (told := telling_rows(fragment, exact, calls)) is not None:
+            yield dict(zip(fragment.inputs, told, strict=True))
         yield dict(zip(fragment.inputs, exact, strict=True))
 
 
@@ -290,8 +290,9 @@ def _indices(rng: np.random.Generator, shape: tuple[int, ...], extent: int, *, n
     size = math.prod(shape)
     if extent == 0:
         return np.zeros(shape, np.int64)
-    found = rng.permutation(np.arange(size) + rng.integers(extent)) % extent
-    return (found - extent * (negative & (rng.random(size) < 0.5))).reshape(shape)
+    found: Array = rng.permutation(np.arange(size) + rng.integers(extent)) % extent
+    from_end = (rng.random(size) < 0.5) & negative
+    return np.where(from_end, found - extent, found).reshape(shape)
 
 
 def _rejects_negative(graph: Graph, call: Call) -> bool:

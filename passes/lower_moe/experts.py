@@ -10,7 +10,7 @@ packs once, and the stack of all leaves the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -99,7 +99,9 @@ class _Writer:
     def _numbers(self, *values: int) -> Value:
         return self.journal.add_constant(ArrayRef(np.asarray(values, np.int64)), "experts")
 
-    def insert(self, op: str, operands: Sequence[Value | None], fields: dict[str, object], type_: TensorType | None) -> Value:
+    def insert(
+        self, op: str, operands: Sequence[Value | None], fields: Mapping[str, object], type_: TensorType | None
+    ) -> Value:
         return self.journal.insert(op, operands, fields, before=self.anchor, types=[type_])[0]
 
 
@@ -135,7 +137,8 @@ class _Body:
         if value is None or isinstance(value, Literal):
             return value
         if value in self.stacks:
-            self.values[value] = self._constant(self.stacks[value].of(self.expert).reshape(1, *self.stacks[value].shape[1:]))
+            stack = self.stacks[value]
+            self.values[value] = self._constant(stack.of(self.expert).reshape(1, *stack.shape[1:]))
         return self.values.get(value, value)
 
     def _again(self, call: Call) -> None:
@@ -177,7 +180,9 @@ class _Body:
         self.flat[made, axis] = value
         return made
 
-    def insert(self, op: str, operands: Sequence[Value | None], fields: dict[str, object], type_: TensorType | None) -> Value:
+    def insert(
+        self, op: str, operands: Sequence[Value | None], fields: Mapping[str, object], type_: TensorType | None
+    ) -> Value:
         return self.writer.insert(op, operands, fields, type_)
 
     def _constant(self, data: TensorRef) -> Value:

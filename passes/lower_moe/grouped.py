@@ -9,7 +9,7 @@ order in which the rows came: then each row picks the matrix of its expert.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from graphopt.ir.graph import Call, Dim, Graph, Literal, Node, TensorType, Value
@@ -223,7 +223,7 @@ class _Writer:
         return self._insert("squeeze", [product], {"axes": (1,)}, result, call.node)
 
     def _insert(
-        self, op: str, operands: list[Value], fields: dict[str, object], like: Value | TensorType, before: Node
+        self, op: str, operands: list[Value], fields: Mapping[str, object], like: Value | TensorType, before: Node
     ) -> Value:
         type_ = like if isinstance(like, TensorType) else self.found.graph.type(like)
         return self.journal.insert(op, operands, fields, before=before, types=[type_])[0]

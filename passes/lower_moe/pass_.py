@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from graphopt.ir.graph import Graph
@@ -19,7 +20,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LowerMoe(GraphPass):
-    """Lowers mixtures of experts to what the target runs fast."""
+    """Lowers mixtures of experts so that each expert is computed for the tokens that are routed to it, and no weight is
+    copied for a token.
+
+    Mathematics: y[t] = sum_j g[t, j] f(x[t]; W[i[t, j]]) with k experts i[t, 1..k] and gates g[t, 1..k] for each
+    token. The router, which finds i and g, and the sum stay what they are; what is rewritten is f of the T k rows. It
+    treats each row by itself and so may be computed in any order and in any portions.
+
+    In torch: tokens that are sorted by expert for grouped_mm, which torch cannot say in ONNX, come back into their
+    order, and each row picks the matrix of its expert; only where the target is one that runs ONNX, since torch itself
+    runs grouped_mm fast. In ONNX: rows that pick matrices (transformers' batched_mm and what the above became) are
+    sorted and split by expert; each expert is a product of its own with a weight of its own, and the results are put
+    back in order. No scatter adds anything up, so results do not vary, and experts without a token cost next to
+    nothing. The activation, gates within an expert, biases and norms may be anything that treats each row by itself.
+
+    Refused, with the reason: rows that read other rows; ids that are not certain to be numbers of the experts; a sort,
+    count or inverse that is not the one of these ids; stacks of weights that are not constant; copies of weights that
+    something else reads.
+
+    Contract: rounding, for each block in isolation. Source: Shazeer et al., "Outrageously large neural networks", 2017,
+    section 2; sorting by expert: Gale et al., "MegaBlocks", 2022 (arXiv 2211.15841).
+    """
 
     name: ClassVar[str] = "lower-moe"
     contract: ClassVar[str] = "Rounding: at most 8 times the rounding error of the original, per application"
@@ -28,33 +49,29 @@ class LowerMoe(GraphPass):
         context.run_rules(PREPARING)
         context.model.refresh()
         for graph in context.model.regions():
-            if graph.storage == "fx":
-                self._unsort(context, graph)
-            else:
-                self._split(context, graph)
+            if graph.storage == "onnx":
+                _split_by_expert(context, graph)
+            elif context.target not in (None, "torch"):
+                _unsort(context, graph)
         context.model.refresh()
         context.run_rules(FOLLOWING)
         context.model.refresh()
 
-    @staticmethod
-    def _unsort(context: Context, graph: Graph) -> None:
-        for sort in list(sorts_of(graph)):
-            try:
-                found = grouped_by(graph, sort)
-            except NotGrouped as error:
-                context.notes.append(f"{graph.node_name(sort.node)} left alone: {error}")
-                continue
-            context.editor(graph).apply(
-                "grouped-experts", Rounding(), nodes_of(found), lambda journal, f=found: write_unsorted(f, journal)
-            )
 
-    @staticmethod
-    def _split(context: Context, graph: Graph) -> None:
-        for found in list(picked_rows(graph)):
-            if not isinstance(found, Picked):
-                call, reason = found
-                context.notes.append(f"{graph.node_name(call.node)} left alone: {reason}")
-                continue
-            context.editor(graph).apply(
-                "picked-experts", Rounding(), found.nodes, lambda journal, f=found: write_experts(f, journal)
-            )
+def _unsort(context: Context, graph: Graph) -> None:
+    for sort in list(sorts_of(graph)):
+        try:
+            found = grouped_by(graph, sort)
+        except NotGrouped as error:
+            context.notes.append(f"{graph.node_name(sort.node)} is left alone: {error}")
+            continue
+        context.editor(graph).apply("grouped-experts", Rounding(), nodes_of(found), partial(write_unsorted, found))
+
+
+def _split_by_expert(context: Context, graph: Graph) -> None:
+    for found in list(picked_rows(graph)):
+        if isinstance(found, Picked):
+            context.editor(graph).apply("picked-experts", Rounding(), found.nodes, partial(write_experts, found))
+            continue
+        call, reason = found
+        context.notes.append(f"{graph.node_name(call.node)} is left alone: {reason}")

@@ -164,9 +164,9 @@ def _wrapped(graph: Graph, calls: list[Call], stacks: dict[Value, Stack]) -> lis
     behind: list[Call] = []
     for output in [o for o in made if _leaves(graph, o, inside)]:
         users = graph.users(output)
-        wrapper = graph.call(users[0]) if len(users) == 1 and not graph.is_output(output) else None
-        if isinstance(wrapper, Call) and wrapper.op in WRAPPING and 0 not in wrapper.fields["axes"]:
-            behind.append(wrapper)
+        last = graph.call(users[0]) if len(users) == 1 and not graph.is_output(output) else None
+        if isinstance(last, Call) and last.op in WRAPPING and 0 not in last.fields["axes"]:
+            behind.append(last)
     return [*before.values(), *calls, *behind]
 
 

@@ -68,7 +68,9 @@ class RowsOfRepeated:
             m.fail("the indices are {}", m.type(m.i).dtype)
 
     def rewrite(self, m: Match, build: Builder) -> Value:
-        times = build.const(np.asarray(m.graph.type(m.repeated.outputs[0]).shape[1], np.int64), "times")
+        repeated = m.type(m.repeated.outputs[0]).shape
+        assert repeated is not None
+        times = build.const(np.asarray(repeated[1], np.int64), "times")
         first = build.sub(m.i, build.mod(m.i, times, fmod=False, like=m.i), like=m.i)
         token = build.div(first, times, rounding="trunc", like=m.i)
         return build.gather(m.x, token, axis=0, like=m.out)

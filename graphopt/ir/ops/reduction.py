@@ -99,7 +99,7 @@ def sort(d: Domain, x: Tensor, *, axis: int, descending: bool = False) -> tuple[
     """x in ascending (or descending) order along axis, and the indices (int64) of where each element was; equals stay
     in their order; NaN is greatest."""
     if descending:
-        return topk(d, x, k=x.shape[axis], axis=axis)  # type: ignore[no-any-return]
+        return topk(d, x, k=x.shape[axis], axis=axis)
     index = d.argsort(x, axis)
     return np.take_along_axis(x, index, axis=axis), index
 

@@ -137,7 +137,16 @@ HEADS = [
     multi_head_attention(3, sample.normal(1, 1, 4, 5)),
     multi_head_attention(2, np.where(BLIND, np.float32(0.5), np.float32(-np.inf))[None, None]),
 ]
-CASES = MATRICES + ATTENTIONS + HEADS
+GROUPS = [
+    Case(
+        "grouped_matmul",
+        [sample.normal(6, 4), sample.normal(3, 4, 8), np.asarray(ends, np.int32)],
+        torch=torch.ops.aten._grouped_mm,
+        bound=64,
+    )
+    for ends in ((2, 2, 6), (0, 5, 6))
+]
+CASES = MATRICES + ATTENTIONS + HEADS + GROUPS
 
 
 @pytest.mark.parametrize("case, runtime", parameters(CASES))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -112,16 +113,29 @@ def topk(x: np.ndarray, k: int, axis: int, largest: bool, torch: Any = None) -> 
 
 
 TOPKS = [
-    *[
-        topk(X, k, axis, largest, torch.topk)
-        for k, axis in ((1, 0), (3, 2), (4, 1))
-        for largest in (True, False)
-    ],
+    *[topk(X, k, axis, largest, torch.topk) for k, axis in ((1, 0), (3, 2), (4, 1)) for largest in (True, False)],
     topk(TIES, 3, 2, True),
     topk(TIES, 3, 2, False),
     topk(X, 0, 1, True),
 ]
-CASES = REDUCTIONS + ARGS + CUMSUMS + TOPKS
+SORTS = [
+    Case(
+        "sort",
+        [x],
+        {"axis": axis, "descending": down},
+        torch=partial(torch.sort, dim=axis, descending=down, stable=True),
+    )
+    for x in (X, TIES)
+    for axis, down in ((0, False), (2, False), (1, True))
+]
+HISTOGRAMS = [
+    Case("histogram", [x.ravel()], {"bins": bins, "low": low, "high": high},
+         torch=partial(torch.histc, bins=bins, min=low, max=high))
+    for x in (X, TIES.astype(np.float32))
+    for bins, low, high in ((4, 0.0, 3.0), (7, -1.0, 0.5))
+]  # fmt: skip
+COUNTED = [Case("cumsum", [TIES], {"axis": 1, "dtype": "int32"}, torch=lambda x: torch.cumsum(x, 1, dtype=torch.int32))]
+CASES = REDUCTIONS + ARGS + CUMSUMS + TOPKS + SORTS + HISTOGRAMS + COUNTED
 
 
 @pytest.mark.parametrize("case, runtime", parameters(CASES))

@@ -1,5 +1,6 @@
-"""Fragments whose every op treats each row alike: where that saves much memory they are run on fewer rows than the
-model has."""
+"""On how many rows fragments are run whose every op treats each row alike: on fewer than the model has where that saves
+much memory, and on more where otherwise not every matrix of a stack would be picked.
+"""
 
 from __future__ import annotations
 
@@ -41,17 +42,25 @@ def _is_integer(graph: Graph, value: Value) -> bool:
     return type_ is not None and type_.dtype in ("int32", "int64")
 
 
-def fewer_rows(
+def telling_rows(
     fragment: Fragment, shapes: Sequence[tuple[int, ...]], calls: Sequence[Call]
 ) -> list[tuple[int, ...]] | None:
-    """`shapes` of the inputs with fewer rows, as many as let every index occur; None if rows may depend on one another,
-    or if little is gathered for them."""
+    """`shapes` of the inputs with as many rows as let every index occur, where they have too many or too few; None if
+    rows may depend on one another, or if their number does well."""
     found = {shape[0] if shape else 0 for shape in shapes}
     least = max([LEAST, *(count for _, count in indexed(fragment, calls))])
-    rows = max(found, default=0)
-    if len(found) != 1 or rows <= least or rows * _gathered(fragment, calls) < MANY_NUMBERS:
+    rows, numbers = max(found, default=0), _gathered(fragment, calls)
+    many = rows > least and rows * numbers >= MANY_NUMBERS
+    few = rows < least and any(_is_stack(fragment, call) for call in calls)
+    if len(found) != 1 or not (many or few):
         return None
     return [(least, *shape[1:]) for shape in shapes] if _alike(fragment, calls) else None
+
+
+def _is_stack(fragment: Fragment, call: Call) -> bool:
+    """Whether `call` picks matrices."""
+    table = fragment.graph.type(call.operands[0]) if call.op == "gather" and call.fields["axis"] == 0 else None
+    return table is not None and (table.rank or 0) > 2
 
 
 def _gathered(fragment: Fragment, calls: Sequence[Call]) -> int:
