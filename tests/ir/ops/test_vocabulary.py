@@ -108,6 +108,8 @@ def test_fields_have_the_defaults_that_graphs_leave_unsaid() -> None:
         ("batch_norm", "training"): False,
         ("cumsum", "exclusive"): False,
         ("cumsum", "reverse"): False,
+        ("cumsum", "dtype"): None,
+        ("sort", "descending"): False,
         ("topk", "largest"): True,
         ("reshape", "shape"): None,
         ("reshape", "allow_zero"): False,
@@ -157,9 +159,9 @@ def test_exactly_the_symmetric_ops_are_commutative() -> None:
 
 
 def test_numbers_of_outputs_are_declared() -> None:
-    assert OPS["topk"].outputs == 2
+    assert OPS["topk"].outputs == OPS["sort"].outputs == 2
     assert OPS["split"].outputs is None
-    assert {op.outputs for name, op in OPS.items() if name not in ("topk", "split")} == {1}
+    assert {op.outputs for name, op in OPS.items() if name not in ("topk", "sort", "split")} == {1}
 
 
 def test_the_vocabulary_needs_neither_torch_nor_onnxruntime() -> None:
