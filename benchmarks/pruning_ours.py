@@ -20,8 +20,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import graphopt
-from benchmarks.pruning_inputs import TinyModel
+from benchmarks.pruning_inputs import Example, TinyModel
 from benchmarks.pruning_models import find
+from benchmarks.pruning_onnx import Compared, compare, exported, root_cause
 from benchmarks.sharpen import sharpen
 from graphopt.axes.analysis import Axes
 from graphopt.axes.check import shorten_checked
@@ -55,21 +56,22 @@ class Outcome:
     """A norm over the axis makes the two differ; the pruned model runs and gives outputs of the same shapes."""
     wrong: int
     """Neither: another result, or none."""
-    untried: int
-    """Left out, because a model has very many."""
     half_runs: bool
     """All axes pruned to half at once: the model runs and gives outputs of the same shapes."""
     half_parameters: int
     """What is left of `parameters` then."""
     parameters: int
+    onnx: Compared | None
+    """The same axes in the ONNX file that torch.onnx.export makes; None if it makes none."""
     details: tuple[str, ...] = ()
-    """One line for each axis that went wrong, and for what kept all at once from running."""
+    """One line for each axis that went wrong, for what kept all at once from running, and for each axis that the torch
+    model or the ONNX file has alone."""
 
 
 def measure(model: TinyModel) -> Outcome:
     """Analyse and prune `model`."""
-    module, (args, kwargs) = model.build()
-    loaded = graphopt.load(sharpen(module), example_inputs=(args, kwargs))
+    module, example = model.build()
+    loaded = graphopt.load(sharpen(module), example_inputs=example)
     seconds = min(_analysis_seconds(loaded) for _ in range(3))
     parameters = sum(size for _, size, _ in loaded.weights())
     inputs = [value.astype(np.float64) if value.dtype.kind == "f" else value for value in loaded.examples() or ()]
@@ -81,11 +83,21 @@ def measure(model: TinyModel) -> Outcome:
         if reason:
             details.append(f"{axis.name} ({axis.size}): {reason}")
     half_runs, half_parameters, reasons = _all_by_half(loaded, inputs, parameters)
+    onnx, differences = _beside_onnx(loaded, module, example)
     return Outcome(
         nodes=sum(1 for _ in loaded.main.nodes()), seconds=seconds, axes=len(found), exact=counts["exact"],
-        coupled=counts["coupled"], wrong=counts["wrong"], untried=0, half_runs=half_runs,
-        half_parameters=half_parameters, parameters=parameters, details=(*details, *reasons),
+        coupled=counts["coupled"], wrong=counts["wrong"], half_runs=half_runs,
+        half_parameters=half_parameters, parameters=parameters, onnx=onnx, details=(*details, *reasons, *differences),
     )  # fmt: skip
+
+
+def _beside_onnx(loaded: Model, module: torch.nn.Module, example: Example) -> tuple[Compared | None, tuple[str, ...]]:
+    try:
+        file, notes = exported(module, example)
+    except Exception as error:  # the exporter wraps whatever goes wrong in several classes of its own
+        return None, (f"ONNX: not exported: {root_cause(error)}",)
+    found, differences = compare(loaded, file)
+    return found, (*notes, *differences)
 
 
 def _analysis_seconds(model: Model) -> float:

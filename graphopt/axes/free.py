@@ -66,7 +66,7 @@ def free_axes(axes: Axes) -> list[FreeAxis]:
 def _members(axes: Axes) -> dict[Axis, tuple[str, list[Member]]]:
     """Free leaves with their names and the tensors that have them."""
     found: dict[Axis, tuple[str, list[Member]]] = {}
-    for value in _stored(axes):
+    for value in read_tensors(axes):
         name = axes.graph.name(value)
         for dim, term in enumerate(axes.dims(value)):
             size = axes.space.size(term)
@@ -90,7 +90,7 @@ def _is_read(axes: Axes, nodes: Sequence[Node]) -> bool:
     return any(axes.graph.key(node) not in MOVES for node in nodes)
 
 
-def _stored(axes: Axes) -> Sequence[Value]:
+def read_tensors(axes: Axes) -> Sequence[Value]:
     """The stored tensors that the graph reads, in the order in which it first does."""
     found: dict[Value, None] = {}
     for node in axes.nodes:

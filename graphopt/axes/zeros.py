@@ -17,7 +17,7 @@ THROUGH_ZERO = frozenset({
     "relu", "round", "sign", "silu", "sin", "softsign", "sqrt", "tanh",
     "avg_pool", "max_pool", "reshape", "transpose", "unsqueeze", "squeeze", "expand", "tile", "split",
     "repeat_interleave", "roll", "slice",
-    "depth_to_space", "space_to_depth", "cumsum", "trilu", "div", "prelu", "gather",
+    "depth_to_space", "space_to_depth", "cumsum", "trilu", "div", "prelu", "gather", "gather_nd", "gather_elements",
     "reduce_sum", "reduce_mean", "reduce_l2", "reduce_max", "reduce_min", "reduce_prod",
 })  # fmt: skip
 """Ops that give zero where their first operand is zero."""

@@ -96,6 +96,11 @@ def tile(w: Writing) -> Plan:
     return Plan(aten.repeat.default, (w.tensor("x"), list(w.field("repeats"))))
 
 
+@writes("repeat_interleave")
+def repeat_interleave(w: Writing) -> Plan:
+    return Plan(aten.repeat_interleave.self_int, (w.tensor("x"), w.field("repeats"), w.field("axis")))
+
+
 @writes("trilu")
 def trilu(w: Writing) -> Plan:
     return Plan((aten.triu if w.field("upper") else aten.tril).default, (w.tensor("x"), w.field("k")))

@@ -287,7 +287,7 @@ CASES: dict[str, Case] = {
     "pad_reflect": Case("pad", lambda x: F.pad(x, (1, 2, 3, 0), mode="reflect"), (IMAGE,)),
     "pad_edge": Case("pad", lambda x: F.pad(x, (1, 2, 3, 0), mode="replicate"), (IMAGE,)),
     "repeat": Case("tile", lambda x: x.repeat(2, 3), (X,)),
-    "repeat_interleave": Case("repeat_interleave", lambda x: x.repeat_interleave(3, -1), (X,), False),
+    "repeat_interleave": Case("repeat_interleave", lambda x: x.repeat_interleave(3, -1), (X,)),
     "roll": Case("roll", lambda x: x.roll((1, -2), (0, -1)), (X,), False),
     "roll_one": Case("roll", lambda x: x.roll(2, 1), (X,), False),
     "tril": Case("trilu", lambda x: x.tril(-1), (X,)),
