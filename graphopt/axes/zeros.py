@@ -175,6 +175,14 @@ class Silence:
         pairs = zip((x, w), kept, strict=True)
         return any(self.silent(o) and any(self._in(t) for t in terms) for o, terms in pairs)
 
+    def _lstm(self, call: Call) -> bool:
+        """With gates of 0, what is forgotten of nothing is nothing."""
+        _, w, r, b, _, c = call.operands
+        return all(self.silent(o) for o in (w, r)) and all(o is None or self.silent(o) for o in (b, c))
+
+    def _lstm_layer(self, call: Call) -> bool:
+        return all(self.silent(o) for o in call.operands[2:])
+
     def _attention(self, call: Call) -> bool:
         return self.silent(call.operands[2])
 
@@ -206,4 +214,6 @@ _ZERO: dict[str, Callable[[Silence, Call], bool]] = {
     **dict.fromkeys(("linear", "matmul", "conv", "conv_transpose"), Silence._product),
     **dict.fromkeys(("attention", "multi_head_attention"), Silence._attention),
     "einsum": Silence._einsum,
+    "lstm": Silence._lstm,
+    "lstm_layer": Silence._lstm_layer,
 }

@@ -260,6 +260,10 @@ def _draw_integer(
         if position == 1 and call.op in ("gather", "gather_elements", "scatter_elements"):
             extent = _size_of(fragment.graph, call.operands[0], sizes)[call.fields["axis"]]
             low, high = 0 if _rejects_negative(fragment.graph, call) else -extent, extent
+        if position == 1 and call.op in ("gather_nd", "scatter_nd"):
+            first = call.fields.get("batch_dims", 0)
+            picked = _size_of(fragment.graph, call.operands[0], sizes)[first:][: sizes[value][-1]]
+            low, high = -min(picked, default=0), min(picked, default=0)
         if position == 1 and call.op in ("div", "mod"):
             low = 1
     return rng.integers(low, high, sizes[value]).astype(numpy_dtype(type_.dtype))

@@ -16,10 +16,10 @@ from graphopt.axes.free import free_axes
 from graphopt.ir.model import Model
 from graphopt.rewrite.journal import Journal
 
-SHAPES = {"a": (4, 8), "b": (8, 3), "c": (4, 8), "table": (5, 8)}
+SHAPES = {"a": (4, 8), "b": (8, 3), "c": (4, 8), "short": (2, 8), "table": (5, 8)}
 BODIES = {
     "gather_nd": "h = MatMul(x, a) p = GatherND<batch_dims=1>(h, rows)",
-    "gather_nd of a table": "p = GatherND(table, rows)",
+    "gather_nd of a short table": "p = GatherND(short, rows)",
     "gather_elements": "h = MatMul(x, a) i = Expand(rows, size) p = GatherElements<axis=1>(h, i)",
     "scatter_elements": """h = MatMul(x, a) i = Expand(rows, size) part = Slice(x, first, third, one)
         u = MatMul(part, c) p = ScatterElements<axis=1>(h, i, u)""",

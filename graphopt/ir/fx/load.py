@@ -103,6 +103,7 @@ def _functional(program: Any) -> Any:
     """`program` without mutation, as a copy. Raises UnsupportedError if some is left."""
     from graphopt.ir.fx.normalise import free_layout, hoist_assertions, unbind_by_selection
     from graphopt.ir.fx.schema import mutating_operators, refuse_mutation
+    from graphopt.ir.fx.unstack import unstack_lstm
 
     try:
         functional = program.run_decompositions({})
@@ -113,6 +114,7 @@ def _functional(program: Any) -> Any:
     for graph in graphs:
         free_layout(graph)
         unbind_by_selection(graph)
+        unstack_lstm(graph)
     hoist_assertions(functional)
     return functional
 
