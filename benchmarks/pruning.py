@@ -30,10 +30,10 @@ Row = Mapping[str, Any]
 PATIENCE = 10
 """Seconds of wall clock, for each of processor time, after which a child is stopped although it does not compute."""
 TITLES = (
-    "axes", "exact", "coupled", "wrong", "all by half", "analysis s", "nodes", "same in ONNX", "only torch",
+    "axes", "exact", "idle", "coupled", "wrong", "all by half", "analysis s", "nodes", "same in ONNX", "only torch",
     "only ONNX",
 )  # fmt: skip
-COUNTS = ("axes", "exact", "coupled", "wrong", "nodes")
+COUNTS = ("axes", "exact", "idle", "coupled", "wrong", "nodes")
 ONNX_COUNTS = ("same", "only_torch", "only_onnx")
 
 
