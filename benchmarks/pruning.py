@@ -4,7 +4,7 @@
 
 47 models, or the 10 held out, that no rule was written for. Torch-Pruning is asked for half of the channels with its
 defaults. Of graphopt: the axes it finds; each pruned alone to half and compared in float64 with the original whose
-removed weights are zero; all of them pruned to half at once; which of them the ONNX file that torch.onnx.export makes
+removed weights are zero; the share of the parameters that is left with all at half; which of them the ONNX file that torch.onnx.export makes
 has too. Each model and tool has a process of its own and a limit of processor time.
 """
 
@@ -30,8 +30,7 @@ Row = Mapping[str, Any]
 PATIENCE = 10
 """Seconds of wall clock, for each of processor time, after which a child is stopped although it does not compute."""
 TITLES = (
-    "axes", "exact", "idle", "coupled", "wrong", "all by half", "analysis s", "nodes", "same in ONNX", "only torch",
-    "only ONNX",
+    "axes", "exact", "idle", "coupled", "wrong", "by half", "seconds", "nodes", "in both", "only torch", "only ONNX",
 )  # fmt: skip
 COUNTS = ("axes", "exact", "idle", "coupled", "wrong", "nodes")
 ONNX_COUNTS = ("same", "only_torch", "only_onnx")
@@ -70,7 +69,7 @@ def table(rows: Mapping[str, tuple[Row | None, Row | None]]) -> Table:
     """One line a model; the totals below."""
     shown = Table(title="Structured pruning by half: tiny models, random weights")
     shown.add_column("model", no_wrap=True)
-    shown.add_column("Torch-Pruning 1.6.1, defaults", max_width=60, no_wrap=True, overflow="ellipsis")
+    shown.add_column("Torch-Pruning 1.6.1, defaults", max_width=36, no_wrap=True, overflow="ellipsis")
     for title in TITLES:
         shown.add_column(title, justify="right")
     for name, (peer, ours) in rows.items():
@@ -86,7 +85,7 @@ def _our_cells(row: Row | None) -> list[str]:
     if "failed" in row:
         return ["failed"]
     counts = [str(row[name]) for name in COUNTS]
-    half = f"{row['half_parameters'] / row['parameters']:.0%} left" if row["half_runs"] else "fails"
+    half = f"{row['half_parameters'] / row['parameters']:.0%}" if row["half_runs"] else "fails"
     onnx = ["not exported"] if row["onnx"] is None else [str(row["onnx"][name]) for name in ONNX_COUNTS]
     return [*counts[:-1], half, f"{row['seconds']:.2f}", counts[-1], *onnx]
 

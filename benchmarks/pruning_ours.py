@@ -120,8 +120,8 @@ def half(size: int, seed: int = 0) -> Mask:
 
 
 def _alone(model: Model, name: str, inputs: Sequence[Array]) -> tuple[str, str]:
-    """Prune one axis of a copy; what it is, and what is wrong with it. Where others than the slices that went could have
-    gone with the same result, other halves are tried."""
+    """Prune one axis of a copy; what it is, and what is wrong with it. Where other slices could have gone with the same
+    result, other halves are tried."""
     for seed in range(HALVES):
         found, reason = _to_half(model.copy(), name, inputs, seed)
         if found != "unseen":
