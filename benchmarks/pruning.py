@@ -4,8 +4,8 @@
 
 47 models, or the 10 held out, that no rule was written for. Torch-Pruning is asked for half of the channels with its
 defaults. Of graphopt: the axes it finds; each pruned alone to half and compared in float64 with the original whose
-removed weights are zero; the share of the parameters that is left with all at half; which of them the ONNX file that torch.onnx.export makes
-has too. Each model and tool has a process of its own and a limit of processor time.
+removed weights are zero; the share of the parameters that is left with all of them at half; which of them the ONNX file
+that torch.onnx.export makes has too. Each model and tool has a process of its own and a limit of processor time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Row = Mapping[str, Any]
 PATIENCE = 10
 """Seconds of wall clock, for each of processor time, after which a child is stopped although it does not compute."""
 TITLES = (
-    "axes", "exact", "idle", "coupled", "wrong", "by half", "seconds", "nodes", "in both", "only torch", "only ONNX",
+    "axes", "exact", "idle", "coupled", "wrong", "by half", "s", "nodes", "in both", "only torch", "only ONNX",
 )  # fmt: skip
 COUNTS = ("axes", "exact", "idle", "coupled", "wrong", "nodes")
 ONNX_COUNTS = ("same", "only_torch", "only_onnx")
@@ -69,7 +69,7 @@ def table(rows: Mapping[str, tuple[Row | None, Row | None]]) -> Table:
     """One line a model; the totals below."""
     shown = Table(title="Structured pruning by half: tiny models, random weights")
     shown.add_column("model", no_wrap=True)
-    shown.add_column("Torch-Pruning 1.6.1, defaults", max_width=36, no_wrap=True, overflow="ellipsis")
+    shown.add_column("Torch-Pruning 1.6.1, defaults", max_width=30, no_wrap=True, overflow="ellipsis")
     for title in TITLES:
         shown.add_column(title, justify="right")
     for name, (peer, ours) in rows.items():

@@ -11,7 +11,8 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -181,8 +182,19 @@ def run_float64(model: Model, inputs: Sequence[Array]) -> list[Array]:
 def _computed(model: Model, weights: Mapping[Any, Any], inputs: Sequence[Array]) -> list[Array]:
     graph: Any = model.main
     fed = dict(zip(graph.inputs(), map(torch.from_numpy, inputs), strict=True))
-    with torch.no_grad(), Doubling():
+    with torch.no_grad(), Doubling(), made_in_float64():
         return [o.double().numpy() for o in compute(graph, {**weights, **fed})]
+
+
+@contextmanager
+def made_in_float64() -> Iterator[None]:
+    """Divided integers, and whatever else names no dtype, are float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class Doubling(TorchFunctionMode):  # type: ignore[misc]  # torch is untyped for mypy
