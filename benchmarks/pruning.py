@@ -4,8 +4,8 @@
 
 47 models, or the 10 held out, that no rule was written for. Torch-Pruning is asked for half of the channels with its
 defaults. Of graphopt: the axes it finds; each pruned alone to half and compared in float64 with the original whose
-removed weights are zero; all of them pruned to half at once. Each model and tool has a process of its own and a limit
-of processor time.
+removed weights are zero; the share of the parameters that is left with all of them at half; which of them the ONNX file
+that torch.onnx.export makes has too. Each model and tool has a process of its own and a limit of processor time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ Row = Mapping[str, Any]
 """What a child printed last; "failed" instead, if it ended without an outcome."""
 PATIENCE = 10
 """Seconds of wall clock, for each of processor time, after which a child is stopped although it does not compute."""
-COUNTS = ("axes", "exact", "coupled", "wrong", "untried", "nodes")
+TITLES = (
+    "axes", "exact", "idle", "coupled", "wrong", "by half", "s", "nodes", "in both", "only torch", "only ONNX",
+)  # fmt: skip
+COUNTS = ("axes", "exact", "idle", "coupled", "wrong", "nodes")
+ONNX_COUNTS = ("same", "only_torch", "only_onnx")
 
 
 def run_child(module: str, model: str, seconds: int) -> Row:
@@ -65,8 +69,8 @@ def table(rows: Mapping[str, tuple[Row | None, Row | None]]) -> Table:
     """One line a model; the totals below."""
     shown = Table(title="Structured pruning by half: tiny models, random weights")
     shown.add_column("model", no_wrap=True)
-    shown.add_column("Torch-Pruning 1.6.1, defaults", max_width=60, no_wrap=True, overflow="ellipsis")
-    for title in ("axes", "exact", "coupled", "wrong", "untried", "all by half", "analysis s", "nodes"):
+    shown.add_column("Torch-Pruning 1.6.1, defaults", max_width=30, no_wrap=True, overflow="ellipsis")
+    for title in TITLES:
         shown.add_column(title, justify="right")
     for name, (peer, ours) in rows.items():
         shown.add_row(name, told_peer(peer), *_our_cells(ours))
@@ -77,12 +81,13 @@ def table(rows: Mapping[str, tuple[Row | None, Row | None]]) -> Table:
 
 def _our_cells(row: Row | None) -> list[str]:
     if row is None:
-        return ["-"] * 8
+        return ["-"] * len(TITLES)
     if "failed" in row:
         return ["failed"]
     counts = [str(row[name]) for name in COUNTS]
-    half = f"runs, {row['half_parameters'] / row['parameters']:.0%} left" if row["half_runs"] else "fails"
-    return [*counts[:-1], half, f"{row['seconds']:.2f}", counts[-1]]
+    half = f"{row['half_parameters'] / row['parameters']:.0%}" if row["half_runs"] else "fails"
+    onnx = ["not exported"] if row["onnx"] is None else [str(row["onnx"][name]) for name in ONNX_COUNTS]
+    return [*counts[:-1], half, f"{row['seconds']:.2f}", counts[-1], *onnx]
 
 
 def _totals(rows: Mapping[str, tuple[Row | None, Row | None]]) -> list[str]:
@@ -93,7 +98,10 @@ def _totals(rows: Mapping[str, tuple[Row | None, Row | None]]) -> list[str]:
         return [f"{len(rows)} models", by_result]
     counts = [str(sum(row[name] for row in ours)) for name in COUNTS]
     half = f"{sum(row['half_runs'] for row in ours)} of {len(ours)} run"
-    return [f"{len(rows)} models", by_result, *counts[:-1], half, f"{sum(r['seconds'] for r in ours):.2f}", counts[-1]]
+    seconds = f"{sum(row['seconds'] for row in ours):.2f}"
+    files = [row["onnx"] for row in ours if row["onnx"] is not None]
+    onnx = [str(sum(file[name] for file in files)) for name in ONNX_COUNTS]
+    return [f"{len(rows)} models", by_result, *counts[:-1], half, seconds, counts[-1], *onnx]
 
 
 def measured(

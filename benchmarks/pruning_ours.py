@@ -11,7 +11,8 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,8 +21,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import graphopt
-from benchmarks.pruning_inputs import TinyModel
+from benchmarks.pruning_inputs import Example, TinyModel
 from benchmarks.pruning_models import find
+from benchmarks.pruning_onnx import Compared, compare, exported, root_cause
 from benchmarks.sharpen import sharpen
 from graphopt.axes.analysis import Axes
 from graphopt.axes.check import shorten_checked
@@ -37,6 +39,9 @@ from graphopt.verify.compare import relative_error
 
 ALLOWED = 1e-10
 """Relative error between masked and pruned, in float64."""
+HALVES = 8
+"""Choices of what stays, of which one at the least must differ from the same shifted by one: behind a relu, few units
+may all be silent."""
 
 
 @dataclass(frozen=True)
@@ -51,29 +56,32 @@ class Outcome:
     """Axes that may be pruned. Each is pruned alone, to half; what came of that adds up to this number:"""
     exact: int
     """The pruned model computes what the original does with zeros in place of what was removed."""
+    idle: int
+    """Exact ones on which the outputs do not depend: with zeros in all of their slices they stay the same."""
     coupled: int
     """A norm over the axis makes the two differ; the pruned model runs and gives outputs of the same shapes."""
     wrong: int
     """Neither: another result, or none."""
-    untried: int
-    """Left out, because a model has very many."""
     half_runs: bool
     """All axes pruned to half at once: the model runs and gives outputs of the same shapes."""
     half_parameters: int
     """What is left of `parameters` then."""
     parameters: int
+    onnx: Compared | None
+    """The same axes in the ONNX file that torch.onnx.export makes; None if it makes none."""
     details: tuple[str, ...] = ()
-    """One line for each axis that went wrong, and for what kept all at once from running."""
+    """One line for each axis that went wrong, for what kept all at once from running, and for each axis that the torch
+    model or the ONNX file has alone."""
 
 
 def measure(model: TinyModel) -> Outcome:
     """Analyse and prune `model`."""
-    module, (args, kwargs) = model.build()
-    loaded = graphopt.load(sharpen(module), example_inputs=(args, kwargs))
+    module, example = model.build()
+    loaded = graphopt.load(sharpen(module), example_inputs=example)
     seconds = min(_analysis_seconds(loaded) for _ in range(3))
     parameters = sum(size for _, size, _ in loaded.weights())
     inputs = [value.astype(np.float64) if value.dtype.kind == "f" else value for value in loaded.examples() or ()]
-    counts, details = Counter({"exact": 0, "coupled": 0, "wrong": 0}), []
+    counts, details = Counter({"exact": 0, "coupled": 0, "wrong": 0, "idle": 0}), []
     found = analyse(loaded.main)
     for axis in found:
         result, reason = _alone(loaded, axis.name, inputs)
@@ -81,11 +89,22 @@ def measure(model: TinyModel) -> Outcome:
         if reason:
             details.append(f"{axis.name} ({axis.size}): {reason}")
     half_runs, half_parameters, reasons = _all_by_half(loaded, inputs, parameters)
+    onnx, differences = _beside_onnx(loaded, module, example)
     return Outcome(
-        nodes=sum(1 for _ in loaded.main.nodes()), seconds=seconds, axes=len(found), exact=counts["exact"],
-        coupled=counts["coupled"], wrong=counts["wrong"], untried=0, half_runs=half_runs,
-        half_parameters=half_parameters, parameters=parameters, details=(*details, *reasons),
+        nodes=sum(1 for _ in loaded.main.nodes()), seconds=seconds, axes=len(found),
+        exact=counts["exact"] + counts["idle"], idle=counts["idle"], coupled=counts["coupled"], wrong=counts["wrong"],
+        half_runs=half_runs, half_parameters=half_parameters, parameters=parameters, onnx=onnx,
+        details=(*details, *reasons, *differences),
     )  # fmt: skip
+
+
+def _beside_onnx(loaded: Model, module: torch.nn.Module, example: Example) -> tuple[Compared | None, tuple[str, ...]]:
+    try:
+        file, notes = exported(module, example)
+    except Exception as error:  # the exporter wraps whatever goes wrong in several classes of its own
+        return None, (f"ONNX: not exported: {root_cause(error)}",)
+    found, differences = compare(loaded, file)
+    return found, (*notes, *differences)
 
 
 def _analysis_seconds(model: Model) -> float:
@@ -102,18 +121,34 @@ def half(size: int, seed: int = 0) -> Mask:
 
 
 def _alone(model: Model, name: str, inputs: Sequence[Array]) -> tuple[str, str]:
-    """Prune one axis of a copy; what it is, and what is wrong with it."""
+    """Prune one axis of a copy; what it is, and what is wrong with it. Where other slices could have gone with the same
+    result, other halves are tried."""
+    for seed in range(HALVES):
+        found, reason = _to_half(model.copy(), name, inputs, seed)
+        if found != "unseen":
+            return found, reason
     copy = model.copy()
-    axes = Axes(copy.main)
-    axis = next(a for a in free_axes(axes) if a.name == name)
-    keep = half(axis.size)
-    zeros = zeroed(copy, axes, axis, keep)
-    shifted = zeroed(copy, axes, axis, np.roll(keep, 1))
+    axes, axis = _find(copy, name)
+    without = zeroed(copy, axes, axis, np.zeros(axis.size, bool))
+    idle = distance(run_float64(copy, inputs), without(inputs)) <= ALLOWED
+    return ("idle", "") if idle else ("wrong", "a wrong choice would not be seen")
+
+
+def _find(model: Model, name: str) -> tuple[Axes, FreeAxis]:
+    axes = Axes(model.main)
+    return axes, next(axis for axis in free_axes(axes) if axis.name == name)
+
+
+def _to_half(model: Model, name: str, inputs: Sequence[Array], seed: int) -> tuple[str, str]:
+    axes, axis = _find(model, name)
+    keep = half(axis.size, seed)
+    zeros = zeroed(model, axes, axis, keep)
+    shifted = zeroed(model, axes, axis, np.roll(keep, 1))
     try:
-        shorten_checked(axes, axis, keep, Journal(copy.main))
+        shorten_checked(axes, axis, keep, Journal(model.main))
     except (Rejected, CannotEmit) as error:
         return "wrong", str(error)
-    pruned = run_float64(copy, inputs)
+    pruned = run_float64(model, inputs)
     if [p.shape for p in pruned] != [z.shape for z in zeros(inputs)]:
         return "wrong", "other shapes"
     if not axis.exact:
@@ -121,8 +156,7 @@ def _alone(model: Model, name: str, inputs: Sequence[Array]) -> tuple[str, str]:
     error = distance(zeros(inputs), pruned)
     if not error <= ALLOWED:
         return "wrong", f"differs from the masked original by {error:.1e}"
-    control = distance(shifted(inputs), pruned)
-    return ("exact", "") if control > ALLOWED or np.array_equal(keep, np.roll(keep, 1)) else ("wrong", "not seen")
+    return ("exact" if distance(shifted(inputs), pruned) > ALLOWED else "unseen"), ""
 
 
 def zeroed(model: Model, axes: Axes, axis: FreeAxis, keep: Mask) -> Callable[[Sequence[Array]], list[Array]]:
@@ -148,8 +182,19 @@ def run_float64(model: Model, inputs: Sequence[Array]) -> list[Array]:
 def _computed(model: Model, weights: Mapping[Any, Any], inputs: Sequence[Array]) -> list[Array]:
     graph: Any = model.main
     fed = dict(zip(graph.inputs(), map(torch.from_numpy, inputs), strict=True))
-    with torch.no_grad(), Doubling():
+    with torch.no_grad(), Doubling(), made_in_float64():
         return [o.double().numpy() for o in compute(graph, {**weights, **fed})]
+
+
+@contextmanager
+def made_in_float64() -> Iterator[None]:
+    """Divided integers, and whatever else names no dtype, are float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class Doubling(TorchFunctionMode):  # type: ignore[misc]  # torch is untyped for mypy

@@ -1,9 +1,9 @@
 """Masked equals sliced: what shortening an axis must not change, checked on the part of the graph that it touches.
 
 Three checks, each of which sees what the others cannot: in float64, the part before with zeros in what goes equals the
-part after; slicing a tensor at the wrong places would have been seen; what was written runs natively and computes its
-float64 meaning. Nodes at which indices depend on each other are restricted, before, to what stays: what that does to
-the model is the price of the axis and not an error.
+part after; slicing a tensor at the wrong places would have been seen, unless no result depends on the axis; what was
+written runs natively and computes its float64 meaning. Nodes at which indices depend on each other are restricted,
+before, to what stays: what that does to the model is the price of the axis and not an error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.axes.analysis import Axes, Kept, Shortened
-from graphopt.axes.free import FreeAxis
+from graphopt.axes.free import FreeAxis, is_needed
 from graphopt.axes.region import Region, masks, picked, regions_of, run_masked, run_now, stored, widened
 from graphopt.axes.shorten import shorten, sliced
 from graphopt.axes.terms import Mask
@@ -120,7 +120,8 @@ class _Before:
                 Evidence("executed", 1, error / TOLERANCE, error),
             )
         control = self._control(now)
-        if not control >= SEEN:
+        idle = not control >= SEEN and not is_needed(self._axes, self._axis)
+        if not control >= SEEN and not idle:
             raise _Unseen(
                 f"slicing at the wrong places would not be seen: it changes the result by {control:.1e} only",
                 Evidence("executed", 1, 0.0, error),
@@ -130,7 +131,8 @@ class _Before:
             self._check_unchanged(self._unchanged, now)
         axis = self._axis
         how = "exact" if axis.exact else f"coupled at {', '.join(axis.coupled[:3])}"
-        notes = (how, f"slicing at the wrong places would change the result by {control:.1e}")
+        seen = f"slicing at the wrong places would change the result by {control:.1e}"
+        notes = (how, "no result depends on it" if idle else seen)
         return Evidence("executed", 2, error / TOLERANCE, error, notes)
 
     def _error(self, now: _Now, weights: Mapping[Value, Array]) -> float:

@@ -66,7 +66,7 @@ def free_axes(axes: Axes) -> list[FreeAxis]:
 def _members(axes: Axes) -> dict[Axis, tuple[str, list[Member]]]:
     """Free leaves with their names and the tensors that have them."""
     found: dict[Axis, tuple[str, list[Member]]] = {}
-    for value in _stored(axes):
+    for value in read_tensors(axes):
         name = axes.graph.name(value)
         for dim, term in enumerate(axes.dims(value)):
             size = axes.space.size(term)
@@ -90,7 +90,42 @@ def _is_read(axes: Axes, nodes: Sequence[Node]) -> bool:
     return any(axes.graph.key(node) not in MOVES for node in nodes)
 
 
-def _stored(axes: Axes) -> Sequence[Value]:
+def is_needed(axes: Axes, axis: FreeAxis) -> bool:
+    """Whether a result of the graph may depend on the axis: something that a result depends on has it and gives
+    something that has it not. Else it is only ever cut off, as half of the moments of an autoencoder are."""
+    live = _live(axes)
+    return any(node in live and _takes_together(axes, axis.leaf, node) for node in axes.current(axis.nodes))
+
+
+def _live(axes: Axes) -> set[Node]:
+    """The nodes on which a result depends, and those that do more than compute."""
+    graph = axes.graph
+    found: set[Node] = set()
+    for node in reversed(axes.nodes):
+        results = [value for value in graph.results(node) if value is not None]
+        used = any(graph.is_output(v) or any(user in found for user in graph.users(v)) for v in results)
+        if used or not graph.is_pure(node) or graph.subgraphs(node):
+            found.add(node)
+    return found
+
+
+def _takes_together(axes: Axes, leaf: Axis, node: Node) -> bool:
+    """Whether what a node gives at one index, or without the axis, is made of others."""
+    call = axes.graph.call(node)
+    assert isinstance(call, Call), "a node that cannot be read freezes what it touches"
+
+    def has(value: Value | None) -> bool:
+        dims = None if value is None else axes.dims_or_none(value, node)
+        return any(leaf in axes.space.leaves(term) for term in dims or ())
+
+    terms = [*(sum_.term for sum_ in axes.contractions.get(node, ())), *axes.couplings.get(node, ())]
+    if any(leaf in axes.space.leaves(term) for term in terms):
+        return True
+    given = any(has(o) for o in call.operands)
+    return call.op not in MOVES and given and not all(has(o) for o in call.outputs if o is not None)
+
+
+def read_tensors(axes: Axes) -> Sequence[Value]:
     """The stored tensors that the graph reads, in the order in which it first does."""
     found: dict[Value, None] = {}
     for node in axes.nodes:

@@ -17,7 +17,7 @@ THROUGH_ZERO = frozenset({
     "relu", "round", "sign", "silu", "sin", "softsign", "sqrt", "tanh",
     "avg_pool", "max_pool", "reshape", "transpose", "unsqueeze", "squeeze", "expand", "tile", "split",
     "repeat_interleave", "roll", "slice",
-    "depth_to_space", "space_to_depth", "cumsum", "trilu", "div", "prelu", "gather",
+    "depth_to_space", "space_to_depth", "cumsum", "trilu", "div", "prelu", "gather", "gather_nd", "gather_elements",
     "reduce_sum", "reduce_mean", "reduce_l2", "reduce_max", "reduce_min", "reduce_prod",
 })  # fmt: skip
 """Ops that give zero where their first operand is zero."""
@@ -175,6 +175,14 @@ class Silence:
         pairs = zip((x, w), kept, strict=True)
         return any(self.silent(o) and any(self._in(t) for t in terms) for o, terms in pairs)
 
+    def _lstm(self, call: Call) -> bool:
+        """With gates of 0, what is forgotten of nothing is nothing."""
+        _, w, r, b, _, c = call.operands
+        return all(self.silent(o) for o in (w, r)) and all(o is None or self.silent(o) for o in (b, c))
+
+    def _lstm_layer(self, call: Call) -> bool:
+        return all(self.silent(o) for o in call.operands[2:])
+
     def _attention(self, call: Call) -> bool:
         return self.silent(call.operands[2])
 
@@ -206,4 +214,6 @@ _ZERO: dict[str, Callable[[Silence, Call], bool]] = {
     **dict.fromkeys(("linear", "matmul", "conv", "conv_transpose"), Silence._product),
     **dict.fromkeys(("attention", "multi_head_attention"), Silence._attention),
     "einsum": Silence._einsum,
+    "lstm": Silence._lstm,
+    "lstm_layer": Silence._lstm_layer,
 }

@@ -25,7 +25,7 @@ def mixes_rows(graph: Graph, call: Call, rowed: Collection[Value]) -> str | None
     rule = RULES.get(call.op)
     if rule is None:
         return f"{call.op} may mix rows"
-    if any(given[1:]) and call.op not in ("matmul", "concat", "gather"):
+    if any(given[1:]) and call.op not in ("matmul", "concat", "gather", "gather_nd"):
         return f"{call.op} of several values that differ from row to row"
     return rule(graph, call, given)
 
@@ -96,6 +96,11 @@ def _gather(graph: Graph, call: Call, given: list[bool]) -> str | None:
     return "picks rows" if call.fields["axis"] == 0 else None
 
 
+def _gather_nd(graph: Graph, call: Call, given: list[bool]) -> str | None:
+    alone = given[1] and not given[0] and call.fields["batch_dims"] == 0
+    return None if alone and (graph.type(call.operands[1]).rank or 0) > 1 else "picks rows"  # type: ignore[union-attr]
+
+
 RULES: Mapping[str, Callable[[Graph, Call, list[bool]], str | None]] = {
     **dict.fromkeys(("softmax", "log_softmax", "cumsum", "split", "topk", "layer_norm", "rms_norm"), _axis("axis")),
     **{f"reduce_{name}": _axis("axes") for name in ("sum", "mean", "max", "min", "prod", "l2")},
@@ -106,5 +111,6 @@ RULES: Mapping[str, Callable[[Graph, Call, list[bool]], str | None]] = {
     "matmul": _matmul,
     "linear": _linear,
     "gather": _gather,
+    "gather_nd": _gather_nd,
 }
 """Why a call mixes rows, by op, where operands beyond the first have no rows unless the rule says so."""

@@ -158,6 +158,13 @@ def _recurrent(graph: Graph, call: Call) -> int:
     return steps * batch * (math.prod(_shape(graph, call, 1)) + math.prod(_shape(graph, call, 2)))
 
 
+def _lstm_layer(graph: Graph, call: Call) -> int:
+    """The same of weights that stand one by one."""
+    steps, batch, _ = _shape(graph, call, 0)
+    shapes = [_shape(graph, call, i) for i in range(3, len(call.operands))]
+    return steps * batch * sum(math.prod(shape) for shape in shapes if len(shape) == 2)
+
+
 def _broadcast(a: Shape, b: Shape) -> Shape:
     width = max(len(a), len(b))
     padded = zip((1,) * (width - len(a)) + a, (1,) * (width - len(b)) + b, strict=True)
@@ -173,6 +180,8 @@ _COUNTED: Mapping[str, Callable[[Graph, Call], int]] = {
     "attention": _attention,
     "multi_head_attention": _attention,
     "einsum": _einsum,
+    "lstm": _recurrent,
+    "lstm_layer": _lstm_layer,
 }
 _RAW_PRODUCTS: Mapping[str, Callable[[Graph, Call], int]] = {
     "ai.onnx::Conv": _conv,

@@ -279,6 +279,11 @@ def _draw_integer(
             return _indices(rng, sizes[value], extent, negative=not _rejects_negative(fragment.graph, call)).astype(
                 numpy_dtype(type_.dtype)
             )
+        if position == 1 and call.op in ("gather_nd", "scatter_nd"):
+            first = call.fields.get("batch_dims", 0)
+            picked = _size_of(fragment.graph, call.operands[0], sizes)[first:][: sizes[value][-1]]
+            extent = min(picked, default=0)
+            return _indices(rng, sizes[value], extent, negative=True).astype(numpy_dtype(type_.dtype))
         if position == 1 and call.op in ("div", "mod"):
             low = 1
     return rng.integers(low, high, sizes[value]).astype(numpy_dtype(type_.dtype))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from graphopt.ir.graph import Call, Graph, Literal, Value
+from graphopt.ir.graph import Call, Graph, Literal, TensorType, Value
 from graphopt.ir.row_ops import mixes_rows
 from graphopt.verify.fragment import Fragment
 
@@ -59,7 +59,7 @@ def telling_rows(
 
 def _is_stack(fragment: Fragment, call: Call) -> bool:
     """Whether `call` picks matrices."""
-    table = fragment.graph.type(call.operands[0]) if call.op == "gather" and call.fields["axis"] == 0 else None
+    table = _table(fragment, call)
     return table is not None and (table.rank or 0) > 2
 
 
@@ -67,10 +67,16 @@ def _gathered(fragment: Fragment, calls: Sequence[Call]) -> int:
     """Numbers that are gathered for each index."""
     total = 0
     for call in calls:
-        table = fragment.graph.type(call.operands[0]) if call.op == "gather" and call.fields["axis"] == 0 else None
+        table = _table(fragment, call)
         if table is not None and table.is_static and table.shape is not None:
             total += math.prod(int(d or 0) for d in table.shape[1:])
     return total
+
+
+def _table(fragment: Fragment, call: Call) -> TensorType | None:
+    """The type of what `call` picks slices of axis 0 of."""
+    by_rows = call.op == "gather_nd" or (call.op == "gather" and call.fields["axis"] == 0)
+    return fragment.graph.type(call.operands[0]) if by_rows else None
 
 
 def _alike(fragment: Fragment, calls: Sequence[Call]) -> bool:

@@ -161,8 +161,8 @@ def _more_runs(
     """The other kinds of data, `finite` or not; then empty and other sizes where a dimension is symbolic. What the
     original itself does not accept is not required of the rewrite.
 
-    Empty axes are kept from what onnxruntime 1.32 ends the process at: an Einsum, and ops outside of the vocabulary
-    (an LSTM with an empty batch, in a branch of an If too).
+    Empty axes are kept from what onnxruntime 1.32 ends the process at: an Einsum, an LSTM with an empty batch, and
+    ops outside of the vocabulary (an LSTM in a branch of an If).
     """
     runs = []
     varied = _any_float(fragment) or has_free_integers(fragment, calls)
@@ -182,7 +182,7 @@ def _more_runs(
 
 def _takes_empty_axes(fragment: Fragment, calls: Sequence[Call]) -> bool:
     read = len(calls) == len(fragment.before.nodes)
-    return read and not (fragment.graph.storage == "onnx" and any(c.op == "einsum" for c in calls))
+    return read and not (fragment.graph.storage == "onnx" and any(c.op in ("einsum", "lstm") for c in calls))
 
 
 def _any_float(fragment: Fragment) -> bool:

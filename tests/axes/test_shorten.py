@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import onnx.parser
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 from torch.nn import functional
 
@@ -118,3 +120,32 @@ def test_a_wrong_edit_is_rejected_and_rolled_back(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(Rejected, match="stored otherwise"):
         shorten_checked(axes, heads, half(heads), Journal(model.main))
     assert model.main.fingerprint() == before
+
+
+def half_read(tail: str) -> Model:
+    """The first half of what a layer gives goes through another layer; `tail` says what becomes of the second."""
+    body = f"h = Gemm(x, w, b) first, second = Split<axis=1, num_outputs=2>(h) p = MatMul(first, last) {tail}"
+    head = '<ir_version: 10, opset_import: ["" : 18]> g (float[2,3] x) => (float[2,2] y)'
+    proto = onnx.parser.parse_model(f"{head} {{ {body} }}")
+    arrays = {"w": (3, 8), "b": (8,), "last": (4, 2), "other": (4, 2)}
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in arrays.items()}
+    proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in tensors.items())
+    return graphopt.load(proto)
+
+
+def test_what_no_result_depends_on_can_go_and_is_told() -> None:
+    model = half_read("e = Exp(second) s = ReduceSum<keepdims=0>(e) y = Identity(p)")
+    axes = Axes(model.main)
+    read, unread = free_axes(axes)
+    seen, unseen = (shorten_checked(axes, axis, half(axis), Journal(model.main)).notes[-1] for axis in (read, unread))
+    assert "would change the result" in seen and unseen == "no result depends on it"
+    assert {name: size for name, size, _ in model.weights()}["w"] == 3 * 4
+
+
+def test_what_is_read_but_happens_to_make_no_difference_is_refused() -> None:
+    model = half_read("z = Sub(second, second) q = MatMul(z, other) y = Add(p, q)")
+    axes = Axes(model.main)
+    _, idle = free_axes(axes)
+    with pytest.raises(Rejected, match="would not be seen"):
+        shorten_checked(axes, idle, half(idle), Journal(model.main))

@@ -113,3 +113,24 @@ def test_one_channel_is_kept_where_none_contributes() -> None:
 def test_a_model_without_zeros_stays_as_it_is() -> None:
     notes, result = dropped(chain(nn.ReLU()))
     assert notes == [] and result.report.kept == []
+
+
+def test_hidden_units_that_never_leave_zero_go() -> None:
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.rnn(x.flatten(2)[0].mT)[0])
+
+    torch.manual_seed(0)
+    module = Tagger().eval()
+    gates = module.rnn.weight_ih_l0, module.rnn.weight_hh_l0, module.rnn.bias_ih_l0, module.rnn.bias_hh_l0
+    with torch.no_grad():
+        for weight in gates:
+            weight.unflatten(0, (4, 8))[:, 2:5] = 0
+    assert dropped(module)[0] == []  # what the others make of them is not zero
+    with torch.no_grad():
+        module.rnn.weight_hh_l0[:, 2:5] = 0
+    assert "8 → 5" in dropped(module)[0][0]

@@ -169,6 +169,15 @@ def test_recurrent_layers_use_every_weight_once_a_step_and_sample(graph, name, g
     assert count_flops(graph) == 2 * 10 * 2 * 2 * gates * 7 * (5 + 7)
 
 
+def test_recurrent_layers_that_can_be_read_count_the_same(graph):
+    x, state = graph.add_input(tensor(10, 2, 5)), graph.add_input(tensor(2, 2, 7))
+    graph.append("lstm", x, weight(2, 28, 5), weight(2, 28, 7), hidden=7, direction="bidirectional")
+    assert count_flops(graph) == 2 * 10 * 2 * 2 * 4 * 7 * (5 + 7)
+    one = [weight(28, 5), weight(28, 7), weight(28), weight(28)]
+    graph.append("lstm_layer", x, state, state, *one, *one, bidirectional=True)
+    assert count_flops(graph) == 2 * 2 * 10 * 2 * 2 * 4 * 7 * (5 + 7)
+
+
 def body(size: int) -> ScratchGraph:
     inner = ScratchGraph()
     x = inner.add_input(tensor(size, size))

@@ -7,6 +7,7 @@ from itertools import takewhile
 from typing import Any
 
 from graphopt.axes.analysis import Axes, Dims, Kept, NoRule, rule
+from graphopt.axes.rules.products import count_literal
 from graphopt.axes.terms import Term
 from graphopt.ir.graph import Call
 
@@ -93,9 +94,9 @@ def fill(axes: Axes, call: Call) -> Sequence[Dims]:
 @rule("tile")
 def tile(axes: Axes, call: Call) -> Sequence[Dims]:
     """Repeating the whole is an outer factor; its size is written in the call."""
-    x = axes.dims(call.operands[0])
-    pairs = zip(call.fields["repeats"], x, strict=True)
-    return [tuple((*axes.space.term(n, "it is repeated"), *t) for n, t in pairs)]
+    x, repeats = axes.dims(call.operands[0]), axes.fresh(call.fields["repeats"])
+    axes.literals[call.node]["repeats"] = lambda kept: tuple(kept.count(t) for t in repeats)
+    return [tuple((*n, *t) for n, t in zip(repeats, x, strict=True))]
 
 
 @rule("concat")
@@ -125,9 +126,9 @@ def stack(axes: Axes, call: Call) -> Sequence[Dims]:
 def repeat_interleave(axes: Axes, call: Call) -> Sequence[Dims]:
     """Repeating each element in its place is an inner factor; its size is written in the call."""
     x = axes.dims(call.operands[0])
-    axis = call.fields["axis"] % len(x)
-    repeated = (*x[axis], *axes.space.term(call.fields["repeats"], "it is repeated"))
-    return [(*x[:axis], repeated, *x[axis + 1 :])]
+    axis, repeats = call.fields["axis"] % len(x), axes.space.term(call.fields["repeats"])
+    count_literal(axes, call, "repeats", repeats)
+    return [(*x[:axis], (*x[axis], *repeats), *x[axis + 1 :])]
 
 
 @rule("roll")
@@ -162,6 +163,8 @@ def slice_(axes: Axes, call: Call) -> Sequence[Dims]:
             sizes = (taken.start, len(taken), size - taken.stop)  # type: ignore[operator]
             moved[i] = axes.space.cut(found[axis], sizes)
             found[axis] = moved[i][1]
+        elif taken is not None and not taken and start >= 0:
+            found[axis] = axes.space.term(0)  # nothing is taken, however short the axis gets
         elif not _is_whole(taken, size, start, end, step):
             axes.space.freeze(found[axis], "elements of it are picked")
             found[axis] = axes.space.term(axes.result(call)[axis], "elements of it are picked")

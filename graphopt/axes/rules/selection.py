@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphopt.axes.analysis import Axes, Dims, rule
+from graphopt.axes.analysis import Axes, Dims, NoRule, rule
+from graphopt.axes.terms import Term
 from graphopt.ir.graph import Call, Value
 
 PICKED = "elements of it are picked by number"
@@ -16,6 +17,72 @@ def gather(axes: Axes, call: Call) -> Sequence[Dims]:
     axis = call.fields["axis"] % len(x)
     axes.freeze([x[axis]], PICKED)
     return [(*x[:axis], *indices, *x[axis + 1 :])]
+
+
+@rule("gather_nd")
+def gather_nd(axes: Axes, call: Call) -> Sequence[Dims]:
+    """The last dimension of the indices are places in as many dimensions, after those that go together."""
+    x, (*outer, row) = axes.dims(call.operands[0]), axes.dims(call.operands[1])
+    together = call.fields["batch_dims"]
+    picked = together + _rows(axes, row)
+    for a, b in zip(x[:together], outer[:together], strict=True):
+        axes.unify(a, b)
+    axes.freeze([*x[together:picked], row], PICKED)
+    return [(*outer, *x[picked:])]
+
+
+def _rows(axes: Axes, row: Term) -> int:
+    size = axes.space.size(row)
+    if not isinstance(size, int):
+        raise NoRule("it is not known how many dimensions are picked from")
+    return size
+
+
+@rule("scatter_nd")
+def scatter_nd(axes: Axes, call: Call) -> Sequence[Dims]:
+    x, (*outer, row), updates = (axes.dims(o) for o in call.operands)
+    picked = _rows(axes, row)
+    axes.freeze([*x[:picked], row], PICKED)
+    for a, b in zip((*outer, *x[picked:]), updates, strict=True):
+        axes.unify(a, b)
+    return [x]
+
+
+@rule("gather_elements")
+def gather_elements(axes: Axes, call: Call) -> Sequence[Dims]:
+    x, indices = axes.dims(call.operands[0]), axes.dims(call.operands[1])
+    _along(axes, call, x, indices)
+    return [indices]
+
+
+@rule("scatter_elements")
+def scatter_elements(axes: Axes, call: Call) -> Sequence[Dims]:
+    x, indices, updates = (axes.dims(o) for o in call.operands)
+    for a, b in zip(indices, updates, strict=True):
+        axes.unify(a, b)
+    _along(axes, call, x, indices)
+    return [x]
+
+
+def _along(axes: Axes, call: Call, x: Dims, indices: Dims) -> None:
+    """Places are picked along one axis; others go together, from the first on if the indices are fewer."""
+    axis = call.fields["axis"] % len(x)
+    for i, (a, b) in enumerate(zip(x, indices, strict=True)):
+        if i == axis:
+            axes.freeze([a], PICKED)
+        elif axes.space.size(a) == axes.space.size(b) is not None:
+            axes.unify(a, b)
+        else:
+            axes.freeze([a, b], PICKED)
+
+
+@rule("one_hot")
+def one_hot(axes: Axes, call: Call) -> Sequence[Dims]:
+    indices = axes.dims(call.operands[0])
+    axis = call.fields["axis"] % (len(indices) + 1)
+    depth = axes.space.term(axes.result(call)[axis], PICKED)
+    axes.freeze(axes.dims(call.operands[2]), "it is one number and another")
+    return [(*indices[:axis], depth, *indices[axis:])]
 
 
 @rule("topk")

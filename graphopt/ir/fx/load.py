@@ -103,6 +103,7 @@ def _functional(program: Any) -> Any:
     """`program` without mutation, as a copy. Raises UnsupportedError if some is left."""
     from graphopt.ir.fx.normalise import free_layout, hoist_assertions, invert_by_sorting, unbind_by_selection
     from graphopt.ir.fx.schema import mutating_operators, refuse_mutation
+    from graphopt.ir.fx.unstack import unstack_lstm
 
     try:
         functional = program.run_decompositions({})
@@ -114,6 +115,7 @@ def _functional(program: Any) -> Any:
         free_layout(graph)
         unbind_by_selection(graph)
         invert_by_sorting(graph)
+        unstack_lstm(graph)
     hoist_assertions(functional)
     return functional
 

@@ -6,11 +6,13 @@ from graphopt.ir.fx import (
     read_indexing,
     read_layout,
     read_linear,
+    read_recurrent,
     read_reduction,
     write_convolution,
     write_elementwise,
     write_layout,
     write_linear,
+    write_recurrent,
 )
 from graphopt.ir.fx.read import KEYS, READERS, Target
 from graphopt.ir.fx.write import WRITERS
@@ -25,9 +27,11 @@ __all__ = [
     "read_indexing",
     "read_layout",
     "read_linear",
+    "read_recurrent",
     "read_reduction",
     "write_convolution",
     "write_elementwise",
     "write_layout",
     "write_linear",
+    "write_recurrent",
 ]

@@ -11,6 +11,7 @@ from graphopt.ir.onnx import (
     read_layout,
     read_linear,
     read_normalization,
+    read_recurrent,
 )
 from graphopt.ir.onnx.reading import AnyReader
 
@@ -21,5 +22,6 @@ READERS: Mapping[tuple[str, str], AnyReader] = {
     **read_normalization.READERS,
     **read_layout.READERS,
     **read_indexing.READERS,
+    **read_recurrent.READERS,
 }
 """Reader by (domain, op type); the domain of ONNX itself is empty."""

@@ -48,7 +48,7 @@ def _set_constant(shared: Shared, node: ir.Node, attributes: Sequence[ir.Attr]) 
 def retype(region: OnnxGraph, node: ir.Node, types: Sequence[TensorType | None]) -> Undo:
     """Let what is declared, given and inferred of the outputs of `node` be `types`."""
     journal = Journal(region.shared.names)
-    for value, type_ in zip(node.outputs, types, strict=True):
+    for value, type_ in zip(node.outputs, types, strict=False):  # a node may lack its last results
         if type_ is not None and value.name:
             _declare(region, value, type_, journal)
     return journal.undo

@@ -15,6 +15,7 @@ from graphopt.ir.onnx import (
     write_layout,
     write_linear,
     write_normalization,
+    write_recurrent,
 )
 from graphopt.ir.onnx.drafting import Draft, Fields, Slot, SlotType, Writer
 
@@ -25,6 +26,7 @@ WRITERS: Mapping[str, Writer] = {
     **write_normalization.WRITERS,
     **write_layout.WRITERS,
     **write_indexing.WRITERS,
+    **write_recurrent.WRITERS,
 }
 """Writer by op of the vocabulary."""
 

@@ -9,6 +9,7 @@ from graphopt.ir.ops import (
     linear,
     normalization,
     quantization,
+    recurrent,
     reduction,
 )
 from graphopt.ir.ops.spec import OPS, REQUIRED, Fill, Op, op
@@ -26,5 +27,6 @@ __all__ = [
     "normalization",
     "op",
     "quantization",
+    "recurrent",
     "reduction",
 ]

@@ -33,6 +33,7 @@ def whole(*shape: int, high: int = 5) -> torch.Tensor:
 X, Y, ROW = rand(3, 4), rand(3, 4) + 0.1, rand(4)
 IMAGE, BATCH = rand(2, 4, 9, 8), rand(2, 4, 6, 6)
 TRUTH = X > 0
+LSTM = (rand(2, 4, 3), rand(1, 2, 5), rand(1, 2, 5), rand(20, 3), rand(20, 5), rand(20), rand(20))
 CHANNELS = (positive(4), rand(4), rand(4), positive(4))
 
 CASES: dict[str, Case] = {
@@ -264,6 +265,11 @@ CASES: dict[str, Case] = {
         False,
     ),
     "topk_smallest": Case("topk", lambda x: x.topk(2, 0, largest=False), (X,)),
+    "lstm": Case("lstm_layer", lambda *t: torch.lstm(t[0], t[1:3], t[3:], True, 1, 0.0, False, False, True), LSTM),
+    "lstm_both_ways": Case(
+        "lstm_layer", lambda *t: torch.lstm(t[0], t[1:3], t[3:], False, 1, 0.0, False, True, False),
+        (rand(4, 2, 3), rand(2, 2, 5), rand(2, 2, 5), *[rand(20, 3), rand(20, 5)] * 2),
+    ),
     "embedding": Case("gather", lambda w, i: F.embedding(i, w), (rand(7, 3), whole(2, 4))),
     "index_select": Case("gather", lambda x, i: x.index_select(1, i), (IMAGE, whole(3, high=4))),
     "select": Case("gather", lambda x: x.select(1, -2), (IMAGE,)),

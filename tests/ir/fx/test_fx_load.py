@@ -218,3 +218,34 @@ def test_every_node_is_read_or_has_a_reason() -> None:
         call = graph.call(node)
         assert call or (isinstance(call, Unreadable) and call.reason)
         assert not call or call.op == graph.key(node)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"bidirectional": True, "batch_first": True}, {"bias": False}])
+def test_a_stack_of_recurrent_layers_is_one_after_the_other_and_computes_the_same_bits(
+    settings: dict[str, bool], given: bool
+) -> None:
+    class Stack(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = torch.nn.LSTM(5, 7, num_layers=3, dropout=0.5, **settings)
+
+        def forward(self, x, state):
+            return self.rnn(x, state if given else None)
+
+    module = Stack().eval()
+    batch = 4 if module.rnn.batch_first else 6
+    layers = 6 if module.rnn.bidirectional else 3
+    inputs = (torch.randn(4, 6, 5), (torch.randn(layers, batch, 7), torch.randn(layers, batch, 7)))
+    model = load_torch(module, (inputs, {}))
+    assert [model.main.key(n) for n in model.main.nodes()].count("lstm_layer") == 3
+    expected, got = (torch.utils._pytree.tree_leaves(m(*inputs)) for m in (module, model.export()))
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True)) and len(got) == 3
+    model.program().module()
+
+
+def test_recurrent_layers_between_which_numbers_are_dropped_stay_one_node() -> None:
+    module = torch.nn.LSTM(5, 7, num_layers=2, dropout=0.5)
+    graph = load_torch(module, (torch.randn(4, 6, 5),)).main
+    (node,) = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.lstm.input)
+    assert graph.call(node).reason == "several layers"

@@ -328,4 +328,15 @@ INDEXING = [
          {"axis": 1, "dtype": "int8"}, {"axis": -2}, name="axis"),
 ]  # fmt: skip
 
-CASES = ELEMENTWISE + LINEAR + CONVOLUTION + NORMALIZATION + LAYOUT + INDEXING
+STEPS = [real(4, 2, 3), weight(2, 20, 3), weight(2, 20, 5)]
+RECURRENT = [
+    Case("LSTM", [real(4, 2, 3), weight(1, 20, 3), weight(1, 20, 5)], "lstm", {"hidden": 5, "direction": "forward"},
+         {"hidden_size": 5}, operands=[0, 1, 2, None, None, None], outputs=3),
+    Case("LSTM", [*STEPS, weight(2, 40), None, real(2, 2, 5), real(2, 2, 5)], "lstm",
+         {"hidden": 5, "direction": "bidirectional"}, {
+             "hidden_size": 5, "direction": "bidirectional", "layout": 0, "input_forget": 0,
+             "activations": ["Sigmoid", "Tanh", "Tanh"] * 2,
+         }, operands=[0, 1, 2, 3, 5, 6], outputs=3, opset=14, name="bidirectional"),
+]  # fmt: skip
+
+CASES = ELEMENTWISE + LINEAR + CONVOLUTION + NORMALIZATION + LAYOUT + INDEXING + RECURRENT

@@ -60,6 +60,7 @@ def test_read_fields_and_operands_are_those_of_the_vocabulary(case: Case):
         assert len(call.operands) <= len(entry.operands)
 
 
+LAYER = [real(5, 1, 2), weight(1, 12, 2), weight(1, 12, 3)]
 REFUSED = [
     (Case("Conv", [IMAGE, weight(6, 4, 1, 1)], "", attributes={"unknown": 1}),
          "attribute unknown is not understood"),
@@ -96,8 +97,14 @@ REFUSED = [
     (Case("FusedMatMul", [real(3, 4), weight(5, 4)], "", domain="com.microsoft", attributes={"transB": 1}),
          "transB"),
     (Case("FastGelu", [X, weight(4)], "", domain="com.microsoft"), "bias"),
-    (Case("LSTM", [real(5, 1, 2), weight(1, 12, 2), weight(1, 12, 3)], "", attributes={"hidden_size": 3}),
+    (Case("GRU", [real(5, 1, 2), weight(1, 9, 2), weight(1, 9, 3)], "", attributes={"hidden_size": 3}),
      "not in the vocabulary"),
+    (Case("LSTM", LAYER, "", attributes={"hidden_size": 3, "layout": 1}), "attribute layout is 1"),
+    (Case("LSTM", LAYER, "", attributes={"hidden_size": 3, "clip": 1.0}), "attribute clip is not understood"),
+    (Case("LSTM", LAYER, "", attributes={"hidden_size": 3, "activations": ["Relu", "Tanh", "Tanh"]}), "activations"),
+    (Case("LSTM", LAYER, "", opset=1, attributes={"hidden_size": 3}), "before opset 7"),
+    (Case("LSTM", [*LAYER, None, np.asarray([5], np.int32)], "", attributes={"hidden_size": 3}), "operand 4"),
+    (Case("LSTM", [*LAYER, *[None] * 4, weight(1, 9)], "", attributes={"hidden_size": 3}), "operand 7"),
     (Case("ReduceSum", [X], "", opset=13, attributes={"noop_with_empty_axes": 1}), "reduces no axis"),
     (Case("Attention", [real(1, 2, 5, 4)] * 3, "", opset=23, attributes={"softcap": 1.0}), "softcap"),
     (Case("Attention", [real(1, 5, 8)] * 3, "", opset=23, attributes={"q_num_heads": 2,

@@ -14,6 +14,7 @@ import test_indexing_meanings
 import test_layout_meanings
 import test_linear_meanings
 import test_normalization_meanings
+import test_recurrent_meanings
 import test_reduction_meanings
 import test_spatial_meanings
 
@@ -25,6 +26,7 @@ FAMILIES = (
     test_layout_meanings,
     test_linear_meanings,
     test_normalization_meanings,
+    test_recurrent_meanings,
     test_reduction_meanings,
     test_spatial_meanings,
 )
@@ -106,6 +108,10 @@ def test_fields_have_the_defaults_that_graphs_leave_unsaid() -> None:
         ("attention", "causal"): False,
         ("attention", "gqa"): False,
         ("batch_norm", "training"): False,
+        ("lstm", "direction"): "forward",
+        ("lstm_layer", "biases"): True,
+        ("lstm_layer", "bidirectional"): False,
+        ("lstm_layer", "batch_first"): False,
         ("cumsum", "exclusive"): False,
         ("cumsum", "reverse"): False,
         ("cumsum", "dtype"): None,
@@ -141,6 +147,7 @@ def test_operands_that_may_be_absent_are_declared() -> None:
         "layer_norm": {"scale", "shift"},
         "rms_norm": {"scale"},
         "group_norm": {"scale", "shift"},
+        "lstm": {"b", "h", "c"},
         "reshape": {"target"},
         "expand": {"target"},
         "fill": {"target"},
@@ -148,7 +155,7 @@ def test_operands_that_may_be_absent_are_declared() -> None:
         "dequantize": {"zero"},
         "quantize": {"zero"},
     }
-    assert {name for name, op in OPS.items() if op.variadic} == {"concat", "einsum", "stack"}
+    assert {name for name, op in OPS.items() if op.variadic} == {"concat", "einsum", "lstm_layer", "stack"}
 
 
 def test_exactly_the_symmetric_ops_are_commutative() -> None:
@@ -159,9 +166,9 @@ def test_exactly_the_symmetric_ops_are_commutative() -> None:
 
 
 def test_numbers_of_outputs_are_declared() -> None:
-    assert OPS["topk"].outputs == OPS["sort"].outputs == 2
-    assert OPS["split"].outputs is None
-    assert {op.outputs for name, op in OPS.items() if name not in ("topk", "sort", "split")} == {1}
+    assert {name: op.outputs for name, op in OPS.items() if op.outputs != 1} == {
+        "topk": 2, "sort": 2, "split": None, "lstm": 3, "lstm_layer": 3,
+    }  # fmt: skip
 
 
 def test_the_vocabulary_needs_neither_torch_nor_onnxruntime() -> None:

@@ -1,0 +1,23 @@
+"""Reader of recurrent layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from graphopt.ir.onnx.reading import CannotRead, Reader, Reading, Said
+
+_FUNCTIONS = ("Sigmoid", "Tanh", "Tanh")
+
+
+def lstm(n: Reading) -> Said:
+    """Without lengths of its own for each sample (operand 4) and without peepholes (7)."""
+    if n.opset < 7:
+        raise CannotRead("an LSTM before opset 7")
+    n.only("activations", _FUNCTIONS, 2 * _FUNCTIONS)
+    n.only("input_forget", 0)
+    n.only("layout", 0)
+    fields = {"hidden": n.attr_int("hidden_size"), "direction": n.attr_string("direction", "forward")}
+    return (n.operand(0), n.operand(1), n.operand(2), n.optional(3), n.optional(5), n.optional(6)), fields
+
+
+READERS: Mapping[tuple[str, str], Reader] = {("", "LSTM"): Reader("lstm", lstm, outputs=3)}

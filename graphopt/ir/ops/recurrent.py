@@ -1,0 +1,91 @@
+"""Layers that carry a state from step to step: long short-term memory (Hochreiter & Schmidhuber 1997).
+
+c' = sigmoid(forget) * c + sigmoid(input) * tanh(cell), h' = sigmoid(output) * tanh(c'), where the four gates are what
+one matrix makes of x and another of h. Storages keep the matrices in two ways, each of which is an op.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphopt.ir.ops.domain import Domain, Tensor
+from graphopt.ir.ops.elementwise import sigmoid
+from graphopt.ir.ops.spec import op
+
+
+@op(outputs=3)
+def lstm(
+    d: Domain,
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None = None,
+    h: Tensor | None = None,
+    c: Tensor | None = None,
+    *,
+    hidden: int,
+    direction: str = "forward",
+) -> tuple[Tensor, ...]:
+    """y[T,D,B,H] of x[T,B,I], and the last h and c[D,B,H], for w[D,4H,I], r[D,4H,H] and b[D,8H], that of w first.
+
+    The gates stand in the order input, output, forget, cell. direction: "forward", "reverse", or "bidirectional" for
+    D = 2. h and c start at 0 if they are absent.
+    """
+    backwards = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[direction]
+    if r.shape != (len(backwards), 4 * hidden, hidden):
+        raise ValueError(f"lstm: r{r.shape} for {len(backwards)} directions of {hidden} units")
+    zeros = d.full((x.shape[1], hidden), 0.0, "float32")
+    found = []
+    for i, turned in enumerate(backwards):
+        start = (zeros if h is None else h[i], zeros if c is None else c[i])
+        bias = d.number(0.0) if b is None else b[i, : 4 * hidden] + b[i, 4 * hidden :]
+        found.append(_run(d, x, w[i], r[i], bias, start, "iofc", turned))
+    return np.stack([y for y, _, _ in found], 1), np.stack([h for _, h, _ in found]), np.stack([c for _, _, c in found])
+
+
+@op(outputs=3)
+def lstm_layer(
+    d: Domain,
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    *weights: Tensor,
+    biases: bool = True,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+) -> tuple[Tensor, ...]:
+    """y[T,B,D*H] of x[T,B,I], and the last h and c[D,B,H]; x and y are [B,T,...] if batch_first.
+
+    weights are, for each direction, [4H,I] for x, [4H,H] for h and, if biases, [4H] for both. The gates stand in the
+    order input, forget, cell, output.
+    """
+    directions = 2 if bidirectional else 1
+    each = 4 if biases else 2
+    if len(weights) != directions * each:
+        raise ValueError(f"lstm_layer: {len(weights)} weights for {directions} directions")
+    steps = np.swapaxes(x, 0, 1) if batch_first else x
+    found = []
+    for i in range(directions):
+        w, r, *own = weights[i * each : (i + 1) * each]
+        bias = own[0] + own[1] if biases else d.number(0.0)
+        found.append(_run(d, steps, w, r, bias, (h[i], c[i]), "ifco", i == 1))
+    y = np.concatenate([y for y, _, _ in found], 2)
+    last = (np.stack([h for _, h, _ in found]), np.stack([c for _, _, c in found]))
+    return (np.swapaxes(y, 0, 1) if batch_first else y, *last)
+
+
+def _run(
+    d: Domain, x: Tensor, w: Tensor, r: Tensor, bias: Tensor, start: tuple[Tensor, Tensor], order: str, backwards: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One direction: h at every step, and the last h and c."""
+    h, c = start
+    given = d.matmul(x, np.transpose(w)) + bias
+    steps = range(len(x))
+    found = {}
+    for t in reversed(steps) if backwards else steps:
+        gates = np.split(given[t] + d.matmul(h, np.transpose(r)), 4, axis=1)
+        i, f, g, o = (gates[order.index(name)] for name in "ifco")
+        c = sigmoid(d, f) * c + sigmoid(d, i) * d.tanh(g)
+        h = sigmoid(d, o) * d.tanh(c)
+        found[t] = h
+    return np.stack([found[t] for t in steps]), h, c
