@@ -25,16 +25,26 @@ class LowerMoe(GraphPass):
     contract: ClassVar[str] = "Rounding: at most 8 times the rounding error of the original, per application"
 
     def run(self, context: Context) -> None:
+        for step in (self._prepare, self._lower, self._follow):
+            kept = context.ledger.kept
+            step(context)
+            if context.ledger.kept > kept:
+                context.model.refresh()
+
+    @staticmethod
+    def _prepare(context: Context) -> None:
         context.run_rules(PREPARING)
-        context.model.refresh()
+
+    def _lower(self, context: Context) -> None:
         for graph in context.model.regions():
             if graph.storage == "fx":
                 self._unsort(context, graph)
             else:
                 self._split(context, graph)
-        context.model.refresh()
+
+    @staticmethod
+    def _follow(context: Context) -> None:
         context.run_rules(FOLLOWING)
-        context.model.refresh()
 
     @staticmethod
     def _unsort(context: Context, graph: Graph) -> None:
