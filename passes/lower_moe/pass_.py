@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.graph import Graph
 from graphopt.passes.lower_moe.experts import write_experts
@@ -15,6 +15,9 @@ from graphopt.rewrite.contract import Rounding
 
 if TYPE_CHECKING:
     from graphopt.pipeline.context import Context
+
+SPLITS_BY_ROWS = 13
+"""The first opset in which Split takes sizes that are computed."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,15 @@ class LowerMoe(GraphPass):
             )
 
     @staticmethod
-    def _split(context: Context, graph: Graph) -> None:
+    def _split(context: Context, graph: Any) -> None:
         for found in list(picked_rows(graph)):
             if not isinstance(found, Picked):
                 call, reason = found
                 context.notes.append(f"{graph.node_name(call.node)} left alone: {reason}")
+                continue
+            if graph.opset < SPLITS_BY_ROWS:
+                reason = f"a Split whose sizes are computed needs opset {SPLITS_BY_ROWS}, the model has {graph.opset}"
+                context.notes.append(f"{graph.node_name(found.nodes[0])} left alone: {reason}")
                 continue
             context.editor(graph).apply(
                 "picked-experts", Rounding(), found.nodes, lambda journal, f=found: write_experts(f, journal)
