@@ -59,6 +59,22 @@ def picked_rows(graph: Graph) -> Iterator[Picked | tuple[Call, str]]:
             yield _region(graph, ids, calls, stacks)
         except NotPicked as error:
             yield calls[0], str(error)
+    yield from _overlooked(graph)
+
+
+def _overlooked(graph: Graph) -> Iterator[tuple[Call, str]]:
+    """Matrices that are picked and multiplied in a way that is not known here, and what is in the way."""
+    for node in graph.nodes():
+        call = graph.call(node) if graph.key(node) == "gather" else None
+        if not isinstance(call, Call) or call.fields["axis"] != 0 or isinstance(call.operands[1], Literal):
+            continue
+        table, ids = graph.type(call.operands[0]), graph.type(call.operands[1])
+        if table is None or table.rank != 3 or all(graph.key(u) != "matmul" for u in graph.users(call.outputs[0])):
+            continue
+        if ids is None or ids.rank != 1:
+            yield call, f"{graph.name(call.operands[1])} is not certain to have one axis"
+        elif stack_of(graph, call.operands[0]) is None:
+            yield call, f"{graph.name(call.operands[0])} is not constant"
 
 
 def _picks(graph: Graph) -> dict[Value, list[tuple[Call, Stack]]]:

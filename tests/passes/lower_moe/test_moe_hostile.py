@@ -212,3 +212,151 @@ def test_softmax_over_the_rows_in_between_is_computed_over_all_rows() -> None:
     nodes = [*PICKS, FIRST, Node("Softmax", ["h"], ["r"], axis=0), SECOND]
     result = lowered(model(nodes), FEEDS)
     assert is_lowered(result) or reasons(result)
+
+
+# ---- what else reads the weights, the ids or the rows -----------------------------------------------------------
+
+
+def test_weights_and_ids_that_something_else_reads_stay_for_it() -> None:
+    more = [Node("ReduceSum", ["w1"], ["total"], keepdims=0), Node("Cast", ["ids"], ["c"], to=FLOAT)]
+    outputs = [Y, ("total", FLOAT, []), ("c", FLOAT, ["S"])]
+    assert is_lowered(lowered(model([*PLAIN, *more], outputs=outputs), FEEDS))
+
+
+def test_weights_that_are_an_output_stay_one() -> None:
+    result = lowered(model(PLAIN, outputs=[Y, ("w1", FLOAT, [EXPERTS, WIDE, WIDE])]), FEEDS)
+    assert is_lowered(result) or reasons(result)
+
+
+@pytest.mark.parametrize("default", [False, True], ids=["input", "input with a default"])
+def test_weights_that_the_caller_gives_are_left(default: bool) -> None:
+    constants = {k: v for k, v in STACKS.items() if default or k != "w1"}
+    proto = model(PLAIN, [X, ROWS, ("w1", FLOAT, [EXPERTS, WIDE, WIDE])], constants=constants)
+    result = lowered(proto, [{**FEED, "w1": random(EXPERTS, WIDE, WIDE, seed=9)}])
+    assert any("w1" in node.input for node in result.model.graph.node) and "w1 is not constant" in reasons(result)
+
+
+def test_ids_with_an_axis_for_each_choice_are_left_with_the_reason() -> None:
+    nodes = [PICKS[0], Node("MatMul", ["x", "p1"], ["y"])]
+    proto = model(nodes, [("x", FLOAT, ["T", 1, 1, WIDE]), ("ids", INT64, ["T", 2])], [("y", FLOAT, ["T", 2, 1, WIDE])])
+    result = lowered(proto, [{"x": random(3, 1, 1, WIDE), "ids": IDS.reshape(3, 2)}])
+    assert not is_lowered(result) and "one axis" in reasons(result)
+
+
+def test_ids_whose_number_is_not_known_are_left_with_the_reason() -> None:
+    found = [Node("NonZero", ["flags"], ["n"]), Node("Squeeze", ["n", "first"], ["ids"])]
+    inputs = [X, ("flags", TensorProto.BOOL, [EXPERTS])]
+    result = lowered(model([*found, *PLAIN], inputs), [{"x": FEED["x"][:2], "flags": np.array([1, 0, 1, 0], bool)}])
+    assert not is_lowered(result) and "certain" in reasons(result)
+
+
+def test_weights_of_different_numbers_of_experts_are_left_with_the_reason() -> None:
+    result = lowered(model(PLAIN, constants={**STACKS, "w2": random(EXPERTS + 1, WIDE, OUT)}), FEEDS[:3])
+    assert not is_lowered(result) and "numbers of experts" in reasons(result)
+
+
+# ---- more layers, more places -----------------------------------------------------------------------------------
+
+AGAIN = [
+    Node("ReduceMean", ["y"], ["mean"], axes=[0], keepdims=1), Node("Sub", ["y", "mean"], ["centred"]),
+    Node("Gather", ["w3", "ids2"], ["p3"], axis=0), Node("MatMul", ["centred", "p3"], ["z"]),
+]  # fmt: skip
+"""A second layer on rows that the first has mixed."""
+Z = ("z", FLOAT, ["S", 1, WIDE])
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own router", "shared router"])
+def test_two_layers_are_each_lowered_or_left(shared: bool) -> None:
+    router = [Node("Identity" if shared else "Neg", ["ids"], ["ids2"])]
+    proto = model([*router, *PLAIN, *AGAIN], outputs=[Z], constants={**STACKS, "w3": random(EXPERTS, OUT, WIDE)}, opset=13)
+    result = lowered(proto, [FEEDS[0], FEEDS[2]])
+    assert len(result.report.kept) == 2 or (shared and reasons(result))
+
+
+def test_two_layers_that_read_the_same_ids_are_lowered_or_left() -> None:
+    again = [*AGAIN[:2], Node("Gather", ["w3", "ids"], ["p3"], axis=0), AGAIN[3]]
+    proto = model([*PLAIN, *again], outputs=[Z], constants={**STACKS, "w3": random(EXPERTS, OUT, WIDE)}, opset=13)
+    result = lowered(proto, [FEEDS[0], FEEDS[2]])
+    assert is_lowered(result) or reasons(result)
+
+
+def test_experts_in_a_branch_are_computed_in_the_branch() -> None:
+    branch = helper.make_graph(PLAIN, "then", [], [helper.make_tensor_value_info(*Y)])
+    zeros = [Node("MatMul", ["x", "m"], ["mm"]), Node("Neg", ["mm"], ["other"])]
+    other = helper.make_graph(zeros, "else", [], [helper.make_tensor_value_info("other", FLOAT, ["S", 1, OUT])])
+    proto = model(
+        [Node("If", ["flag"], ["result"], then_branch=branch, else_branch=other)],
+        [("flag", TensorProto.BOOL, []), X, ROWS], [("result", FLOAT, ["S", 1, OUT])],
+    )  # fmt: skip
+    result = lowered(proto, [{**FEED, "flag": np.array(flag)} for flag in (True, False)])
+    assert is_lowered(result) or reasons(result)
+
+
+# ---- odd experts -------------------------------------------------------------------------------------------------
+
+HALVES = np.array([WIDE // 2, WIDE // 2])
+ODD: dict[str, list[Any]] = {
+    "weights divided after they are picked": [
+        PICKS[0], Node("Split", ["p1", "halves"], ["left", "right"], axis=2), Node("MatMul", ["x", "left"], ["l"]),
+        Node("MatMul", ["x", "right"], ["r"]), Node("Concat", ["r", "l"], ["y"], axis=2),
+    ],
+    "weights transposed after they are picked": [
+        PICKS[0], Node("Transpose", ["p1"], ["t"], perm=[0, 2, 1]), Node("MatMul", ["x", "t"], ["y"]),
+    ],
+    "product of two weights": [
+        PICKS[0], Node("MatMul", ["p1", "p1"], ["pp"]), Node("MatMul", ["x", "pp"], ["y"]),
+    ],
+    "softmax and layer norm of a row": [
+        PICKS[0], FIRST, Node("Softmax", ["h"], ["s"], axis=-1), Node("LayerNormalization", ["s", "scale"], ["n"]),
+        Node("Gather", ["w1", "ids"], ["q"], axis=0), Node("MatMul", ["n", "q"], ["y"]),
+    ],
+    "row cut and joined": [
+        PICKS[0], FIRST, Node("Reshape", ["h", "heads"], ["hh"]), Node("Softmax", ["hh"], ["s"], axis=1),
+        Node("Reshape", ["s", "joined"], ["n"]), Node("MatMul", ["n", "p1"], ["y"]),
+    ],
+    "bias of an expert": [
+        PICKS[0], VECTOR, Node("Unsqueeze", ["v", "second"], ["vv"]), FIRST, Node("Add", ["h", "vv"], ["y"]),
+    ],
+    "weight scaled by the row": [
+        PICKS[0], Node("Mul", ["p1", "x"], ["scaled"]), Node("MatMul", ["x", "scaled"], ["y"]),
+    ],
+    "number of the row": [
+        PICKS[0], FIRST, Node("CumSum", ["h", "zero"], ["c"]), Node("MatMul", ["c", "p1"], ["y"]),
+    ],
+    "rows backwards": [
+        PICKS[0], FIRST, Node("Slice", ["h", "last", "far", "first", "back"], ["c"]), Node("MatMul", ["c", "p1"], ["y"]),
+    ],
+}  # fmt: skip
+EXTRA = {
+    "halves": HALVES, "scale": random(WIDE, seed=7), "heads": np.array([-1, 2, WIDE // 2]),
+    "joined": np.array([-1, 1, WIDE]), "zero": np.array(0), "last": np.array([-1]), "far": np.array([-(10**6)]),
+    "back": np.array([-1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("nodes", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("experts", [EXPERTS, 1])
+def test_odd_experts_are_right_or_left(nodes: list[Any], experts: int) -> None:
+    stacks = {k: v[:experts] if k in ("w1", "w2", "b") else v for k, v in STACKS.items()}
+    proto = model(nodes, outputs=[("y", FLOAT, X[2])], constants={**stacks, **EXTRA}, opset=17)
+    feeds = [{**f, "ids": f["ids"] % experts} for f in FEEDS]
+    result = lowered(proto, feeds[:1] + feeds[2:] if "Reshape" in str(nodes) else feeds)
+    assert is_lowered(result) or reasons(result)
+
+
+def test_one_row_of_a_static_model_is_the_row_of_its_expert() -> None:
+    inputs = [("x", FLOAT, [1, 1, WIDE]), ("ids", INT64, [1])]
+    feeds = [{"x": FEED["x"][:1], "ids": np.array([expert])} for expert in range(EXPERTS)]
+    assert is_lowered(lowered(model(PLAIN, inputs, [("y", FLOAT, [1, 1, OUT])]), feeds))
+
+
+def test_a_single_row_that_is_repeated_to_many_is_not_taken_for_as_many_rows() -> None:
+    """Expanding makes n rows out of one, and k of each: i // k is no row of what was there."""
+    nodes = [
+        Node("Unsqueeze", ["x", "second"], ["u"]), Node("Expand", ["u", "sizes"], ["e"]),
+        Node("Reshape", ["e", "rows"], ["r"]), Node("Gather", ["r", "ids"], ["g"], axis=0),
+        PICKS[0], Node("Unsqueeze", ["g", "second"], ["gg"]), Node("MatMul", ["gg", "p1"], ["y"]),
+    ]  # fmt: skip
+    constants = {**STACKS, "sizes": np.array([3, 2, WIDE]), "rows": np.array([6, WIDE])}
+    proto = model(nodes, [("x", FLOAT, [1, WIDE]), ROWS], [("y", FLOAT, X[2])], constants=constants)
+    lowered(proto, [{"x": FEED["x"][0], "ids": IDS}])
