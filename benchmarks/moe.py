@@ -1,10 +1,11 @@
-"""A mixture of experts on onnxruntime: every expert on every token, copies of weights, and each expert on its own tokens.
+"""A mixture of experts on onnxruntime: all experts on every token, copies of weights, each expert on its own tokens.
 
     python -m benchmarks.moe [--rounds N] [--experts E ...] [--tokens T ...]
 
 transformers' Mixtral block, 512 features, 2048 hidden, 2 experts a token, random weights. Each way has a process of its
 own; its peak of memory is that of loading and running the saved model. Times are processor time of one thread, medians;
-processes take turns. The copies (transformers' batched_mm as torch exports it) are not run where they take more than 6 GB.
+processes take turns. The copies (transformers' batched_mm as torch exports it) are not run where they take more than
+6 GB.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ def main(
             way, e, t, path = spec.split(":", 3)
             write(way, int(e), int(t), Path(path)) if step == "write" else serve(Path(path), int(t))
             return
-    table = Table(title=f"Mixtral block, {WIDTH} and {HIDDEN} features, {PICKED} experts a token, onnxruntime, 1 thread")
+    table = Table(title=f"Mixtral block, {WIDTH} and {HIDDEN} features, {PICKED} experts a token, 1 thread")
     for title in ("experts", "tokens", *(f"{way} ms" for way in WAYS), "dense / graphopt", "peak MB: dense", "copies",
                   "graphopt", "file MB: dense", "graphopt"):  # fmt: skip
         table.add_column(title, justify="right")

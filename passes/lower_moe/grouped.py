@@ -65,7 +65,7 @@ def sorts_of(graph: Graph) -> Iterator[Call]:
     """Sorts of one axis of integers, in which order of tokens by expert may be meant."""
     for node in graph.nodes():
         call = graph.call(node) if graph.key(node) == "sort" else None
-        if not isinstance(call, Call) or call.fields["descending"] or None in call.outputs:
+        if not isinstance(call, Call) or None in call.outputs:
             continue
         type_ = graph.type(call.operands[0])
         if type_ is not None and type_.rank == 1 and type_.dtype in ("int32", "int64"):
@@ -74,6 +74,8 @@ def sorts_of(graph: Graph) -> Iterator[Call]:
 
 def grouped_by(graph: Graph, sort: Call) -> Grouped:
     """What `sort` sorts for. Raises NotGrouped."""
+    if sort.fields["descending"]:
+        raise NotGrouped("it puts the last expert first")
     found = Grouped(graph, sort)
     started = False
     for node in list(graph.nodes()):

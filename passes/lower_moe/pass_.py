@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.graph import Graph
 from graphopt.passes.lower_moe.experts import write_experts
@@ -16,6 +16,9 @@ from graphopt.rewrite.contract import Rounding
 
 if TYPE_CHECKING:
     from graphopt.pipeline.context import Context
+
+SPLITS_BY_ROWS = 13
+"""The first opset in which Split takes sizes that are computed."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,26 @@ class LowerMoe(GraphPass):
     contract: ClassVar[str] = "Rounding: at most 8 times the rounding error of the original, per application"
 
     def run(self, context: Context) -> None:
+        for step in (self._prepare, self._lower, self._follow):
+            kept = context.ledger.kept
+            step(context)
+            if context.ledger.kept > kept:
+                context.model.refresh()
+
+    @staticmethod
+    def _prepare(context: Context) -> None:
         context.run_rules(PREPARING)
-        context.model.refresh()
+
+    def _lower(self, context: Context) -> None:
         for graph in context.model.regions():
             if graph.storage == "onnx":
                 _split_by_expert(context, graph)
             elif context.target not in (None, "torch"):
                 _unsort(context, graph)
-        context.model.refresh()
+
+    @staticmethod
+    def _follow(context: Context) -> None:
         context.run_rules(FOLLOWING)
-        context.model.refresh()
 
 
 def _unsort(context: Context, graph: Graph) -> None:
@@ -63,15 +76,19 @@ def _unsort(context: Context, graph: Graph) -> None:
         try:
             found = grouped_by(graph, sort)
         except NotGrouped as error:
-            context.notes.append(f"{graph.node_name(sort.node)} is left alone: {error}")
+            context.notes.append(f"{graph.node_name(sort.node)} left alone: {error}")
             continue
         context.editor(graph).apply("grouped-experts", Rounding(), nodes_of(found), partial(write_unsorted, found))
 
 
-def _split_by_expert(context: Context, graph: Graph) -> None:
+def _split_by_expert(context: Context, graph: Any) -> None:
     for found in list(picked_rows(graph)):
-        if isinstance(found, Picked):
-            context.editor(graph).apply("picked-experts", Rounding(), found.nodes, partial(write_experts, found))
+        if not isinstance(found, Picked):
+            call, reason = found
+            context.notes.append(f"{graph.node_name(call.node)} left alone: {reason}")
             continue
-        call, reason = found
-        context.notes.append(f"{graph.node_name(call.node)} is left alone: {reason}")
+        if graph.opset < SPLITS_BY_ROWS:
+            reason = f"a Split whose sizes are computed needs opset {SPLITS_BY_ROWS}, the model has {graph.opset}"
+            context.notes.append(f"{graph.node_name(found.nodes[0])} left alone: {reason}")
+            continue
+        context.editor(graph).apply("picked-experts", Rounding(), found.nodes, partial(write_experts, found))

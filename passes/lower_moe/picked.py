@@ -59,6 +59,22 @@ def picked_rows(graph: Graph) -> Iterator[Picked | tuple[Call, str]]:
             yield _region(graph, ids, calls, stacks)
         except NotPicked as error:
             yield calls[0], str(error)
+    yield from _overlooked(graph)
+
+
+def _overlooked(graph: Graph) -> Iterator[tuple[Call, str]]:
+    """Matrices that are picked and multiplied in a way that is not known here, and what is in the way."""
+    for node in graph.nodes():
+        call = graph.call(node) if graph.key(node) == "gather" else None
+        if not isinstance(call, Call) or call.fields["axis"] != 0 or isinstance(call.operands[1], Literal):
+            continue
+        table, ids = graph.type(call.operands[0]), graph.type(call.operands[1])
+        if table is None or table.rank != 3 or all(graph.key(u) != "matmul" for u in graph.users(call.outputs[0])):
+            continue
+        if ids is None or ids.rank != 1:
+            yield call, f"{graph.name(call.operands[1])} is not certain to have one axis"
+        elif stack_of(graph, call.operands[0]) is None:
+            yield call, f"{graph.name(call.operands[0])} is not constant"
 
 
 def _picks(graph: Graph) -> dict[Value, list[tuple[Call, Stack]]]:
@@ -78,22 +94,46 @@ def _picks(graph: Graph) -> dict[Value, list[tuple[Call, Stack]]]:
 def _region(graph: Graph, ids: Value, picks: list[Call], stacks: dict[Value, Stack]) -> Picked:
     if len({stack.experts for stack in stacks.values()}) != 1:
         raise NotPicked("the weights are of different numbers of experts")
-    reached = _reached(graph, stacks)
+    count = _rows(graph, ids)
+    reached = _reached(graph, stacks, count)
     ends = {c.node for c in reached if any(o in stacks for o in c.operands)}
     calls = _between(graph, reached, ends)
-    calls = _wrapped(graph, calls, stacks)
+    calls = _wrapped(graph, calls, stacks, count)
     inside = {c.node for c in calls}
     made = {o for c in calls for o in c.outputs if o is not None}
     for value in stacks:
         if graph.is_output(value) or any(u not in inside for u in graph.users(value)):
             raise NotPicked(f"{graph.name(value)}, a copy of a weight for each row, is read by something else")
     outputs = [o for c in calls for o in c.outputs if o is not None and _leaves(graph, o, inside)]
-    inputs = dict.fromkeys(o for c in calls for o in _row_operands(graph, c) if o not in made and o not in stacks)
-    count = _rows(graph, ids)
+    rowed = [o for c in calls for o in _row_operands(graph, c, count) if o not in made and o not in stacks]
+    inputs = dict.fromkeys(rowed)
     for value in inputs:
         if count is None or _rows(graph, value) != count:
             raise NotPicked(f"{graph.name(value)} is not certain to have a row for each of {graph.name(ids)}")
+    _require_rows(graph, calls, stacks, set(inputs), outputs)
+    for value in outputs:
+        if any(u in inside for u in graph.users(value)):
+            raise NotPicked(f"{graph.name(value)} is read by the experts and by something else")
     return Picked(graph, ids, stacks, tuple(picks), tuple(calls), tuple(inputs), tuple(outputs))
+
+
+def _require_rows(
+    graph: Graph, calls: list[Call], stacks: dict[Value, Stack], rows: set[Value], outputs: list[Value]
+) -> None:
+    """Raise NotPicked where a weight would have to be repeated, for each row of its expert, in what is written."""
+    for call in calls:
+        values, name = _values(call), graph.node_name(call.node)
+        picked = [stacks[o] for o in values if o in stacks]
+        bare = [o for o in values if o not in rows]
+        if call.op == "matmul" and len(picked) == 1 and (len(bare) > 1 or len(picked[0].shape) != 3):
+            raise NotPicked(f"{name}: no product of a row and the matrix that it picks")
+        if call.op == "concat" and bare:
+            raise NotPicked(f"{name}: rows and weights are joined")
+        if len(bare) < len(values):
+            rows.update(o for o in call.outputs if o is not None)
+    for value in outputs:
+        if value not in rows:
+            raise NotPicked(f"{graph.name(value)} is computed of weights alone")
 
 
 def _rows(graph: Graph, value: Value) -> Dim:
@@ -101,7 +141,7 @@ def _rows(graph: Graph, value: Value) -> Dim:
     return type_.shape[0] if type_ is not None and type_.shape else None
 
 
-def _reached(graph: Graph, stacks: dict[Value, Stack]) -> list[Call]:
+def _reached(graph: Graph, stacks: dict[Value, Stack], count: Dim) -> list[Call]:
     """What is computed row by row of what was picked, in order. Raises NotPicked where rows meet weights otherwise."""
     rows: set[Value] = set(stacks)
     found: list[Call] = []
@@ -109,7 +149,7 @@ def _reached(graph: Graph, stacks: dict[Value, Stack]) -> list[Call]:
         call = graph.call(node)
         if not isinstance(call, Call) or not any(o in rows for o in _values(call)):
             continue
-        reason = mixes_rows(graph, call, {*rows, *_row_operands(graph, call)})
+        reason = mixes_rows(graph, call, {*rows, *_row_operands(graph, call, count)})
         if reason is None:
             found.append(call)
             rows.update(o for o in call.outputs if o is not None)
@@ -122,8 +162,8 @@ def _values(call: Call) -> list[Value]:
     return [o for o in call.operands if o is not None and not isinstance(o, Literal)]
 
 
-def _row_operands(graph: Graph, call: Call) -> list[Value]:
-    """Operands that have a row for each row of the result: of as many axes, and no constants."""
+def _row_operands(graph: Graph, call: Call, count: Dim) -> list[Value]:
+    """Operands that have a row for each of the `count` rows of the result: of as many axes, and no constants."""
     result = graph.type(next(o for o in call.outputs if o is not None))
     rank = None if result is None else result.rank
     rowed = []
@@ -131,7 +171,7 @@ def _row_operands(graph: Graph, call: Call) -> list[Value]:
         type_ = graph.type(operand)
         fits = type_ is not None and bool(type_.shape) and graph.constant(operand) is None
         unary = len(_values(call)) == 1
-        if fits and (unary or (type_.rank == rank and type_.shape[0] != 1)):  # type: ignore[union-attr, index]
+        if fits and (unary or (type_.rank == rank and (count == 1 or type_.shape[0] != 1))):  # type: ignore[union-attr, index]
             rowed.append(operand)
     return rowed
 
@@ -147,13 +187,13 @@ def _between(graph: Graph, reached: list[Call], ends: set[Node]) -> list[Call]:
     return kept[::-1]
 
 
-def _wrapped(graph: Graph, calls: list[Call], stacks: dict[Value, Stack]) -> list[Call]:
+def _wrapped(graph: Graph, calls: list[Call], stacks: dict[Value, Stack], count: Dim) -> list[Call]:
     """With the ops before and behind that only add or drop an axis of size 1."""
     inside = {c.node for c in calls}
     made = dict.fromkeys(o for c in calls for o in c.outputs if o is not None)
     before: dict[Node, Call] = {}
     for call in calls:
-        for operand in _values(call):
+        for operand in _row_operands(graph, call, count):
             node = graph.producer(operand)
             if operand in made or operand in stacks or node is None or graph.is_output(operand):
                 continue

@@ -61,6 +61,8 @@ class RowsOfRepeated:
             m.fail("ranks are not known")
         if not (isinstance(repeated[1], int) and repeated[1] > 0):
             m.fail("how often rows are repeated is not known")
+        if repeated[0] is None or repeated[0] != before[0]:
+            m.fail("there are {} rows and they are expanded to {}", before[0], repeated[0])
         inner = before[1:]
         if not all(isinstance(d, int) and d > 0 for d in inner) or repeated[2:] != inner or rows[1:] != inner:
             m.fail("more than rows is repeated or joined: {} to {} to {}", before, repeated, rows)
