@@ -12,6 +12,7 @@ from graphopt.passes.low_rank.candidates import Choices, choices
 from graphopt.passes.low_rank.choice import exact_plan, plan_of, search, steps
 from graphopt.passes.low_rank.latency import timed
 from graphopt.passes.low_rank.layers import find_layers
+from graphopt.passes.low_rank.refit import refit
 from graphopt.passes.low_rank.splitting import Splitter
 from graphopt.pipeline.pass_ import GraphPass
 
@@ -59,6 +60,8 @@ class LowRank(GraphPass):
     "A chain has to save at least this share of the layer's cost, in [0, 1)."
     whiten: bool = True
     "Choose factors for the inputs that the layer has on the tuning data; else for the weight alone."
+    refit: bool = True
+    "Refit factors, layer after layer, to the inputs that they have once the layers before them are split. Needs whiten."
     conv: Literal["best", "channels", "spatial", "tucker", "none"] = "best"
     "How convolutions are split: by channels, vertically and horizontally, by a core between two maps, or what is best."
     embedding: bool = False
@@ -109,7 +112,8 @@ class LowRank(GraphPass):
             found = [timed(c, model, approximation.feeds, context.target, self.min_gain) for c in found]
         splitter = Splitter(context, approximation, found)
         plan = self._plan(found, splitter, approximation, context)
-        measured = splitter.errors(plan)
+        plan, measured = self._refitted(plan, found, splitter)
+        measured |= splitter.errors({name: c for name, c in plan.items() if not c.refitted})
         splitter.apply(plan)
         context.notes += [*_split_lines(found, plan, measured, splitter), *_alone_lines(left, found, plan)]
         approximation.settle(approximation.measure(model))
@@ -130,6 +134,23 @@ class LowRank(GraphPass):
         return plan_of(base, path[:taken], found)
 
 
+    def _refitted(self, plan: Plan, found: list[Choices], splitter: Splitter) -> tuple[Plan, dict[str, float]]:
+        """`plan` refitted, and the errors of the layers that were; as it is where that is not better on the tuning
+        data, by the budget's metric, or beyond the budget."""
+        if not (self.refit and self.whiten):
+            return plan, {}
+        approximation = splitter.approximation
+        refitted, measured = refit(
+            splitter.context.model, found, plan, approximation.feeds, approximation.weights
+        )
+        if not measured:
+            return plan, {}
+        better = splitter.measure_tuning(refitted) <= splitter.measure_tuning(plan)
+        if better and splitter.measure(refitted) <= approximation.limit:
+            return refitted, measured
+        return plan, {}
+
+
 def _split_lines(found: list[Choices], plan: Plan, measured: dict[str, float], splitter: Splitter) -> list[str]:
     """What became of every layer of the plan."""
     lines = []
@@ -143,8 +164,9 @@ def _split_lines(found: list[Choices], plan: Plan, measured: dict[str, float], s
             lines.append(f"{name} ({shape}) is of low rank: {candidate} under rounding, spends no budget{status}")
             continue
         error = "error of the weight" if not choice.known else "error"
+        refitted = ", refitted to the split model" if candidate.refitted else ""
         lines.append(
-            f"{name} ({shape}): {candidate}, cost {candidate.cost / choice.cost:.2f}, predicted {error} "
+            f"{name} ({shape}): {candidate}{refitted}, cost {candidate.cost / choice.cost:.2f}, predicted {error} "
             f"{math.sqrt(candidate.error):.4g}, measured {measured[name]:.4g}{status}"
         )
     return lines
