@@ -12,14 +12,13 @@ from graphopt.passes.low_rank.candidates import Choices, choices
 from graphopt.passes.low_rank.choice import exact_plan, plan_of, search, steps
 from graphopt.passes.low_rank.latency import timed
 from graphopt.passes.low_rank.layers import find_layers
-from graphopt.passes.low_rank.refit import refit
+from graphopt.passes.low_rank.refit import Refitted, refit
 from graphopt.passes.low_rank.splitting import Splitter
 from graphopt.pipeline.pass_ import GraphPass
 
 if TYPE_CHECKING:
     from graphopt.passes.low_rank.choice import Plan
     from graphopt.pipeline.context import Context
-    from graphopt.verify.approximation import Approximation
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class LowRank(GraphPass):
     whiten: bool = True
     "Choose factors for the inputs that the layer has on the tuning data; else for the weight alone."
     refit: bool = True
-    "Refit factors, layer after layer, to the inputs that they have once the layers before them are split. Needs whiten."
+    "Refit factors to the inputs that a layer has once those before it are split; not with whiten=false."
     conv: Literal["best", "channels", "spatial", "tucker", "none"] = "best"
     "How convolutions are split: by channels, vertically and horizontally, by a core between two maps, or what is best."
     embedding: bool = False
@@ -111,44 +110,53 @@ class LowRank(GraphPass):
         if self.cost == "measured":
             found = [timed(c, model, approximation.feeds, context.target, self.min_gain) for c in found]
         splitter = Splitter(context, approximation, found)
-        plan = self._plan(found, splitter, approximation, context)
-        plan, measured = self._refitted(plan, found, splitter)
+        plan, measured = self._plan(found, splitter)
         measured |= splitter.errors({name: c for name, c in plan.items() if not c.refitted})
         splitter.apply(plan)
         context.notes += [*_split_lines(found, plan, measured, splitter), *_alone_lines(left, found, plan)]
         approximation.settle(approximation.measure(model))
 
-    def _plan(self, found: list[Choices], splitter: Splitter, approximation: Approximation, context: Context) -> Plan:
-        """What becomes of the layers: the exact chains, and as many steps as the budget allows."""
+    def _plan(self, found: list[Choices], splitter: Splitter) -> tuple[Plan, dict[str, float]]:
+        """What becomes of the layers: the exact chains, and as many steps as the budget allows, refitted ones if they
+        allow as many or more. And the measured errors of the layers that were refitted."""
         base, path = exact_plan(found), steps(found)
-        taken = search(
-            path,
-            sum(c.cost for c in found),
-            lambda count: splitter.measure(plan_of(base, path[:count], found)) <= approximation.limit,
-        )
-        if path and not taken:
-            context.notes.append(
+        total = sum(c.cost for c in found)
+        notes, approximation = splitter.context.notes, splitter.approximation
+
+        def first(count: int) -> Plan:
+            return plan_of(base, path[:count], found)
+
+        taken = search(path, total, lambda count: splitter.measure(first(count)) <= approximation.limit)
+        best, refusal = Refitted(first(taken), {}), ""
+
+        def refitted(more: int) -> bool:
+            nonlocal best, refusal
+            plan = first(taken + more)
+            trial = refit(splitter, found, plan)
+            refusal = _refusal(splitter, plan, trial) if trial.measured else ""
+            if trial.measured and not refusal:
+                best = trial
+            return best is trial
+
+        if self.refit and self.whiten and not search(path[taken:], total, refitted, near=True):
+            refitted(0)
+        if refusal and not best.measured:
+            notes.append(f"factors are not refitted: {refusal}")
+        if path and all(c.exact for c in best.plan.values()):
+            notes.append(
                 f"nothing approximate keeps {approximation.metric} within {approximation.limit:g} on held-out data; "
                 "the weights stay what they are"
             )
-        return plan_of(base, path[:taken], found)
+        return best.plan, best.measured
 
 
-    def _refitted(self, plan: Plan, found: list[Choices], splitter: Splitter) -> tuple[Plan, dict[str, float]]:
-        """`plan` refitted, and the errors of the layers that were; as it is where that is not better on the tuning
-        data, by the budget's metric, or beyond the budget."""
-        if not (self.refit and self.whiten):
-            return plan, {}
-        approximation = splitter.approximation
-        refitted, measured = refit(
-            splitter.context.model, found, plan, approximation.feeds, approximation.weights
-        )
-        if not measured:
-            return plan, {}
-        better = splitter.measure_tuning(refitted) <= splitter.measure_tuning(plan)
-        if better and splitter.measure(refitted) <= approximation.limit:
-            return refitted, measured
-        return plan, {}
+def _refusal(splitter: Splitter, plan: Plan, trial: Refitted) -> str:
+    """Why `plan` is not to be refitted; empty if it is."""
+    if not splitter.measure_tuning(trial.plan) <= splitter.measure_tuning(plan):
+        return f"{splitter.approximation.metric} on the tuning data is no better with refitted ones"
+    if not splitter.measure(trial.plan) <= splitter.approximation.limit:
+        return f"{splitter.approximation.metric} of refitted ones is beyond the budget on held-out data"
+    return ""
 
 
 def _split_lines(found: list[Choices], plan: Plan, measured: dict[str, float], splitter: Splitter) -> list[str]:

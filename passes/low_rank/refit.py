@@ -30,7 +30,7 @@ from graphopt.passes.low_rank.choice import Plan
 from graphopt.passes.low_rank.directions import Inputs, directions, shrinkage
 from graphopt.passes.low_rank.layers import Layer
 from graphopt.passes.low_rank.rules import SplitChannels, SplitLinear, SplitMatmul
-from graphopt.passes.low_rank.splitting import alone, squares
+from graphopt.passes.low_rank.splitting import Splitter, alone, relative, squares
 from graphopt.passes.low_rank.walk import Walk
 
 REFITTED = (SplitLinear, SplitMatmul, SplitChannels)
@@ -103,11 +103,19 @@ def reduced_rank(moments: Moments, rank: int) -> tuple[Array, Array]:
     return directions(best, Inputs(moments.gram, moments.gram), whiten=True).factors(best, rank)
 
 
-def refit(
-    model: Model, found: Sequence[Choices], plan: Plan, feeds: Sequence[list[Array]], weights: Sequence[float]
-) -> tuple[dict[str, Candidate], dict[str, float]]:
-    """`plan` with factors refitted one layer after the other; and of each layer that was, |y' - y| / |y - b| of its own
-    outputs, run natively: y of the layer in `model`, y' of the chain in the model that is split."""
+@dataclass(frozen=True)
+class Refitted:
+    """A plan after a refit."""
+
+    plan: Plan
+    measured: dict[str, float]
+    """Of each layer that was refitted, |y' - y| / |y - b| of its own outputs on the tuning data, run natively: y of the
+    layer in the model as it is, y' of the chain in the model that is split."""
+
+
+def refit(splitter: Splitter, found: Sequence[Choices], plan: Plan) -> Refitted:
+    """`plan` with factors refitted one layer after the other."""
+    model, feeds, weights = splitter.context.model, splitter.approximation.feeds, splitter.approximation.weights
     choices = {c.layer.name: c for c in found}
     order = [choices[name] for name in _in_order(model, plan) if not plan[name].exact]
     while order and not _may_be(order[-1], plan):
@@ -124,8 +132,8 @@ def refit(
         for (plain, changed), weight in zip(outputs, weights, strict=True):
             sums += weight * squares(layer, plain, changed)
         if candidate.refitted:
-            measured[layer.name] = float(np.sqrt(sums[0] / sums[1])) if sums[0] != 0.0 else 0.0
-    return refitted, measured
+            measured[layer.name] = relative(sums)
+    return Refitted(refitted, measured)
 
 
 def _in_order(model: Model, plan: Plan) -> list[str]:

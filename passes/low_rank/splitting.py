@@ -110,7 +110,7 @@ class Splitter:
                 x = fed[self.layers[name].x]
                 (y,), (other,) = before([x]), after([x])
                 sums[name] += weight * squares(self.layers[name], y, other)
-        return {name: float(np.sqrt(error / size)) if error != 0.0 else 0.0 for name, (error, size) in sums.items()}
+        return {name: relative(both) for name, both in sums.items()}
 
 
 def squares(layer: Layer, y: Array, other: Array) -> Array:
@@ -121,6 +121,11 @@ def squares(layer: Layer, y: Array, other: Array) -> Array:
         bias = layer.bias.numpy().astype(np.float64)
         wide = wide - (bias.reshape(-1, *[1] * (wide.ndim - 2)) if layer.op == "conv" else bias)
     return np.asarray([error, np.sum(np.square(wide))])
+
+
+def relative(sums: Array) -> float:
+    """|y' - y| / |y - b| of their squares."""
+    return float(np.sqrt(sums[0] / sums[1])) if sums[0] != 0.0 else 0.0
 
 
 def alone(model: Model, layer: Layer, candidate: Candidate | None = None) -> Runner:
