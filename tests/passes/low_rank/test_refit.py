@@ -1,4 +1,4 @@
-"""Factors are refitted to what the split model feeds them: in closed form, as measured, and only where that is better."""
+"""Factors are refitted to what the split model feeds them: in closed form, as measured, and only if it is better."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class Heads(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.shape[0]
         gate, value = self.both(x).reshape(rows, 2, 32).split(1, dim=1)
-        return x + self.out((torch.sigmoid(gate) * value).reshape(rows, 32))
+        return self.out((torch.sigmoid(gate) * value).reshape(rows, 32))
 
 
 def images(count: int = 4) -> list[torch.Tensor]:
