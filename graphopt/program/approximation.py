@@ -35,12 +35,19 @@ class Trajectories:
 
     @cached_property
     def _expected(self) -> list[list[Array]]:
-        try:
-            expected = _samples(reference_runner(self._original), self._held_out)
-        except Exception as error:
-            raise ModelError(f"the program cannot be sampled on the calibration data: {error}") from error
+        expected = self._sampled(self._held_out)
         require_zero_of_equal(self.budget, expected)
         return expected
+
+    @cached_property
+    def _expected_tuning(self) -> list[list[Array]]:
+        return self._sampled(self.tuning)
+
+    def _sampled(self, requests: Sequence[Request]) -> list[list[Array]]:
+        try:
+            return _samples(reference_runner(self._original), requests)
+        except Exception as error:
+            raise ModelError(f"the program cannot be sampled on the calibration data: {error}") from error
 
     def measure(self, program: Program, units: Units | None = None) -> float:
         """The metric of `program` against the original on the held-out requests; `units` run it, by default the
@@ -49,9 +56,17 @@ class Trajectories:
         Raises:
             VerificationError: it cannot be run.
         """
-        expected = self._expected
+        return self._measure(program, units, self._expected, self._held_out)
+
+    def measure_tuning(self, program: Program, units: Units | None = None) -> float:
+        """The same on the tuning requests."""
+        return self._measure(program, units, self._expected_tuning, self.tuning)
+
+    def _measure(
+        self, program: Program, units: Units | None, expected: list[list[Array]], requests: Sequence[Request]
+    ) -> float:
         try:
-            candidate = _samples(runner_with(program, units or unit_runners(program)), self._held_out)
+            candidate = _samples(runner_with(program, units or unit_runners(program)), requests)
         except Exception as error:
             raise VerificationError(f"an approximate candidate cannot be sampled: {error}") from error
         return self.budget.measure(expected, candidate)
@@ -101,7 +116,14 @@ class UnitApproximation(Approximation):
         return unit_runners(self._program, but=self._place)
 
     def measure(self, model: Model) -> float:
-        return self._trajectories.measure(self._program, {**self._others, self._place: run_unit(model)})
+        return self._trajectories.measure(self._program, self._with(model))
+
+    def measure_tuning(self, model: Model) -> float:
+        return self._trajectories.measure_tuning(self._program, self._with(model))
+
+    def _with(self, model: Model) -> Units:
+        """What runs the units, with `model` in the unit's place."""
+        return {**self._others, self._place: run_unit(model)}
 
 
 def _samples(runner: Runner, requests: Sequence[Request]) -> list[list[Array]]:

@@ -32,8 +32,8 @@ class Account:
 class Approximation(ABC):
     """What one approximate pass sees while it runs on one model: `context.approximation(pass_)`.
 
-    The pass chooses on `feeds`, asks `measure` whether a model is still good enough, leaves one that is within
-    `limit`, and calls `settle` once at its end. The held-out part is not shown to it.
+    The pass chooses on `feeds` and by `measure_tuning`, asks `measure` whether a model is still good enough, leaves one
+    that is within `limit`, and calls `settle` once at its end. The held-out part is not shown to it.
     """
 
     def __init__(self, account: Account) -> None:
@@ -77,6 +77,11 @@ class Approximation(ABC):
             VerificationError: `model` cannot be run.
         """
 
+    @abstractmethod
+    def measure_tuning(self, model: Model) -> float:
+        """As `measure`, on the tuning part: to choose between models by the metric without looking at the held-out
+        part. The budget is not about it."""
+
     def settle(self, measured: float) -> None:
         """Record `measured`, the metric of what the pass leaves, as spent. The pipeline measures by itself too."""
         self.account.spent = self.settled = measured
@@ -106,16 +111,24 @@ class Reference:
         self.budget = budget
         self.tuning = [list(batch.values()) for batch in tuning]
         self._held_out = [list(batch.values()) for batch in held_out]
-        try:
+        try:  # both now: passes edit the original in place
             self._expected = _run(original, self._held_out)
+            self._expected_tuning = _run(original, self.tuning)
         except CannotRun as error:
             raise ModelError(f"the original cannot be run on the calibration data: {error}") from error
         require_zero_of_equal(budget, self._expected)
 
     def measure(self, model: Model) -> float:
         """The metric of `model` against the original on the held-out part; see `Approximation.measure`."""
+        return self._measure(model, self._expected, self._held_out)
+
+    def measure_tuning(self, model: Model) -> float:
+        """The same on the tuning part."""
+        return self._measure(model, self._expected_tuning, self.tuning)
+
+    def _measure(self, model: Model, expected: Outputs, batches: Sequence[Sequence[Array]]) -> float:
         try:
-            return self.budget.measure(self._expected, _run(model, self._held_out))
+            return self.budget.measure(expected, _run(model, batches))
         except CannotRun as error:
             raise VerificationError(f"an approximate candidate cannot be run on calibration data: {error}") from error
 
@@ -141,6 +154,9 @@ class ModelApproximation(Approximation):
 
     def measure(self, model: Model) -> float:
         return self._reference.measure(model)
+
+    def measure_tuning(self, model: Model) -> float:
+        return self._reference.measure_tuning(model)
 
 
 @dataclass(frozen=True)

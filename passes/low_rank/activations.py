@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -78,12 +78,13 @@ def activations(model: Model, values: Sequence[Value], feeds: Sequence[list[Arra
         yield run(batch)
 
 
-def ancestors(graph: Graph, values: Sequence[Value]) -> list[Node]:
-    """The nodes that compute `values`."""
+def ancestors(graph: Graph, values: Sequence[Value], *, given: Container[Value] = ()) -> list[Node]:
+    """The nodes that compute `values`, from `given` ones where these are met."""
     needed: dict[Node, None] = {}
     pending = list(values)
     while pending:
-        node = graph.producer(pending.pop())
+        value = pending.pop()
+        node = None if value in given else graph.producer(value)
         if node is not None and node not in needed:
             needed[node] = None
             pending += reads(graph, node)
@@ -123,7 +124,7 @@ def _add(known: Statistics, layer: Layer, x: Array, weight: float) -> None:
         known.rows += weight * x.size
         return
     known.finite = known.finite and bool(np.all(np.isfinite(x.astype(np.float64))))
-    blocks, rows = _rows(layer, x)
+    blocks, rows = rows_of(layer, x)
     known.rows += weight * np.asarray(rows, np.float64)
     if known.covariance is not None and known.finite:
         for block in blocks():
@@ -131,7 +132,7 @@ def _add(known: Statistics, layer: Layer, x: Array, weight: float) -> None:
             known.fourth += weight * float(np.sum(np.square(np.sum(np.square(block), axis=1))))
 
 
-def _rows(layer: Layer, x: Array) -> tuple[Callable[[], Iterator[Array]], tuple[int, int, int]]:
+def rows_of(layer: Layer, x: Array) -> tuple[Callable[[], Iterator[Array]], tuple[int, int, int]]:
     """The rows [n, in] that the layer multiplies, in float64, a block at a time; and the positions."""
     if layer.op != "conv":
         matrix = x.reshape(-1, layer.shape[0])

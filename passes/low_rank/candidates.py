@@ -38,6 +38,8 @@ class Candidate:
     """The factors in float64, in the shapes that the split takes."""
     exact: bool = False
     """Whether the product is the weight up to its rounding."""
+    refitted: bool = False
+    """Whether factors and errors are for X' in the place of X: |X W - X' product|^2 / |X W|^2."""
 
     def split(self, layer: Layer) -> Split:
         """The factors in the dtype of the layer's weight."""
@@ -148,10 +150,10 @@ def _chain(
     due = paying(ranks)
     assert due is not None
     error, expected = (0.0, 0.0) if exact else (chain.error, chain.expected)
-    return Candidate(kind, ranks, due, parameters, error, expected, partial(_given, chain.factors), exact)
+    return Candidate(kind, ranks, due, parameters, error, expected, partial(given, chain.factors), exact)
 
 
-def _given(factors: tuple[Array, ...]) -> tuple[Array, ...]:
+def given(factors: tuple[Array, ...]) -> tuple[Array, ...]:
     return factors
 
 
@@ -183,17 +185,21 @@ def _split(
     exact: bool = False,
 ) -> Candidate:
     def build() -> tuple[Array, ...]:
-        first, second = chosen.factors(layer.matrix(), rank)
-        if kind is not SplitChannels:
-            return first, second
-        kernel = layer.shape[2:]
-        return first.T.reshape(rank, layer.shape[1], *kernel), second.T.reshape(-1, rank, *[1] * len(kernel))
+        return shaped(kind, layer, *chosen.factors(layer.matrix(), rank))
 
     due = paying((rank,))
     assert due is not None
     parameters = kind.parameters(layer.shape, (rank,))
     error, expected = (0.0, 0.0) if exact else (float(chosen.dropped[rank]), float(chosen.expected[rank]))
     return Candidate(kind, (rank,), due, parameters, error, expected, build, exact)
+
+
+def shaped(kind: type[Split], layer: Layer, first: Array, second: Array) -> tuple[Array, ...]:
+    """Factors [in, r] and [r, out] of the layer's matrix in the shapes that `kind` takes."""
+    if kind is not SplitChannels:
+        return first, second
+    rank, kernel = len(second), layer.shape[2:]
+    return first.T.reshape(rank, layer.shape[1], *kernel), second.T.reshape(-1, rank, *[1] * len(kernel))
 
 
 def _one_exact(found: list[Candidate]) -> list[Candidate]:

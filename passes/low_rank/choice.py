@@ -66,20 +66,22 @@ def plan_of(base: Plan, path: Sequence[Step], choices: Sequence[Choices]) -> dic
     return plan
 
 
-def search(path: Sequence[Step], total: float, fits: Callable[[int], bool]) -> int:
+def search(path: Sequence[Step], total: float, fits: Callable[[int], bool], *, near: bool = False) -> int:
     """How many steps of `path` fit the budget: bisection, since the metric grows along it but for noise.
 
     Args:
         total: cost of all layers.
-        fits: measures the first k steps.
+        fits: measures the first k steps. None are known to fit; that is not asked.
+        near: look at one step first, then at twice as many, and so on, in place of all: for when few are to be
+            expected, and more take longer to measure.
     """
-    if not path or fits(len(path)):
-        return len(path)
-    low, high = 0, len(path)
+    low, high = 0, 1 if near else len(path)
+    while low < len(path) and fits(high := min(high, len(path))):
+        low, high = high, 2 * high
     saved = [0.0]
     for step in path:
         saved.append(saved[-1] + step.saved)
-    while high - low > 1 and (low == 0 or saved[high] - saved[low] > CLOSE * total):
+    while low < len(path) and high - low > 1 and (low == 0 or saved[high] - saved[low] > CLOSE * total):
         middle = (low + high) // 2
         if fits(middle):
             low = middle

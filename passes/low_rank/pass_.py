@@ -12,13 +12,13 @@ from graphopt.passes.low_rank.candidates import Choices, choices
 from graphopt.passes.low_rank.choice import exact_plan, plan_of, search, steps
 from graphopt.passes.low_rank.latency import timed
 from graphopt.passes.low_rank.layers import find_layers
+from graphopt.passes.low_rank.refit import Refitted, refit
 from graphopt.passes.low_rank.splitting import Splitter
 from graphopt.pipeline.pass_ import GraphPass
 
 if TYPE_CHECKING:
     from graphopt.passes.low_rank.choice import Plan
     from graphopt.pipeline.context import Context
-    from graphopt.verify.approximation import Approximation
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class LowRank(GraphPass):
     "A chain has to save at least this share of the layer's cost, in [0, 1)."
     whiten: bool = True
     "Choose factors for the inputs that the layer has on the tuning data; else for the weight alone."
+    refit: bool = True
+    "Refit factors to the inputs that a layer has once those before it are split; not with whiten=false."
     conv: Literal["best", "channels", "spatial", "tucker", "none"] = "best"
     "How convolutions are split: by channels, vertically and horizontally, by a core between two maps, or what is best."
     embedding: bool = False
@@ -108,26 +110,53 @@ class LowRank(GraphPass):
         if self.cost == "measured":
             found = [timed(c, model, approximation.feeds, context.target, self.min_gain) for c in found]
         splitter = Splitter(context, approximation, found)
-        plan = self._plan(found, splitter, approximation, context)
-        measured = splitter.errors(plan)
+        plan, measured = self._plan(found, splitter)
+        measured |= splitter.errors({name: c for name, c in plan.items() if not c.refitted})
         splitter.apply(plan)
         context.notes += [*_split_lines(found, plan, measured, splitter), *_alone_lines(left, found, plan)]
         approximation.settle(approximation.measure(model))
 
-    def _plan(self, found: list[Choices], splitter: Splitter, approximation: Approximation, context: Context) -> Plan:
-        """What becomes of the layers: the exact chains, and as many steps as the budget allows."""
+    def _plan(self, found: list[Choices], splitter: Splitter) -> tuple[Plan, dict[str, float]]:
+        """What becomes of the layers: the exact chains, and as many steps as the budget allows, refitted ones if they
+        allow as many or more. And the measured errors of the layers that were refitted."""
         base, path = exact_plan(found), steps(found)
-        taken = search(
-            path,
-            sum(c.cost for c in found),
-            lambda count: splitter.measure(plan_of(base, path[:count], found)) <= approximation.limit,
-        )
-        if path and not taken:
-            context.notes.append(
+        total = sum(c.cost for c in found)
+        notes, approximation = splitter.context.notes, splitter.approximation
+
+        def first(count: int) -> Plan:
+            return plan_of(base, path[:count], found)
+
+        taken = search(path, total, lambda count: splitter.measure(first(count)) <= approximation.limit)
+        best, refusal = Refitted(first(taken), {}), ""
+
+        def refitted(more: int) -> bool:
+            nonlocal best, refusal
+            plan = first(taken + more)
+            trial = refit(splitter, found, plan)
+            refusal = _refusal(splitter, plan, trial) if trial.measured else ""
+            if trial.measured and not refusal:
+                best = trial
+            return best is trial
+
+        if self.refit and self.whiten and not search(path[taken:], total, refitted, near=True):
+            refitted(0)
+        if refusal and not best.measured:
+            notes.append(f"factors are not refitted: {refusal}")
+        if path and all(c.exact for c in best.plan.values()):
+            notes.append(
                 f"nothing approximate keeps {approximation.metric} within {approximation.limit:g} on held-out data; "
                 "the weights stay what they are"
             )
-        return plan_of(base, path[:taken], found)
+        return best.plan, best.measured
+
+
+def _refusal(splitter: Splitter, plan: Plan, trial: Refitted) -> str:
+    """Why `plan` is not to be refitted; empty if it is."""
+    if not splitter.measure_tuning(trial.plan) <= splitter.measure_tuning(plan):
+        return f"{splitter.approximation.metric} on the tuning data is no better with refitted ones"
+    if not splitter.measure(trial.plan) <= splitter.approximation.limit:
+        return f"{splitter.approximation.metric} of refitted ones is beyond the budget on held-out data"
+    return ""
 
 
 def _split_lines(found: list[Choices], plan: Plan, measured: dict[str, float], splitter: Splitter) -> list[str]:
@@ -143,8 +172,9 @@ def _split_lines(found: list[Choices], plan: Plan, measured: dict[str, float], s
             lines.append(f"{name} ({shape}) is of low rank: {candidate} under rounding, spends no budget{status}")
             continue
         error = "error of the weight" if not choice.known else "error"
+        refitted = ", refitted to the split model" if candidate.refitted else ""
         lines.append(
-            f"{name} ({shape}): {candidate}, cost {candidate.cost / choice.cost:.2f}, predicted {error} "
+            f"{name} ({shape}): {candidate}{refitted}, cost {candidate.cost / choice.cost:.2f}, predicted {error} "
             f"{math.sqrt(candidate.error):.4g}, measured {measured[name]:.4g}{status}"
         )
     return lines

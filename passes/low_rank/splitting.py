@@ -37,10 +37,18 @@ class Splitter:
 
     def measure(self, plan: Plan) -> float:
         """The budget's metric of the model with `plan`."""
+        return self.approximation.measure(self._trial(plan))
+
+    def measure_tuning(self, plan: Plan) -> float:
+        """The same on the tuning data."""
+        return self.approximation.measure_tuning(self._trial(plan))
+
+    def _trial(self, plan: Plan) -> Model:
+        """A copy of the model with `plan`."""
         trial = self.context.model.copy()
         for name, candidate in plan.items():
             write(trial.main, self.layers[name], candidate)
-        return self.approximation.measure(trial)
+        return trial
 
     def apply(self, plan: Plan) -> None:
         """Split the layers of `plan`, each verified on its own. Where one is undone, the rest is measured anew."""
@@ -101,11 +109,11 @@ class Splitter:
             for name, (before, after) in pairs.items():
                 x = fed[self.layers[name].x]
                 (y,), (other,) = before([x]), after([x])
-                sums[name] += weight * _squares(self.layers[name], y, other)
-        return {name: float(np.sqrt(error / size)) if error != 0.0 else 0.0 for name, (error, size) in sums.items()}
+                sums[name] += weight * squares(self.layers[name], y, other)
+        return {name: relative(both) for name, both in sums.items()}
 
 
-def _squares(layer: Layer, y: Array, other: Array) -> Array:
+def squares(layer: Layer, y: Array, other: Array) -> Array:
     """|y' - y|^2 and |y - b|^2."""
     wide = y.astype(np.float64)
     error = np.sum(np.square(other.astype(np.float64) - wide))
@@ -113,6 +121,11 @@ def _squares(layer: Layer, y: Array, other: Array) -> Array:
         bias = layer.bias.numpy().astype(np.float64)
         wide = wide - (bias.reshape(-1, *[1] * (wide.ndim - 2)) if layer.op == "conv" else bias)
     return np.asarray([error, np.sum(np.square(wide))])
+
+
+def relative(sums: Array) -> float:
+    """|y' - y| / |y - b| of their squares."""
+    return float(np.sqrt(sums[0] / sums[1])) if sums[0] != 0.0 else 0.0
 
 
 def alone(model: Model, layer: Layer, candidate: Candidate | None = None) -> Runner:

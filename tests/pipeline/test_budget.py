@@ -161,6 +161,28 @@ def test_a_pass_sees_the_tuning_part_only():
     assert seen["weights"] == [1.0] * 3 and seen["limit"] == 0.25
 
 
+def test_a_pass_may_measure_on_the_tuning_part_too_against_the_model_that_the_run_started_from():
+    judged = []
+
+    def metric(reference, candidate):
+        judged.append([outputs[0] for outputs in reference])
+        return abs(sum(float(np.sum(a[0] - b[0])) for a, b in zip(reference, candidate, strict=True)))
+
+    @dataclass(frozen=True)
+    class Measures(graphopt.GraphPass):
+        name: ClassVar[str] = "measures"
+
+        def run(self, context):
+            approximation = context.approximation(self)
+            judged.clear()
+            assert approximation.measure_tuning(context.model) > 0.0
+
+    module = network()
+    graphopt.optimize(module, [Reckless(0.2), Measures()], budget=Budget(metric, math.inf), **OPTIONS)
+    expected = [module(x).detach().numpy() for x in OPTIONS["calibration"][0::2]]
+    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(judged[0], expected, strict=True))
+
+
 # ---- what is refused -----------------------------------------------------------------------------
 
 

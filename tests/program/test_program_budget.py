@@ -165,6 +165,27 @@ def test_what_is_spent_is_the_relative_mean_square_error_of_held_out_samples(tar
     assert record.spending.after == pytest.approx(apart / size, rel=1e-3) and record.spending.after > 1e-4
 
 
+def test_a_pass_may_measure_samples_of_the_tuning_part_too():
+    data = [request(seed) for seed in range(4)]
+
+    @dataclass(frozen=True)
+    class Measures(graphopt.GraphPass):
+        name: ClassVar[str] = "measures"
+
+        def run(self, context):
+            approximation = context.approximation(self)
+            found.append((approximation.measure_tuning(context.model), approximation.measure(context.model)))
+
+    measured = []
+    for order in (data, [data[i] for i in (1, 0, 3, 2)]):
+        found = []
+        options = {"verify": "structure", "calibration": order, "budget": math.inf}
+        graphopt.optimize(program_of(), [Reckless(0.2), Measures()], **options)
+        measured += found
+    (tuning, held_out), swapped = measured
+    assert tuning > 1e-4 and tuning != held_out and swapped == (held_out, tuning)
+
+
 def test_units_and_passes_share_one_budget():
     limit = 0.004
     result = graphopt.optimize(
