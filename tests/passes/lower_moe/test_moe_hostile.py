@@ -268,8 +268,9 @@ Z = ("z", FLOAT, ["S", 1, WIDE])
 @pytest.mark.parametrize("shared", [False, True], ids=["own router", "shared router"])
 def test_two_layers_are_each_lowered_or_left(shared: bool) -> None:
     router = [Node("Identity" if shared else "Neg", ["ids"], ["ids2"])]
-    constants = {**STACKS, "w3": random(EXPERTS, OUT, WIDE)}
-    proto = model([*router, *PLAIN, *AGAIN], outputs=[Z], constants=constants, opset=13)
+    proto = model(
+        [*router, *PLAIN, *AGAIN], outputs=[Z], constants={**STACKS, "w3": random(EXPERTS, OUT, WIDE)}, opset=13
+    )
     result = lowered(proto, [FEEDS[0], FEEDS[2]])
     assert len(result.report.kept) == 2 or (shared and reasons(result))
 
