@@ -121,7 +121,7 @@ def refit(splitter: Splitter, found: Sequence[Choices], plan: Plan) -> Refitted:
     while order and not _may_be(order[-1], plan):
         order.pop()
     refitted, measured = dict(plan), dict[str, float]()
-    walk = Walk(model, feeds)
+    walk = Walk(model, [choice.layer for choice in order], feeds)
     for choice in order:
         layer = choice.layer
         fed = walk.until(layer)

@@ -18,14 +18,14 @@ Values = dict[Value, Array]
 class Walk:
     """The values of the main graph of `model` between two of its layers.
 
-    Every node runs once on each batch and each side, where the sides differ; a value is held until its last reader has
-    run. Layers are visited in the order of the graph.
+    A node runs once on each batch, on both sides where these differ; a value is held until its last reader has run.
+    `layers` are visited in the order of the graph, each of them `until` it and `through` it.
     """
 
-    def __init__(self, model: Model, feeds: Sequence[list[Array]]) -> None:
+    def __init__(self, model: Model, layers: Sequence[Layer], feeds: Sequence[list[Array]]) -> None:
         graph = model.main
         self._model = model
-        self._nodes = list(graph.nodes())
+        self._nodes = ancestors(graph, [layer.out for layer in layers])
         self._start = 0
         self._last: dict[Value, int] = {}
         for position, node in enumerate(self._nodes):
@@ -33,8 +33,8 @@ class Walk:
             forever = any(v is not None and graph.type(v) is None for v in graph.results(node))
             for value in reads(graph, node):
                 self._last[value] = len(self._nodes) if forever else max(position, self._last.get(value, 0))
-        self._sides = [(dict(zip(graph.inputs(), batch, strict=True)),) * 2 for batch in feeds]
-        self._sides = [(dict(a), dict(b)) for a, b in self._sides]
+        given = [list(zip(graph.inputs(), batch, strict=True)) for batch in feeds]
+        self._sides: list[tuple[Values, Values]] = [(dict(batch), dict(batch)) for batch in given]
 
     def until(self, layer: Layer) -> list[tuple[Array, Array]]:
         """Run what stands before `layer`; its inputs on both sides, by batch: one array where they are the same."""

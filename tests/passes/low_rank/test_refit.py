@@ -125,7 +125,7 @@ class Convolutions(nn.Module):
 
 
 class Heads(nn.Module):
-    """Matrices between which a tensor is reshaped by its own size and taken apart."""
+    """Matrices between which a tensor is reshaped and scaled by a size of the input, and taken apart."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class Heads(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.shape[0]
         gate, value = self.both(x).reshape(rows, 2, 32).split(1, dim=1)
-        return self.out((torch.sigmoid(gate) * value).reshape(rows, 32))
+        return self.out((torch.sigmoid(gate) * value * rows).reshape(rows, 32))
 
 
 def images(count: int = 4) -> list[torch.Tensor]:
