@@ -7,8 +7,8 @@ Multivariate Analysis 1975), since what remains of X W is orthogonal to X'. In t
 up for some of the errors of those before it.
 
 As far as no data says otherwise X' is X, and M is W. So the correction M - W is a ridge regression of X W - X' W on X'.
-Its ridge is the one with which the correction that half of the rows give leaves least on the other half; where none
-helps there, M is W. X'^T X' is shrunk as it is without a refit.
+Its ridge is the one with which the correction that half of the rows give leaves least on the other half, for the worse
+of the two; where none helps both, or rows are few, M is W. X'^T X' is shrunk as it is without a refit.
 
 Linear layers, products and convolutions split by channels are refitted. Spatial and Tucker chains, tables, and layers
 whose inputs are not known stay as they were chosen; so do exact chains, which spend nothing, and layers that no split
@@ -39,7 +39,11 @@ REFITTED = (SplitLinear, SplitMatmul, SplitChannels)
 
 
 RIDGES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
-"""What is tried, in units of the mean eigenvalue of X'^T X'."""
+"""What is tried, in units of the mean eigenvalue of X'^T X'; errors along them fall to a least one and rise again."""
+FEWEST = 16
+"""From fewer rows than this it cannot be told what helps."""
+HELPS = 1e-3
+"""A smaller ridge has to leave less by this share."""
 
 
 @dataclass
@@ -95,19 +99,19 @@ class Regression:
 
     def best(self, ridge: float) -> Array:
         """The M [in, out] with the least |Y - X' M|^2 + ridge |M - W|^2, for a ridge above 0 or independent columns."""
-        correction = np.linalg.solve(
-            self.gram + ridge * np.eye(len(self.gram)), self.cross - self.gram @ self.weight
-        )
-        return np.asarray(self.weight + correction)
+        raised = self.gram + ridge * np.eye(len(self.gram))
+        return np.asarray(np.linalg.solve(raised, self.cross + ridge * self.weight))
 
 
 def best_weight(one: Regression, other: Regression) -> Array:
     """The dense weight [in, out] for what both halves of the rows say together."""
-    both, chosen = one + other, math.inf
-    least = both.left(both.weight)
+    both, chosen, least = one + other, math.inf, 1.0
+    missed = one.left(one.weight), other.left(other.weight)
+    if both.rows < FEWEST or not all(missed):
+        return both.weight
     for ridge in (r * both.level for r in RIDGES):
-        left = one.left(other.best(ridge)) + other.left(one.best(ridge))
-        if left >= least:
+        left = max(one.left(other.best(ridge)) / missed[0], other.left(one.best(ridge)) / missed[1])
+        if left > (1.0 - HELPS) * least:
             break
         least, chosen = left, ridge
     return both.weight if math.isinf(chosen) else both.best(chosen)
