@@ -6,9 +6,10 @@ Q of X' M (reduced-rank regression; Izenman, "Reduced-rank regression for the mu
 Multivariate Analysis 1975), since what remains of X W is orthogonal to X'. In the order of the graph each layer makes
 up for some of the errors of those before it.
 
-As far as no data says otherwise X' is X, and M is W. So the correction M - W is a ridge regression of X W - X' W on X'.
-Its ridge is the one with which the correction that half of the rows give leaves least on the other half, for the worse
-of the two; where none helps both, or rows are few, M is W. X'^T X' is shrunk as it is without a refit.
+As far as no data says otherwise X' is X, and M is W. So the correction M - W is a ridge regression of X W - X' W on
+X'. Its ridge is the one with which the correction that half of the rows give leaves least on the other half, for the
+worse of the two; where none helps both, or rows are few, the factors stay what they were. X'^T X' is
+shrunk as it is without a refit.
 
 Linear layers, products and convolutions split by channels are refitted. Spatial and Tucker chains, tables, and layers
 whose inputs are not known stay as they were chosen; so do exact chains, which spend nothing, and layers that no split
@@ -104,7 +105,7 @@ class Regression:
 
 
 def best_weight(one: Regression, other: Regression) -> Array:
-    """The dense weight [in, out] for what both halves of the rows say together."""
+    """The dense weight [in, out] for what both halves of the rows say together; W itself if that is nothing."""
     both, chosen, least = one + other, math.inf, 1.0
     missed = one.left(one.weight), other.left(other.weight)
     if both.rows < FEWEST or not all(missed):
@@ -168,13 +169,15 @@ def _may_be(choice: Choices, plan: Mapping[str, Candidate]) -> bool:
 def _refitted(
     layer: Layer, candidate: Candidate, fed: Sequence[tuple[Array, Array]], weights: Sequence[float]
 ) -> Candidate:
-    """`candidate` for the inputs X and X' of each batch; as it is where these say nothing."""
+    """`candidate` for the inputs X and X' of each batch; as it is where these say nothing of use."""
     halves = _halves(layer, fed, weights)
     both = halves[0] + halves[1]
     if not both.known:
         return candidate
-    gram = shrunk(both.gram, both.rows, both.fourth)
-    first, second = reduced_rank(best_weight(*halves), gram, candidate.ranks[0])
+    best = best_weight(*halves)
+    if best is both.weight:
+        return candidate
+    first, second = reduced_rank(best, shrunk(both.gram, both.rows, both.fourth), candidate.ranks[0])
     error = both.error(first @ second)
     factors = shaped(candidate.kind, layer, first, second)
     return replace(candidate, error=error, expected=error, build=partial(given, factors), refitted=True)

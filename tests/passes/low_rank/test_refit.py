@@ -167,13 +167,18 @@ class Heads(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.shape[0]
         gate, value = self.both(x).reshape(rows, 2, 32).split(1, dim=1)
-        return self.out((torch.sigmoid(gate) * value * rows).reshape(rows, 32))
+        return self.out((torch.relu(gate + value) * rows).reshape(rows, 32))
 
 
 def images(count: int = 4) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(2)
     scale = torch.linspace(0.1, 2.0, 16)[:, None, None]
     return [torch.randn(3, 16, 10, 10, generator=generator) * scale for _ in range(count)]
+
+
+def plenty() -> list[torch.Tensor]:
+    """Data enough to tell what errors of a layer follow from its inputs."""
+    return batches(rows=400)
 
 
 def made(kind: type[nn.Module]) -> nn.Module:
@@ -200,7 +205,7 @@ def outputs(result: Any, x: torch.Tensor) -> Array:
 
 @pytest.mark.parametrize("storage", ["fx", "onnx"])
 def test_predicted_is_measured_is_what_the_split_model_gives(storage: str) -> None:
-    module, data = feed_forward(), batches()
+    module, data = feed_forward(), plenty()
     run = low_rank if storage == "fx" else lambda module, spec, budget, data: of_onnx(module, spec, data)
     result = run(module, "low-rank{rank=4}", INFINITE, data)
     ((predicted, measured),) = printed(result)
@@ -223,7 +228,7 @@ def test_convolutions_by_channels_are_refitted(storage: str) -> None:
 
 
 def test_sizes_and_parts_of_tensors_are_no_obstacle() -> None:
-    module, data = made(Heads), batches()
+    module, data = made(Heads), plenty()
     dynamic = ({0: torch.export.Dim("rows", min=2, max=512)},)
     result = low_rank(module, "low-rank{rank=4}", INFINITE, data, dynamic_shapes=dynamic)
     ((predicted, measured),) = printed(result)
@@ -233,14 +238,14 @@ def test_sizes_and_parts_of_tensors_are_no_obstacle() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_errors_in_low_precision_are_predicted(dtype: torch.dtype) -> None:
-    result = low_rank(feed_forward().to(dtype), "low-rank{rank=4}", INFINITE, [x.to(dtype) for x in batches()])
+    result = low_rank(feed_forward().to(dtype), "low-rank{rank=4}", INFINITE, [x.to(dtype) for x in plenty()])
     ((predicted, measured),) = printed(result)
     assert measured == pytest.approx(predicted, rel=1e-3)
 
 
 def test_a_refit_is_better_on_data_that_was_not_tuned_on() -> None:
     spent = [
-        low_rank(feed_forward(), spec, INFINITE, batches(rows=400)).report.passes[0].spending.after
+        low_rank(feed_forward(), spec, INFINITE, plenty()).report.passes[0].spending.after
         for spec in ("low-rank{rank=4}", "low-rank{rank=4 refit=false}")
     ]
     assert spent[0] < 0.99 * spent[1]
@@ -249,7 +254,7 @@ def test_a_refit_is_better_on_data_that_was_not_tuned_on() -> None:
 @pytest.mark.parametrize("limit", [0.3, 0.1, 0.03])
 def test_the_budget_holds_and_pays_for_no_less(limit: float) -> None:
     refitted, plain = (
-        low_rank(feed_forward(), spec, limit, batches(rows=400)).report.passes[0]
+        low_rank(feed_forward(), spec, limit, plenty()).report.passes[0]
         for spec in ("low-rank{multiple=1}", "low-rank{multiple=1 refit=false}")
     )
     assert refitted.spending.after <= limit
@@ -267,13 +272,13 @@ def test_results_are_the_same_every_time() -> None:
 
 @pytest.mark.parametrize("options", ["refit=false", "whiten=false"])
 def test_it_is_off_when_asked_and_without_data(options: str) -> None:
-    result = low_rank(feed_forward(), f"low-rank{{rank=8 {options}}}", INFINITE, batches())
+    result = low_rank(feed_forward(), f"low-rank{{rank=4 {options}}}", INFINITE, plenty())
     assert len(result.report.kept) == 2 and "refitted" not in notes(result)
 
 
 def test_layers_that_no_split_one_precedes_stay_what_they_are() -> None:
     result, without = (
-        low_rank(feed_forward(), f"low-rank{{rank=4 refit={on}}}", INFINITE, batches()) for on in ("true", "false")
+        low_rank(feed_forward(), f"low-rank{{rank=4 refit={on}}}", INFINITE, plenty()) for on in ("true", "false")
     )
     same = [torch.equal(a, b) for a, b in zip(result.model.parameters(), without.model.parameters(), strict=True)]
     assert sorted(same) == [False] * 2 + [True] * 4  # of six factors and biases, those of one layer
@@ -283,7 +288,7 @@ def test_exact_chains_are_not_refitted() -> None:
     module = feed_forward()
     with torch.no_grad():
         module.down.weight.copy_(torch.randn(32, 5) @ torch.randn(5, 64))
-    result = low_rank(module, "low-rank{rank=8}", INFINITE, batches())
+    result = low_rank(module, "low-rank{rank=8}", INFINITE, plenty())
     assert "linear_1 (64x32) is of low rank" in notes(result) and len(result.report.kept) == 2
     assert "refitted" not in notes(result)
 
@@ -300,22 +305,22 @@ def poor(best: Array, gram: Array, rank: int) -> tuple[Array, Array]:
 
 
 def test_a_refit_that_is_worse_on_the_tuning_data_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    without = low_rank(feed_forward(), "low-rank{rank=8 refit=false}", INFINITE, batches())
+    without = low_rank(feed_forward(), "low-rank{rank=4 refit=false}", INFINITE, plenty())
     monkeypatch.setattr(refit, "reduced_rank", poor)
-    result = low_rank(feed_forward(), "low-rank{rank=8}", INFINITE, batches())
+    result = low_rank(feed_forward(), "low-rank{rank=4}", INFINITE, plenty())
     first, *rest = result.report.passes[0].notes
     assert first == "factors are not refitted: relative-error on the tuning data is no better with refitted ones"
     assert rest == without.report.passes[0].notes
-    assert np.array_equal(outputs(result, batches()[0]), outputs(without, batches()[0]))
+    assert np.array_equal(outputs(result, plenty()[0]), outputs(without, plenty()[0]))
 
 
 def test_a_refit_that_is_beyond_the_budget_on_held_out_data_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refit, "reduced_rank", poor)
     monkeypatch.setattr(ModelApproximation, "measure_tuning", lambda self, model: 0.0)
-    result = low_rank(feed_forward(), "low-rank{rank=8}", 0.5, batches())
+    result = low_rank(feed_forward(), "low-rank{rank=4}", 0.7, plenty())
     wanted = "factors are not refitted: relative-error of refitted ones is beyond the budget on held-out data"
     assert result.report.passes[0].notes[0] == wanted
-    assert len(result.report.kept) == 2 and result.report.passes[0].spending.after <= 0.5
+    assert len(result.report.kept) == 2 and result.report.passes[0].spending.after <= 0.7
 
 
 # ---- planted faults ------------------------------------------------------------------------------------------
@@ -323,9 +328,9 @@ def test_a_refit_that_is_beyond_the_budget_on_held_out_data_is_not_kept(monkeypa
 
 def test_a_refit_to_other_inputs_is_seen_in_the_measured_error(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Regression.add
-    monkeypatch.setattr(Regression, "add", lambda self, changed, plain, weight: right(self, plain, plain, weight))
+    monkeypatch.setattr(Regression, "add", lambda self, changed, plain, weight: right(self, plain, changed, weight))
     monkeypatch.setattr(ModelApproximation, "measure_tuning", lambda self, model: 0.0)
-    ((predicted, measured),) = printed(low_rank(feed_forward(), "low-rank{rank=4}", INFINITE, batches()))
+    ((predicted, measured),) = printed(low_rank(feed_forward(), "low-rank{rank=4}", INFINITE, plenty()))
     assert measured > 1.01 * predicted
 
 
@@ -343,6 +348,6 @@ def test_a_wrong_chain_of_refitted_factors_is_undone_alone(monkeypatch: pytest.M
 
     monkeypatch.setattr(rules.SplitLinear, "rewrite", wrong)
     monkeypatch.setattr(ModelApproximation, "measure_tuning", lambda self, model: 0.0)
-    result = low_rank(feed_forward(), "low-rank{rank=8}", INFINITE, batches())
+    result = low_rank(feed_forward(), "low-rank{rank=4}", INFINITE, plenty())
     found = [a.status for record in result.report.passes for a in record.applications]
     assert found == ["kept", "undone"] and "refitted to the split model" in notes(result)
