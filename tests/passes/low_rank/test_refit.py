@@ -261,6 +261,22 @@ def test_the_budget_holds_and_pays_for_no_less(limit: float) -> None:
     assert refitted.after.parameters <= plain.after.parameters
 
 
+@pytest.mark.parametrize("weights", ["uniform", "coefficient"])
+def test_graphs_of_programs_are_refitted_with_the_weights_of_their_rows(weights: Any) -> None:
+    from diffusers import DDIMScheduler
+
+    from graphopt.tools.digits.models import load_dit, scheduler
+
+    example = {"sample": torch.randn(1, 1, 16, 16), "timestep": torch.tensor([1]), "class_labels": torch.tensor([3])}
+    program = graphopt.Sampler(load_dit(), DDIMScheduler.from_config(scheduler().config), 3, example_inputs=example)
+    data = graphopt.Calibration(step_weights=weights)
+    result = graphopt.optimize(program, ["low-rank{ratio=0.6 skip=*norm1*}"], budget=INFINITE, calibration=data)
+    found = printed(result)
+    assert len(found) > 1 and result.report.passes[0].spending.metric == "trajectory-mse"
+    for predicted, measured in found:
+        assert measured == pytest.approx(predicted, rel=1e-3)
+
+
 def test_results_are_the_same_every_time() -> None:
     one, two = (low_rank(made(Convolutions), "low-rank{rank=8 conv=channels}", 0.9, images()) for _ in range(2))
     assert printed(one) and notes(one) == notes(two)
