@@ -106,9 +106,9 @@ def digit_models(digits: Digits) -> dict[str, tuple[torch.nn.Module, list[Any], 
 
 
 def whitened_beside_plain(models: dict[str, tuple[torch.nn.Module, list[Any], tuple[str, ...]]]) -> Table:
-    """The same ranks for every layer, factors chosen with the data and without."""
+    """The same ranks for every layer, factors chosen with the data (and refitted) and without."""
     table = Table(title="every layer at equal rank, linear layers and convolutions by channels, held-out data")
-    for column in ("model", "metric", "rank", "layers", "whitened", "plain", "plain / whitened"):
+    for column in ("model", "metric", "rank", "layers", "with data", "plain", "plain / with data"):
         table.add_column(column, justify="left" if column in ("model", "metric") else "right")
     rows = [(name, *given, metric) for name, (*given, metrics) in models.items() for metric in metrics]
     for name, module, data, metric in rows:

@@ -47,21 +47,16 @@ def shrunk(covariance: Array, rows: float, fourth: float) -> Array:
     """
     if covariance.ndim == 1:
         return covariance + max(1.0, float(np.sum(covariance))) / max(1.0, rows)
-    share, level = shrinkage(covariance, rows, fourth)
-    shrunken: Array = (1.0 - share) * covariance
-    shrunken[np.diag_indices(len(covariance))] += share * level
-    return shrunken
-
-
-def shrinkage(covariance: Array, rows: float, fourth: float) -> tuple[float, float]:
-    """The share in which `shrunk` moves X^T X towards the identity, and the multiple of it."""
     width = len(covariance)
     mean = covariance / max(rows, 1.0)
     level = float(np.trace(mean)) / width
     spread = float(np.sum(np.square(mean)))
     away = spread - width * level * level
     noise = (fourth / rows - spread) / (rows - 1.0) if rows > 1.0 else away
-    return (min(1.0, max(LEAST, noise / away)) if away > 0.0 else 1.0), level * rows
+    share = min(1.0, max(LEAST, noise / away)) if away > 0.0 else 1.0
+    shrunken: Array = (1.0 - share) * covariance
+    shrunken[np.diag_indices(width)] += share * level * rows
+    return shrunken
 
 
 LEAST = 1e-6

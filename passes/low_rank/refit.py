@@ -6,8 +6,10 @@ Q of X' M (reduced-rank regression; Izenman, "Reduced-rank regression for the mu
 Multivariate Analysis 1975), since what remains of X W is orthogonal to X'. In the order of the graph each layer makes
 up for some of the errors of those before it.
 
-X'^T X' is shrunk towards a multiple of the identity as it is without a refit, and X'^T X by the same share to the same
-multiple, for X' is X as far as no data says otherwise: with little data M is near W, and where X' is X it is W.
+As far as no data says otherwise X' is X, and M is W. So the correction M - W is a ridge regression of X W - X' W on
+X'. Its ridge is the one with which the correction that half of the rows give leaves least on the other half, for the
+worse of the two; where none helps both, or rows are few, the factors stay what they were. X'^T X' is
+shrunk as it is without a refit.
 
 Linear layers, products and convolutions split by channels are refitted. Spatial and Tucker chains, tables, and layers
 whose inputs are not known stay as they were chosen; so do exact chains, which spend nothing, and layers that no split
@@ -16,6 +18,7 @@ one precedes. Biases stay.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,7 +30,7 @@ from graphopt.ir.weights import Array
 from graphopt.passes.low_rank.activations import rows_of
 from graphopt.passes.low_rank.candidates import Candidate, Choices, given, shaped
 from graphopt.passes.low_rank.choice import Plan
-from graphopt.passes.low_rank.directions import Inputs, directions, shrinkage
+from graphopt.passes.low_rank.directions import Inputs, directions, shrunk
 from graphopt.passes.low_rank.layers import Layer
 from graphopt.passes.low_rank.rules import SplitChannels, SplitLinear, SplitMatmul
 from graphopt.passes.low_rank.splitting import Splitter, alone, relative, squares
@@ -36,31 +39,25 @@ from graphopt.passes.low_rank.walk import Walk
 REFITTED = (SplitLinear, SplitMatmul, SplitChannels)
 
 
-@dataclass(frozen=True)
-class Moments:
-    """What a regression needs to know of X' [rows, in], Y = X W [rows, out] and a number of rows."""
-
-    gram: Array
-    """X'^T X' [in, in]."""
-    cross: Array
-    """X'^T Y [in, out]."""
-    size: float
-    """|Y|^2."""
-
-    def error(self, product: Array) -> float:
-        """|Y - X' product|^2 / |Y|^2."""
-        apart = self.size + float(np.sum(product * (self.gram @ product - 2.0 * self.cross)))
-        return max(0.0, apart) / self.size if self.size > 0.0 else 0.0
+RIDGES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
+"""What is tried, in units of the mean eigenvalue of X'^T X'; errors along them fall to a least one and rise again."""
+FEWEST = 16
+"""From fewer rows than this it cannot be told what helps."""
+HELPS = 1e-3
+"""A smaller ridge has to leave less by this share."""
 
 
 @dataclass
 class Regression:
-    """The sums that grow batch by batch, for X' and for Y = X `weight`."""
+    """What a regression of Y = X W on X' needs to know, summed up row by row; W is `weight` [in, out]."""
 
     weight: Array
     gram: Array = field(init=False)
+    """X'^T X' [in, in]."""
     cross: Array = field(init=False)
+    """X'^T Y [in, out]."""
     size: float = 0.0
+    """|Y|^2."""
     rows: float = 0.0
     fourth: float = 0.0
     """Sum of |x'|^4 over the rows x' of X'."""
@@ -77,30 +74,53 @@ class Regression:
         self.rows += weight * len(changed)
         self.fourth += weight * float(np.sum(np.square(np.sum(np.square(changed), axis=1))))
 
-    @property
-    def measured(self) -> Moments:
-        return Moments(self.gram, self.cross, self.size)
-
-    def expected(self) -> Moments:
-        """Shrunk, as is to be expected from that much data."""
-        share, level = shrinkage(self.gram, self.rows, self.fourth)
-        kept, added = 1.0 - share, share * level
-        return Moments(
-            kept * self.gram + added * np.eye(len(self.gram)),
-            kept * self.cross + added * self.weight,
-            kept * self.size + added * float(np.sum(np.square(self.weight))),
-        )
+    def __add__(self, other: Regression) -> Regression:
+        both = Regression(self.weight)
+        both.gram, both.cross = self.gram + other.gram, self.cross + other.cross
+        both.size, both.rows, both.fourth = self.size + other.size, self.rows + other.rows, self.fourth + other.fourth
+        return both
 
     @property
     def known(self) -> bool:
         """Whether there is anything to fit to."""
         return bool(np.isfinite(self.fourth) and np.isfinite(self.size) and self.size > 0.0 and self.gram.any())
 
+    @property
+    def level(self) -> float:
+        """The mean eigenvalue of X'^T X'."""
+        return float(np.trace(self.gram)) / len(self.gram)
 
-def reduced_rank(moments: Moments, rank: int) -> tuple[Array, Array]:
-    """F [in, r] and S [r, out] with the least |Y - X' F S|; X'^T X' has an inverse."""
-    best = np.linalg.solve(moments.gram, moments.cross)
-    return directions(best, Inputs(moments.gram, moments.gram), whiten=True).factors(best, rank)
+    def left(self, product: Array) -> float:
+        """|Y - X' product|^2."""
+        return max(0.0, self.size + float(np.sum(product * (self.gram @ product - 2.0 * self.cross))))
+
+    def error(self, product: Array) -> float:
+        """|Y - X' product|^2 / |Y|^2."""
+        return self.left(product) / self.size
+
+    def best(self, ridge: float) -> Array:
+        """The M [in, out] with the least |Y - X' M|^2 + ridge |M - W|^2, for a ridge above 0 or independent columns."""
+        raised = self.gram + ridge * np.eye(len(self.gram))
+        return np.asarray(np.linalg.solve(raised, self.cross + ridge * self.weight))
+
+
+def best_weight(one: Regression, other: Regression) -> Array:
+    """The dense weight [in, out] for what both halves of the rows say together; W itself if that is nothing."""
+    both, chosen, least = one + other, math.inf, 1.0
+    missed = one.left(one.weight), other.left(other.weight)
+    if both.rows < FEWEST or not all(missed):
+        return both.weight
+    for ridge in (r * both.level for r in RIDGES):
+        left = max(one.left(other.best(ridge)) / missed[0], other.left(one.best(ridge)) / missed[1])
+        if left > (1.0 - HELPS) * least:
+            break
+        least, chosen = left, ridge
+    return both.weight if math.isinf(chosen) else both.best(chosen)
+
+
+def reduced_rank(best: Array, gram: Array, rank: int) -> tuple[Array, Array]:
+    """F [in, r] and S [r, out] with the least |X' best - X' F S| for `gram` = X'^T X'."""
+    return directions(best, Inputs(gram, gram), whiten=True).factors(best, rank)
 
 
 @dataclass(frozen=True)
@@ -149,21 +169,32 @@ def _may_be(choice: Choices, plan: Mapping[str, Candidate]) -> bool:
 def _refitted(
     layer: Layer, candidate: Candidate, fed: Sequence[tuple[Array, Array]], weights: Sequence[float]
 ) -> Candidate:
-    """`candidate` for the inputs X and X' of each batch; as it is where these say nothing."""
-    regression = Regression(layer.matrix())
-    for (plain, changed), weight in zip(fed, weights, strict=True):
-        blocks = zip(rows_of(layer, changed)[0](), rows_of(layer, plain)[0](), strict=True)
-        for other, block in blocks:
-            regression.add(other, block, weight)
-    if not regression.known:
+    """`candidate` for the inputs X and X' of each batch; as it is where these say nothing of use."""
+    halves = _halves(layer, fed, weights)
+    both = halves[0] + halves[1]
+    if not both.known:
         return candidate
-    expected = regression.expected()
-    first, second = reduced_rank(expected, candidate.ranks[0])
-    product = first @ second
-    return replace(
-        candidate,
-        error=regression.measured.error(product),
-        expected=expected.error(product),
-        build=partial(given, shaped(candidate.kind, layer, first, second)),
-        refitted=True,
-    )
+    best = best_weight(*halves)
+    if best is both.weight:
+        return candidate
+    first, second = reduced_rank(best, shrunk(both.gram, both.rows, both.fourth), candidate.ranks[0])
+    error = both.error(first @ second)
+    factors = shaped(candidate.kind, layer, first, second)
+    return replace(candidate, error=error, expected=error, build=partial(given, factors), refitted=True)
+
+
+def _halves(
+    layer: Layer, fed: Sequence[tuple[Array, Array]], weights: Sequence[float]
+) -> tuple[Regression, Regression]:
+    """The first and the second half of all rows: of other batches where there are several, for rows of one sample are
+    alike."""
+    weight = layer.matrix()
+    halves = Regression(weight), Regression(weight)
+    ahead = sum(rows_of(layer, plain)[1][0] for plain, _ in fed) // 2
+    for (plain, changed), counted in zip(fed, weights, strict=True):
+        for other, block in zip(rows_of(layer, changed)[0](), rows_of(layer, plain)[0](), strict=True):
+            cut = max(0, min(len(block), ahead))
+            halves[0].add(other[:cut], block[:cut], counted)
+            halves[1].add(other[cut:], block[cut:], counted)
+            ahead -= cut
+    return halves
