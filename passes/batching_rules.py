@@ -17,7 +17,7 @@ import numpy as np
 
 from graphopt.errors import UnsupportedError
 from graphopt.ir.graph import Dim, TensorType, Value
-from graphopt.ir.ops import OPS
+from graphopt.ir.ops import ELEMENTWISE, OPS
 from graphopt.ir.scratch import ScratchGraph
 from graphopt.ir.weights import ArrayRef
 
@@ -331,8 +331,7 @@ _BATCH_FIRST = (
 
 
 def _rules() -> dict[str, Rule]:
-    pointwise = [name for name, op in OPS.items() if op.meaning.__module__.endswith(".elementwise")]
-    rules: dict[str, Rule] = dict.fromkeys(pointwise, _pointwise)
+    rules: dict[str, Rule] = dict.fromkeys(ELEMENTWISE, _pointwise)
     rules |= dict.fromkeys(_SHIFTED_AXIS, _axes_after("axis"))
     rules |= dict.fromkeys((*_SHIFTED_AXES, *(n for n in OPS if n.startswith("reduce_"))), _axes_after("axes"))
     rules |= dict.fromkeys(("layer_norm", "rms_norm"), _normalised_last)

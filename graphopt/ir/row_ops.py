@@ -7,10 +7,12 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from graphopt.ir.graph import Call, Graph, Literal, TensorType, Value
-from graphopt.ir.ops import OPS
+from graphopt.ir.ops import ELEMENTWISE
 
-POINTWISE = frozenset(n for n, op in OPS.items() if op.meaning.__module__.endswith(".elementwise")) - {"prelu"}
-"""Ops in which one element of the result depends on one place of the operands."""
+ALIGNED = ELEMENTWISE - {"prelu"}
+"""Those of them whose operands broadcast against one another; a slope is broadcast to x."""
+SEVERAL = frozenset({"matmul", "concat", "gather", "gather_nd"})
+"""Other ops of which more than the first operand may have rows."""
 
 
 def mixes_rows(graph: Graph, call: Call, rowed: Collection[Value]) -> str | None:
@@ -20,12 +22,12 @@ def mixes_rows(graph: Graph, call: Call, rowed: Collection[Value]) -> str | None
     given = [o is not None and not isinstance(o, Literal) and o in rowed for o in call.operands]
     if any(g and (t is None or t.rank in (None, 0)) for g, t in zip(given, types, strict=True)):
         return "the rank of what it reads is not known"
-    if call.op in POINTWISE:
+    if call.op in ALIGNED:
         return _pointwise(graph, call, types, given)
     rule = RULES.get(call.op)
     if rule is None:
         return f"{call.op} may mix rows"
-    if any(given[1:]) and call.op not in ("matmul", "concat", "gather", "gather_nd"):
+    if any(given[1:]) and call.op not in SEVERAL:
         return f"{call.op} of several values that differ from row to row"
     return rule(graph, call, given)
 

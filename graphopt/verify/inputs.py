@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.ir.graph import Call, Dim, Graph, Literal, TensorType, Value
-from graphopt.ir.ops import OPS
+from graphopt.ir.ops import ELEMENTWISE
 from graphopt.ir.weights import FLOATS, Array, numpy_dtype
 from graphopt.verify.fragment import Fragment
 from graphopt.verify.row_counts import indexed, telling_rows
@@ -27,10 +27,7 @@ LOCAL = frozenset({
     "minimum", "neg", "exp", "sqrt", "abs", "identity", "cast", "fused_conv",
 })  # fmt: skip
 """Ops that treat every position of the spatial dimensions alike: fragments of them may be run on smaller images."""
-NUMERIC = frozenset(name for name, op in OPS.items() if op.meaning.__module__.endswith(".elementwise")) | {
-    "transpose",
-    "concat",
-}
+NUMERIC = ELEMENTWISE | {"transpose", "concat"}
 """Ops that take integers for numbers, however large."""
 BLOCK = 16381
 """Most numbers that are drawn for one tensor. A prime, so that no axis of a tensor is in step with the block."""

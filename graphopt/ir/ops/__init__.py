@@ -14,7 +14,11 @@ from graphopt.ir.ops import (
 )
 from graphopt.ir.ops.spec import OPS, REQUIRED, Fill, Op, op
 
+ELEMENTWISE = frozenset(name for name, entry in OPS.items() if entry.meaning.__module__ == elementwise.__name__)
+"""Ops in which an element of the result depends on one place of the operands."""
+
 __all__ = [
+    "ELEMENTWISE",
     "OPS",
     "REQUIRED",
     "Fill",
