@@ -61,7 +61,7 @@ class CleanUp(GraphPass):
                 states[graph].clean(is_main=graph is context.model.main)
             if context.ledger.kept == before:
                 break
-            context.model.refresh()
+            context.refresh()
         for state in states.values():
             context.notes += state.driver.notes
         context.notes += [f"not folded: {count} nodes: {reason}" for reason, count in growth.refused.items()]

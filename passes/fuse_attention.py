@@ -71,15 +71,15 @@ class FuseAttention(GraphPass):
         self._prepare(context)
         for rules in self._stages(context.features):
             context.run_rules(rules)
-            context.model.refresh()
+            context.refresh()
 
     @staticmethod
     def _prepare(context: Context) -> None:
         """Let shapes be known, keys be transposed by one node, and weights be a softmax and nothing more."""
         for graph in context.model.regions():
             settle_computed_shapes(context.editor(graph), set())
-        context.model.refresh()
+        context.refresh()
         for graph in context.model.regions():
             transpose_keys_directly(context.editor(graph))
         context.run_rules(PREPARING)
-        context.model.refresh()
+        context.refresh()

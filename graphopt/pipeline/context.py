@@ -120,6 +120,7 @@ class Context(RunContext):
         super().__init__(verifier, ledger, **options)
         self.model = model
         self._approximate = approximate
+        self._refreshed = ledger.kept
         self.opened: Approximation | None = None
         """What the pass that is running asked for with `approximation`."""
 
@@ -129,6 +130,7 @@ class Context(RunContext):
         self.notes = []
         self.opened = None
         self.approximated = 0
+        self._refreshed = self.ledger.kept
 
     def approximation(self, pass_: Pass) -> Approximation:
         """What an approximate pass works with: data to tune on, the limit, and the measure that decides.
@@ -161,6 +163,13 @@ class Context(RunContext):
     def editor(self, graph: Graph) -> Editor:
         """Applies changes to one region; every one gets an id, a verdict and a line in the report."""
         return Editor(graph, self.ledger, _Budgeted(self))
+
+    def refresh(self) -> None:
+        """Bring the types and weights of the model up to date with the changes that were kept. Without any it is left
+        alone: what nothing reads was there before, and its removal would be a change that no application shows."""
+        if self.ledger.kept != self._refreshed:
+            self.model.refresh()
+            self._refreshed = self.ledger.kept
 
     def run_rules(self, rules: Sequence[Rule]) -> int:
         """Apply `rules` to every region until none applies any more; returns the number of changes kept."""

@@ -49,25 +49,14 @@ class LowerMoe(GraphPass):
     contract: ClassVar[str] = "Rounding: at most 8 times the rounding error of the original, per application"
 
     def run(self, context: Context) -> None:
-        for step in (self._prepare, self._lower, self._follow):
-            kept = context.ledger.kept
-            step(context)
-            if context.ledger.kept > kept:
-                context.model.refresh()
-
-    @staticmethod
-    def _prepare(context: Context) -> None:
         context.run_rules(PREPARING)
-
-    def _lower(self, context: Context) -> None:
+        context.refresh()
         for graph in context.model.regions():
             if graph.storage == "onnx":
                 _split_by_expert(context, graph)
             elif context.target not in (None, "torch"):
                 _unsort(context, graph)
-
-    @staticmethod
-    def _follow(context: Context) -> None:
+        context.refresh()
         context.run_rules(FOLLOWING)
 
 
