@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -312,27 +311,25 @@ def _size_of(graph: Graph, value: Value | None, sizes: Sizes) -> tuple[int, ...]
     if value in sizes:
         return sizes[value]
     type_ = None if value is None else graph.type(value)
-    named = _named(graph, sizes)
-    found = []
-    for dim in (None,) if type_ is None or type_.shape is None else type_.shape:
-        factor, name = multiple_of(dim)
-        if not isinstance(dim, int) and name not in named:
-            raise NoInputs("the size that an index refers to is unknown")
-        found.append(dim if isinstance(dim, int) else factor * named[name])
-    return tuple(found)
+    found = [None] if type_ is None or type_.shape is None else _resolved(graph, type_.shape, sizes)
+    if None in found:
+        raise NoInputs("the size that an index refers to is unknown")
+    return tuple(d for d in found if d is not None)
 
 
-def _named(graph: Graph, sizes: Sizes) -> dict[Dim, int]:
-    """The size that each symbol has where inputs are of these sizes."""
-    found: dict[Dim, int] = {}
-    for value, shape in sizes.items():
+def _resolved(graph: Graph, shape: Sequence[Dim], sizes: Sizes) -> list[int | None]:
+    """`shape` where inputs are of these sizes; None for a size that they do not tell."""
+    named: dict[Dim, int] = {}
+    for value, given in sizes.items():
         type_ = graph.type(value)
         if type_ is not None and type_.shape is not None and not isinstance(value, Literal):
-            for dim, size in zip(type_.shape, shape, strict=True):
+            for dim, size in zip(type_.shape, given, strict=True):
                 factor, name = multiple_of(dim)
                 if isinstance(name, str):
-                    found[name] = size // factor
-    return found
+                    named[name] = size // factor
+    multiples = [multiple_of(dim) for dim in shape]
+    return [d if isinstance(d, int) else factor * named[name] if name in named else None
+            for d, (factor, name) in zip(shape, multiples, strict=True)]  # fmt: skip
 
 
 def _target(graph: Graph, call: Call, sizes: Sizes) -> list[int]:
@@ -340,12 +337,7 @@ def _target(graph: Graph, call: Call, sizes: Sizes) -> list[int]:
     result = graph.type(call.outputs[0])
     if result is None or result.shape is None:
         raise NoInputs(f"the shape that {call.op} is to produce is unknown")
-    chosen: dict[Any, int] = {}
-    for value, shape in sizes.items():
-        type_ = graph.type(value)
-        if type_ is not None and type_.shape is not None and not isinstance(value, Literal):
-            chosen.update({d: s for d, s in zip(type_.shape, shape, strict=True) if isinstance(d, str)})
-    target = [d if isinstance(d, int) else chosen.get(d, -1) for d in result.shape]
+    target = [-1 if d is None else d for d in _resolved(graph, result.shape, sizes)]
     if target.count(-1) > (1 if call.op == "reshape" else 0):
         raise NoInputs(f"the shape that {call.op} is to produce is not determined")
     return target
