@@ -19,7 +19,7 @@ PASS = "lower-moe"
 
 
 def has_experts(graph: Graph) -> bool:
-    """Whether rows of `graph` pick matrices of a constant stack."""
+    """Whether rows of `graph` pick matrices of a stack."""
     for node in graph.nodes():
         call = graph.call(node) if graph.key(node) == "gather" else None
         if isinstance(call, Call) and not isinstance(call.operands[1], Literal):

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import torch
 import typer
@@ -84,13 +85,7 @@ def write(way: str, experts: int, tokens: int, path: Path) -> None:
             raise SystemExit(f"not lowered: {refused} {result.report.passes[0].notes}")
         result.save(path)
         return
-    onnx.save(_proto(model), str(path), save_as_external_data=True, location=path.name + ".data")
-
-
-def _proto(model: Any) -> onnx.ModelProto:
-    import onnx_ir as ir
-
-    return ir.to_proto(model)
+    onnx.save(ir.to_proto(model), str(path), save_as_external_data=True, location=path.name + ".data")
 
 
 def serve(path: Path, tokens: int) -> None:
@@ -164,11 +159,11 @@ def main(
         for e in experts or (8, 64):
             for t in tokens or (1, 64, 1024):
                 rows = measured(e, t, rounds, Path(folder))
-                cell = {(w, k): f"{rows[w][k]:.3g}" if w in rows else "-" for w in WAYS for k in ("ms", "peak", "file")}
+                times = [f"{rows[w]['ms']:.3g}" if w in rows else "-" for w in WAYS]
                 peaks = [f"{rows[w]['peak']:.0f}" if w in rows else "-" for w in WAYS]
                 files = [f"{rows[w]['file']:.0f}" for w in ("dense", "graphopt")]
                 ratio = f"{rows['dense']['ms'] / rows['graphopt']['ms']:.1f}"
-                table.add_row(str(e), str(t), *(cell[w, "ms"] for w in WAYS), ratio, *peaks, *files)
+                table.add_row(str(e), str(t), *times, ratio, *peaks, *files)
     wide_console().print(table)
 
 

@@ -136,7 +136,7 @@ class _Body:
     def _value(self, value: Value | None) -> Value | None:
         if value is None or isinstance(value, Literal):
             return value
-        if value in self.stacks:
+        if value in self.stacks and value not in self.values:
             stack = self.stacks[value]
             self.values[value] = self._constant(stack.of(self.expert).reshape(1, *stack.shape[1:]))
         return self.values.get(value, value)

@@ -77,11 +77,7 @@ def grouped_by(graph: Graph, sort: Call) -> Grouped:
     if sort.fields["descending"]:
         raise NotGrouped("it puts the last expert first")
     found = Grouped(graph, sort)
-    started = False
-    for node in list(graph.nodes()):
-        started = started or node == sort.node
-        if not started or node == sort.node:
-            continue
+    for node in graph.nodes():
         if any(found.knows(o) for o in graph.raw_call(node).operands if not isinstance(o, Literal | None)):
             call = graph.call(node)
             if not isinstance(call, Call):

@@ -62,12 +62,17 @@ def picked_rows(graph: Graph) -> Iterator[Picked | tuple[Call, str]]:
     yield from _overlooked(graph)
 
 
-def _overlooked(graph: Graph) -> Iterator[tuple[Call, str]]:
-    """Matrices that are picked and multiplied in a way that is not known here, and what is in the way."""
+def _reads(graph: Graph) -> Iterator[Call]:
+    """Reads of slices of axis 0 at indices that are computed."""
     for node in graph.nodes():
         call = graph.call(node) if graph.key(node) == "gather" else None
-        if not isinstance(call, Call) or call.fields["axis"] != 0 or isinstance(call.operands[1], Literal):
-            continue
+        if isinstance(call, Call) and call.fields["axis"] == 0 and not isinstance(call.operands[1], Literal):
+            yield call
+
+
+def _overlooked(graph: Graph) -> Iterator[tuple[Call, str]]:
+    """Matrices that are picked and multiplied in a way that is not known here, and what is in the way."""
+    for call in _reads(graph):
         table, ids = graph.type(call.operands[0]), graph.type(call.operands[1])
         if table is None or table.rank != 3 or all(graph.key(u) != "matmul" for u in graph.users(call.outputs[0])):
             continue
@@ -80,10 +85,7 @@ def _overlooked(graph: Graph) -> Iterator[tuple[Call, str]]:
 def _picks(graph: Graph) -> dict[Value, list[tuple[Call, Stack]]]:
     """Reads of matrices, and of vectors beside them, that are stacked by expert; by the ids that they are read at."""
     found: dict[Value, list[tuple[Call, Stack]]] = {}
-    for node in graph.nodes():
-        call = graph.call(node) if graph.key(node) == "gather" else None
-        if not isinstance(call, Call) or call.fields["axis"] != 0 or isinstance(call.operands[1], Literal):
-            continue
+    for call in _reads(graph):
         ids = graph.type(call.operands[1])
         stack = stack_of(graph, call.operands[0]) if ids is not None and ids.rank == 1 else None
         if stack is not None:

@@ -28,17 +28,11 @@ class GatherOfRows:
         return op.gather_nd(x, op.unsqueeze(i, axes=any_).named("column"))
 
     def check(self, m: Match) -> None:
-        if m.column.fields["axes"] != (m.rank(i_of(m)),):
+        if m.column.fields["axes"] != (m.rank(m.i),):
             m.fail("the indices have no last axis of their own")
 
     def rewrite(self, m: Match, build: Builder) -> Value:
-        return build.gather(m.x, i_of(m), axis=0, like=m.out)
-
-
-def i_of(m: Match) -> Value:
-    """The indices, one for each row."""
-    value: Value = m.bindings.values["i"]
-    return value
+        return build.gather(m.x, m.i, axis=0, like=m.out)
 
 
 @rule(contract=Exact(), keep_shared=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graphopt.ir.graph import Call, Graph, Node, Value
+from graphopt.ir.graph import Call, Graph, Value
 from graphopt.ir.weights import Array, TensorRef
 
 UNCHANGED = frozenset({"reshape", "identity", "cast", "unsqueeze", "squeeze"})
@@ -17,8 +17,6 @@ class Stack:
 
     data: TensorRef
     perm: tuple[int, ...]
-    nodes: tuple[Node, ...] = ()
-    """The transpositions that make the view."""
 
     @property
     def experts(self) -> int:
@@ -51,14 +49,12 @@ class ExpertRef(TensorRef):
 
 def stack_of(graph: Graph, value: Value | None) -> Stack | None:
     """`value` as a stack: a constant of two axes or more, or transpositions of one that leave axis 0 where it is."""
-    nodes: list[Node] = []
     perms: list[tuple[int, ...]] = []
     while value is not None and (data := graph.constant(value)) is None:
         node = graph.producer(value)
         call = None if node is None else graph.call(node)
         if not isinstance(call, Call) or call.op != "transpose" or call.fields["perm"][0] != 0:
             return None
-        nodes.append(node)
         perms.append(call.fields["perm"])
         value = call.operands[0]
     if value is None or data is None or data.ndim < 2:
@@ -66,7 +62,7 @@ def stack_of(graph: Graph, value: Value | None) -> Stack | None:
     perm = tuple(range(data.ndim))
     for step in reversed(perms):
         perm = tuple(perm[axis] for axis in step)
-    return Stack(data, perm, tuple(reversed(nodes)))
+    return Stack(data, perm)
 
 
 def are_experts(graph: Graph, ids: Value, experts: int) -> bool:
