@@ -83,8 +83,7 @@ def write(way: str, experts: int, tokens: int, path: Path) -> None:
         refused = [a for a in result.report.applications if a.status != "kept"]
         if refused or not result.report.kept:
             raise SystemExit(f"not lowered: {refused} {result.report.passes[0].notes}")
-        result.save(path)
-        return
+        model = result.model
     onnx.save(ir.to_proto(model), str(path), save_as_external_data=True, location=path.name + ".data")
 
 
