@@ -100,8 +100,9 @@ def _lower_onnx(model: Any, settings: Settings) -> Compiled:
 
 
 def _lower_torch(model: Any, settings: Settings) -> Compiled:
-    from graphopt.backends.ort_module import CompiledModule, Signature
+    from graphopt.backends.ort_module import CompiledModule
     from graphopt.backends.ort_session import open_session
+    from graphopt.backends.signature import Signature
 
     program = model.program()
     signature = Signature(program)

@@ -2,89 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.export.exported_program import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, SymIntArgument
+from torch.export.graph_signature import ConstantArgument, SymIntArgument
 from torch.utils import _pytree as pytree
 
 from graphopt.backends.ort_compiled import Compiled, RunError
 from graphopt.backends.ort_inputs import InputError, InputType, check_input
-from graphopt.errors import did_you_mean
+from graphopt.backends.signature import Signature, require_constant, result_of
 from graphopt.ir.fx.tensors import DTYPE_NAMES, TORCH_DTYPES, to_numpy, to_torch
 from graphopt.ir.onnx.dtypes import DATA_TYPES
-
-
-class Signature:
-    """How a program is called: argument names, structure of inputs and outputs, and which leaves are
-    tensors."""
-
-    def __init__(self, program: ExportedProgram) -> None:
-        spec = program.call_spec
-        self.structure: Any = spec.in_spec
-        self.result: Any = spec.out_spec
-        self.positional: int = self.structure.child(0).num_children
-        self.keywords: list[str] = list(self.structure.child(1).context)
-        first = [f"arg_{i}" for i in range(self.positional)]
-        signature = program.module_call_graph[0].signature
-        names = signature.forward_arg_names if signature is not None else None
-        self.names: list[str] = [*(names or first)[: self.positional], *self.keywords]
-        self.inputs = [s.arg for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
-        self.outputs = [
-            s.arg for s in program.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT
-        ]
-
-    def leaves(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-        """The leaves of a call in the order of `inputs`.
-
-        An argument that is left out takes the value with which the program was exported, if that is no
-        tensor.
-
-        Raises:
-            InputError: too many, unknown, missing or twice given arguments, or another structure than
-            exported.
-        """
-        if len(args) > len(self.names):
-            raise InputError(
-                f"the model takes {len(self.names)} arguments ({self._listed()}), got {len(args)}"
-            )
-        given = dict(zip(self.names, args, strict=False))
-        for name, value in kwargs.items():
-            if name in given:
-                raise InputError(f"argument {name!r} is given both by position and by name")
-            if name not in self.names:
-                raise InputError(
-                    f"the model was exported without an argument {name!r}{did_you_mean(name, self.names)}; "
-                    f"it takes {self._listed()}"
-                )
-            given[name] = value
-        leaves: list[Any] = []
-        for name, child in zip(self.names, self._children(), strict=True):
-            own = self.inputs[len(leaves) : len(leaves) + child.num_leaves]
-            leaves += self._leaves_of(name, child, given[name]) if name in given else self._default(name, own)
-        return leaves
-
-    def _children(self) -> list[Any]:
-        positional, keyword = self.structure.child(0), self.structure.child(1)
-        return [*positional.children(), *keyword.children()]
-
-    def _leaves_of(self, name: str, child: Any, value: Any) -> list[Any]:
-        try:
-            return list(child.flatten_up_to(value))
-        except ValueError as error:
-            raise InputError(
-                f"argument {name!r} has another structure than when exported: {error}"
-            ) from error
-
-    def _default(self, name: str, own: Sequence[Any]) -> list[Any]:
-        if all(isinstance(arg, ConstantArgument) for arg in own):
-            return [arg.value for arg in own]
-        raise InputError(f"missing argument {name!r}; the model takes {self._listed()}")
-
-    def _listed(self) -> str:
-        return ", ".join(self.names) or "no arguments"
 
 
 class CompiledModule(Compiled):
@@ -117,12 +46,12 @@ class CompiledModule(Compiled):
         types = iter(self.input_types)
         for argument, value in zip(self.signature.inputs, self.signature.leaves(args, kwargs), strict=True):
             if isinstance(argument, ConstantArgument):
-                _require_constant(argument, value)
+                require_constant(argument, value)
             else:
                 tensors.append(_tensor(argument, value, next(types)))
         results = self._run_bound(tensors) if self._bound else self._run_copied(tensors)
         remaining = iter(results)
-        leaves = [_result(argument, remaining) for argument in self.signature.outputs]
+        leaves = [result_of(argument, remaining) for argument in self.signature.outputs]
         return pytree.tree_unflatten(leaves, self.signature.result)
 
     def _run_copied(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -143,15 +72,6 @@ class CompiledModule(Compiled):
         return [torch.from_dlpack(value) for value in binding.get_outputs()]
 
 
-def _require_constant(argument: Any, value: Any) -> None:
-    if type(value) is not type(argument.value) or value != argument.value:
-        raise InputError(
-            f"argument {argument.name!r} was {argument.value!r} when the model was exported and is part of "
-            f"it, got "
-            f"{value!r}; export again to change it"
-        )
-
-
 def _tensor(argument: Any, value: Any, expected: InputType) -> torch.Tensor:
     """`value` as a contiguous CPU tensor of the type that the session expects."""
     if isinstance(argument, SymIntArgument) and isinstance(value, int):
@@ -168,8 +88,3 @@ def _tensor(argument: Any, value: Any, expected: InputType) -> torch.Tensor:
     return value.detach().resolve_neg().contiguous()
 
 
-def _result(argument: Any, remaining: Any) -> Any:
-    if isinstance(argument, ConstantArgument):
-        return argument.value
-    tensor = next(remaining)
-    return int(tensor) if isinstance(argument, SymIntArgument) else tensor

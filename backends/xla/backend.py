@@ -1,0 +1,67 @@
+"""The class of the backend "xla"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from graphopt.backends.options import read_options
+from graphopt.errors import UnsupportedError
+from graphopt.ir.model import Model
+from graphopt.pipeline.backend import Backend
+
+if TYPE_CHECKING:
+    from graphopt.backends.xla.compiled import CompiledXla
+
+MISSING = (
+    "backend 'xla' needs JAX and torchax ({error}); install them with pip install 'graphopt[xla]', which pins the "
+    "versions that were tested"
+)
+
+
+class XlaBackend(Backend):
+    """Runs torch models with XLA, through torchax and JAX. `graphopt.backends.xla.settings.Settings` documents the
+    options."""
+
+    name: ClassVar[str] = "xla"
+
+    def lower(self, model: Model, **options: Any) -> Callable[..., Any]:
+        """A `CompiledXla`. Every op of the model has been compared with torch's, unless check=False.
+
+        Raises:
+            PipelineError: unknown option or bad value.
+            UnsupportedError: JAX is not installed or has no device of the platform; an op has no kernel, or one that
+                differs from torch.
+        """
+        from graphopt.backends.xla.settings import Settings
+
+        settings = read_options(Settings, self.name, options)
+        if model.storage != "fx":
+            raise UnsupportedError(f"backend {self.name!r} takes torch models, not {model.storage!r}")
+        _require_jax()
+        return _lowered(model, settings)
+
+
+def _require_jax() -> None:
+    try:
+        import jax  # noqa: F401
+
+        version("torchax")
+    except (ImportError, PackageNotFoundError) as error:
+        raise UnsupportedError(MISSING.format(error=error)) from error
+
+
+def _lowered(model: Any, settings: Any) -> CompiledXla:
+    from graphopt.backends.xla.compiled import CompiledXla
+    from graphopt.backends.xla.conformance import check_ops
+    from graphopt.backends.xla.function import decomposed
+    from graphopt.ir.fx.tensors import to_torch
+    from graphopt.verify.whole import whole_feeds
+
+    program = decomposed(model.program())
+    notes = []
+    if settings.check:
+        checked = check_ops(program, [to_torch(array) for array in whole_feeds(model, model.examples())])
+        notes.append(f"{checked} ops of distinct sizes agree with torch")
+    return CompiledXla(program, settings, notes)

@@ -1,0 +1,100 @@
+"""What a torch model becomes on XLA: a callable that is called as the module was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import torch
+from torch.export.exported_program import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, SymIntArgument
+from torch.utils import _pytree as pytree
+
+from graphopt.backends.ort_inputs import InputError, InputType, check_input
+from graphopt.backends.signature import Signature, require_constant, result_of
+from graphopt.backends.xla.arrays import device_of, exact_types, from_jax, to_jax
+from graphopt.backends.xla.function import function_of, weights_of
+from graphopt.backends.xla.settings import Settings
+from graphopt.ir.fx.tensors import DTYPE_NAMES, TORCH_DTYPES
+
+
+class CompiledXla:
+    """A torch model on XLA: called like the module, tensors on the CPU in and out, without gradients.
+
+    It is compiled at the first call, and again for inputs of other sizes where the model allows them.
+    """
+
+    def __init__(self, program: ExportedProgram, settings: Settings, notes: Sequence[str] = ()) -> None:
+        """`program`: one whose ops all have kernels (`function.decomposed`).
+
+        Raises:
+            UnsupportedError: no device of the platform that is asked for.
+        """
+        self.signature = Signature(program)
+        self.notes = tuple(notes)
+        """What was done or found on the way, for a reader."""
+        self.settings = settings
+        self._device = device_of(settings.platform)
+        self._types = _input_types(program)
+        with exact_types(settings.precision):
+            self._weights = [to_jax(tensor, self._device) for tensor in weights_of(program)]
+        self._run = jax.jit(function_of(program))
+
+    @property
+    def compilations(self) -> int:
+        """For how many sizes of inputs the model has been compiled."""
+        return int(self._run._cache_size())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model.
+
+        Raises:
+            InputError: other arguments than the model was exported with, or wrong dtypes, ranks or sizes.
+            UnsupportedError: an op that XLA computes in other types than torch, found when it is compiled.
+        """
+        tensors: list[torch.Tensor] = []
+        sizes: dict[str, int] = {}
+        types = iter(self._types)
+        for argument, value in zip(self.signature.inputs, self.signature.leaves(args, kwargs), strict=True):
+            if isinstance(argument, ConstantArgument):
+                require_constant(argument, value)
+            else:
+                tensors.append(_checked(argument, value, next(types), sizes))
+        with exact_types(self.settings.precision):
+            inputs = [to_jax(tensor, self._device) for tensor in tensors]
+            results = self._run(self._weights, inputs)
+        remaining = iter([from_jax(r) for r in results if r is not None])
+        leaves = [result_of(argument, remaining) for argument in self.signature.outputs]
+        return pytree.tree_unflatten(leaves, self.signature.result)
+
+
+def _input_types(program: ExportedProgram) -> list[InputType]:
+    names = set(program.graph_signature.user_inputs)
+    found = []
+    for node in program.graph.find_nodes(op="placeholder"):
+        value = node.meta.get("val")
+        if node.name in names and isinstance(value, torch.Tensor):
+            dtype = DTYPE_NAMES[value.dtype]
+            shape = tuple(d if isinstance(d, int) else str(d) for d in value.shape)
+            found.append(InputType(node.name, dtype, dtype, shape))
+        elif node.name in names and isinstance(value, torch.SymInt):
+            found.append(InputType(node.name, "int64", "int64", ()))
+    return found
+
+
+def _checked(argument: Any, value: Any, expected: InputType, sizes: dict[str, int]) -> torch.Tensor:
+    """`value` as a tensor of the type that the program expects; `sizes` are those of the symbols seen so far."""
+    if isinstance(argument, SymIntArgument) and isinstance(value, int):
+        value = torch.tensor(value, dtype=TORCH_DTYPES["int64"])
+    if not isinstance(value, torch.Tensor):
+        raise InputError(f"input {expected.name!r} is {expected}, got {type(value).__name__}; give a torch.Tensor")
+    if value.dtype not in DTYPE_NAMES:
+        raise InputError(f"input {expected.name!r} is {expected}, got {value.dtype}")
+    check_input(expected, DTYPE_NAMES[value.dtype], value.shape)
+    for symbol, size in zip(expected.shape or (), value.shape, strict=True):
+        if isinstance(symbol, str) and sizes.setdefault(symbol, size) != size:
+            raise InputError(
+                f"input {expected.name!r} is {expected}, and {symbol} is {sizes[symbol]} elsewhere, {size} here"
+            )
+    return value

@@ -1,0 +1,161 @@
+"""A torch program as a function of JAX arrays, op by op, each result held against the type that torch gave it.
+
+JAX narrows silently: int64 to int32 and float64 to float32 unless told otherwise, and some kernels give positions as
+int32 in any case. So 64-bit types are switched on while a program is traced and run, and every result is compared with
+the dtype and sizes of torch: what was counted in fewer bits than torch's is refused by name, except positions in an
+axis, which no dtype cuts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+from torch._decomp import get_decompositions
+from torch.export.exported_program import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec, OutputKind
+
+from graphopt.backends.xla.kernels import RANDOM, kernel_of
+from graphopt.errors import UnsupportedError
+from graphopt.ir.fx.tensors import DTYPE_NAMES
+
+POSITIONS = frozenset({"topk", "sort", "argsort", "argmax", "argmin", "max", "min", "kthvalue", "median", "mode",
+                       "cummax", "cummin", "nonzero", "max_pool2d_with_indices"})  # fmt: skip
+"""Ops whose integer results are positions in an axis."""
+
+
+def decomposed(program: ExportedProgram) -> ExportedProgram:
+    """`program` with ops that no kernel is known for taken apart by torch; `program` itself if all are known.
+
+    Raises:
+        UnsupportedError: an op that is known neither way, naming all of them; a buffer that the program writes.
+    """
+    _require_pure(program)
+    while missing := _missing(program):
+        table = _rules(missing)
+        if not table:
+            named = ", ".join(sorted(_described(target) for target in missing))
+            raise UnsupportedError(f"backend 'xla' has no kernel for {named}")
+        program = program.run_decompositions(table)
+    return program
+
+
+def _rules(targets: set[Any]) -> dict[Any, Any]:
+    """How torch takes those of `targets` apart that it can."""
+    ops = [t for t in targets if isinstance(t, torch._ops.OpOverload)]
+    composite = {op: rule for op, rule in torch.export.default_decompositions().items() if op in targets}
+    return {**composite, **get_decompositions(ops)}
+
+
+def _described(target: Any) -> str:
+    packet = getattr(target, "overloadpacket", None)
+    random = packet is not None and packet.__name__.rstrip("_") in RANDOM
+    hint = " (JAX draws other numbers than torch: give the noise as an input)" if random else ""
+    return f"{target}{hint}"
+
+
+def _require_pure(program: ExportedProgram) -> None:
+    written = [s.target for s in program.graph_signature.output_specs if s.kind is not OutputKind.USER_OUTPUT]
+    if written:
+        raise UnsupportedError(
+            f"backend 'xla' runs programs without state, and this one writes {', '.join(map(str, written))}; return "
+            "the new value as an output instead"
+        )
+
+
+def _missing(program: ExportedProgram) -> set[Any]:
+    """Ops without a kernel, in branches too."""
+    graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    targets = {node.target for graph in graphs for node in graph.nodes if node.op == "call_function"}
+    ops = {t for t in targets if isinstance(t, torch._ops.OpOverload | torch._ops.HigherOrderOperator)}
+    return {t for t in ops if t is not torch.ops.higher_order.cond and kernel_of(t) is None}
+
+
+class Interpreter(torch.fx.Interpreter):  # type: ignore[misc]
+    """Runs a graph on JAX arrays."""
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target is torch.ops.higher_order.cond:
+            return _cond(*args)
+        kernel = kernel_of(target)
+        return super().call_function(target, args, kwargs) if kernel is None else kernel(*args, **kwargs)
+
+    def run_node(self, node: torch.fx.Node) -> Any:
+        result = super().run_node(node)
+        declared = node.meta.get("val")
+        if node.op != "call_function" or declared is None:
+            return result
+        return _as_declared(node, declared, result)
+
+
+def _cond(chosen: Any, then: Any, otherwise: Any, operands: Sequence[Any]) -> Any:
+    """torch.cond: only the branch that is chosen is run."""
+    branches = [lambda *values, module=module: tuple(Interpreter(module).run(*values)) for module in (then, otherwise)]
+    return jax.lax.cond(jnp.reshape(chosen, ()), *branches, *operands)
+
+
+def _as_declared(node: torch.fx.Node, declared: Any, result: Any) -> Any:
+    if isinstance(declared, list | tuple):
+        if not isinstance(result, list | tuple) or len(result) != len(declared):
+            raise UnsupportedError(f"backend 'xla': {node.name} ({node.target}) has {len(declared)} results in torch")
+        return [_as_declared(node, d, r) for d, r in zip(declared, result, strict=True)]
+    if not isinstance(declared, torch.Tensor) or result is None:
+        return result
+    expected = jnp.dtype(DTYPE_NAMES[declared.dtype])
+    result = jnp.asarray(result)
+    sizes = [(int(d), r) for d, r in zip(declared.shape, result.shape, strict=False) if isinstance(d, int)]
+    if result.ndim != declared.ndim or any(d != r for d, r in sizes):
+        raise UnsupportedError(
+            f"backend 'xla': {node.name} ({node.target}) has the sizes {tuple(result.shape)} in JAX and "
+            f"{tuple(declared.shape)} in torch"
+        )
+    if result.dtype != expected and not _holds(node, result.dtype, expected):
+        raise UnsupportedError(
+            f"backend 'xla': {node.name} ({node.target}) is computed in {result.dtype} and {expected} in torch"
+        )
+    return result.astype(expected)
+
+
+def _holds(node: torch.fx.Node, own: Any, expected: Any) -> bool:
+    """Whether a result of dtype `own` may be cast to what torch has: it was computed with as many bits, or is a
+    position."""
+    if own.kind != expected.kind:
+        return False
+    name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+    return own.itemsize >= expected.itemsize or (name in POSITIONS and own.kind == "i")
+
+
+def function_of(program: ExportedProgram) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
+    """f(weights, inputs): the tensors that `program` returns, of JAX arrays in the order of its signature.
+
+    Raises, when it is traced:
+        UnsupportedError: an op gives another dtype or other sizes in JAX than in torch.
+    """
+    specs = program.graph_signature.input_specs
+
+    def function(weights: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+        args = arguments(specs, weights, inputs)
+        return list(Interpreter(program.graph_module).run(*args, enable_io_processing=False))
+
+    return function
+
+
+def arguments(specs: Sequence[InputSpec], weights: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+    """What stands for each of `specs`: weights, inputs, and the values of constants that are no tensors."""
+    stored, given = iter(weights), iter(inputs)
+    found: list[Any] = []
+    for spec in specs:
+        if spec.kind is not InputKind.USER_INPUT:
+            found.append(next(stored))
+        else:
+            found.append(spec.arg.value if isinstance(spec.arg, ConstantArgument) else next(given))
+    return found
+
+
+def weights_of(program: ExportedProgram) -> list[torch.Tensor]:
+    """The tensors that stand before the inputs of `program`, in the order of its signature."""
+    tables = {**program.constants, **program.state_dict}
+    return [tables[str(s.target)] for s in program.graph_signature.input_specs if s.kind is not InputKind.USER_INPUT]

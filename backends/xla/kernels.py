@@ -1,0 +1,174 @@
+"""How each torch op is said in JAX: by torchax, and here where torchax has no kernel or a wrong one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+from unittest.mock import patch
+
+import jax
+import jax.numpy as jnp
+import torch
+
+from graphopt.errors import UnsupportedError
+
+Kernel = Callable[..., Any]
+
+RANDOM = ("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "multinomial",
+          "normal", "uniform", "exponential", "native_dropout", "dropout")  # fmt: skip
+"""Ops that draw random numbers: JAX's generators give others than torch's, so that no check could hold them equal."""
+
+
+def kernel_of(target: Any) -> Kernel | None:
+    """The kernel of the op `target`, an OpOverload or higher-order op; None if there is none."""
+    own = OWN.get(str(target))
+    if own is not None or not isinstance(target, torch._ops.OpOverload):
+        return own
+    if target.overloadpacket.__name__.rstrip("_") in RANDOM:
+        return None
+    registered = _torchax().get(target) or _torchax().get(target.overloadpacket)
+    return registered.func if registered is not None and registered.is_jax_function else None
+
+
+@cache
+def _torchax() -> Any:
+    """torchax's kernels by op. Only they are wanted: as it is imported it would also make "jax" a device of torch,
+    after which torch.export cannot trace branches any more in this process."""
+    with patch.object(torch.utils, "rename_privateuse1_backend"), patch.object(torch, "_register_device_module"):
+        import torchax.ops.jaten  # noqa: F401  registers them
+        from torchax.ops import ops_registry
+
+    return ops_registry.all_aten_ops
+
+
+def convolution(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Any:
+    """aten.convolution: x [N, C, *spatial] or [C, *spatial]. torchax mixes the groups of transposed ones.
+
+    A transposed convolution is one of the input with stride - 1 zeros between its elements and the flipped kernel
+    (Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016, section 4).
+    """
+    spatial = weight.ndim - 2
+    stride, padding, dilation, output_padding = (
+        tuple(v) * spatial if len(v) == 1 else tuple(v) for v in (stride, padding, dilation, output_padding)
+    )
+    batched = x.ndim == weight.ndim
+    operand = x if batched else x[None]
+    kernel, between, step = weight, (1,) * spatial, stride
+    pads = [(p, p) for p in padding]
+    if transposed:
+        kernel, between, step = _flipped(weight, groups), stride, (1,) * spatial
+        reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        pads = [(r - p, r - p + o) for r, p, o in zip(reach, padding, output_padding, strict=True)]
+    y = jax.lax.conv_general_dilated(
+        operand, kernel, step, pads, lhs_dilation=between, rhs_dilation=dilation, feature_group_count=groups
+    )
+    if bias is not None:
+        y = y + bias.reshape(-1, *(1,) * spatial)
+    return y if batched else y[0]
+
+
+def _flipped(weight: Any, groups: int) -> Any:
+    """[in, out/groups, *kernel] as the kernel [out, in/groups, *kernel] of the convolution that it transposes."""
+    inputs, outputs, *kernel = weight.shape
+    grouped = weight.reshape(groups, inputs // groups, outputs, *kernel).swapaxes(1, 2)
+    return jnp.flip(grouped.reshape(groups * outputs, inputs // groups, *kernel), range(2, 2 + len(kernel)))
+
+
+def _conv(transposed: bool) -> Kernel:
+    def kernel(x: Any, weight: Any, bias: Any = None, *sizes: Any, **named: Any) -> Any:
+        names = ("stride", "padding", "output_padding", "groups", "dilation") if transposed else (
+            "stride", "padding", "dilation", "groups")  # fmt: skip
+        given = dict(zip(names, sizes, strict=False)) | named
+        return convolution(
+            x, weight, bias, given.get("stride", (1,)), given.get("padding", (0,)), given.get("dilation", (1,)),
+            transposed, given.get("output_padding", (0,)), given.get("groups", 1),
+        )  # fmt: skip
+
+    return kernel
+
+
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """aten.scaled_dot_product_attention: [..., L, E], [..., S, E], [..., S, V] to [..., L, V].
+
+    Scores and their softmax are of float32 where the dtype is a lower one. A row that is masked everywhere is 0, as in
+    torch.
+    """
+    if dropout_p:
+        raise UnsupportedError("backend 'xla': dropout in attention; JAX draws other numbers than torch")
+    if enable_gqa:
+        key, value = (jnp.repeat(x, query.shape[-3] // x.shape[-3], axis=-3) for x in (key, value))
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = jnp.einsum("...ld,...sd->...ls", query, key, preferred_element_type=wide) * jnp.asarray(factor, wide)
+    if is_causal:
+        mask = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf) if mask.dtype == bool else scores + mask.astype(wide)
+    # A masked score is -inf; the largest of a row that has no other is taken as 0, so that its weights are 0 / 0.
+    largest = jnp.max(scores, -1, keepdims=True, initial=-jnp.inf)
+    weights = jnp.exp(scores - jnp.where(jnp.isneginf(largest), 0, largest))
+    total = weights.sum(-1, keepdims=True)
+    weights = weights / jnp.where(total == 0, 1, total)
+    return jnp.einsum("...ls,...sv->...lv", weights.astype(value.dtype), value).astype(query.dtype)
+
+
+def int_matmul(a: Any, b: Any) -> Any:
+    """aten._int_mm: int8 [M, K] by int8 [K, N] with sums of int32."""
+    return jax.lax.dot(a, b, preferred_element_type=jnp.int32)
+
+
+def fake_quantize(x: Any, scale: Any, zero_point: Any, lowest: int, highest: int) -> Any:
+    """aten.fake_quantize_per_tensor_affine: x rounded to the grid of `scale`, clamped to [lowest, highest]."""
+    steps = jnp.rint(x * (1.0 / jnp.asarray(scale, x.dtype))) + zero_point
+    return ((jnp.clip(steps, lowest, highest) - zero_point) * scale).astype(x.dtype)
+
+
+def grouped_matmul(x: Any, weights: Any, ends: Any, bias: Any = None, out_dtype: Any = None) -> Any:
+    """aten._grouped_mm of [S, in] by [E, in, out]: rows up to ends[0] by the first matrix, and so on; rows past the
+    last end are 0. XLA's ragged_dot, which a TPU computes without the rows of other experts."""
+    if x.ndim != 2 or weights.ndim != 3 or bias is not None or out_dtype is not None:
+        raise UnsupportedError("backend 'xla': a grouped product of other operands than rows by a stack of matrices")
+    sizes = jnp.diff(ends, prepend=0).astype(jnp.int32)
+    product = jax.lax.ragged_dot(x, weights, sizes)
+    return jnp.where(jnp.arange(len(x))[:, None] < ends[-1], product, 0)
+
+
+OWN: dict[str, Kernel] = {
+    "aten.convolution.default": convolution,
+    **{f"aten.conv{n}d.default": _conv(False) for n in (1, 2, 3)},
+    "aten.conv_transpose1d.default": _conv(True),
+    "aten.conv_transpose2d.input": _conv(True),
+    "aten.conv_transpose3d.input": _conv(True),
+    "aten.scaled_dot_product_attention.default": attention,
+    "aten._grouped_mm.default": grouped_matmul,
+    "transformers.grouped_mm_fallback.default": grouped_matmul,
+    "aten._int_mm.default": int_matmul,
+    "aten.sym_size.int": lambda x, dim: x.shape[dim],
+    "aten.sym_numel.default": lambda x: x.size,
+    "aten._assert_scalar.default": lambda *_: None,
+    "aten._assert_tensor_metadata.default": lambda *_, **__: None,
+    "aten.fake_quantize_per_tensor_affine.default": fake_quantize,
+    "aten.fake_quantize_per_tensor_affine.tensor_qparams": fake_quantize,
+}
+"""What torchax lacks or has wrong; each is a row of the conformance tests."""

@@ -1,0 +1,121 @@
+"""Each kernel of our own, and the check that holds every kernel against torch."""
+
+import importlib.util
+
+import pytest
+
+torch = pytest.importorskip("torch")
+jax = pytest.importorskip("jax", reason="JAX is not installed: pip install 'graphopt[xla]'")
+if importlib.util.find_spec("torchax") is None:
+    pytest.skip("torchax is not installed: pip install 'graphopt[xla]'", allow_module_level=True)
+
+import numpy as np  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+
+from graphopt.backends.xla import kernels  # noqa: E402
+from graphopt.backends.xla.conformance import check_ops, difference  # noqa: E402
+from graphopt.backends.xla.function import decomposed  # noqa: E402
+from graphopt.errors import UnsupportedError  # noqa: E402
+
+
+class Function(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+def checked(function, *args):
+    program = torch.export.export(Function(function), args).run_decompositions({})
+    return check_ops(decomposed(program), args)
+
+
+def randn(*sizes, seed=0):
+    return torch.randn(*sizes, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("spatial", [1, 2])
+def test_transposed_convolutions_keep_their_groups_apart(groups, spatial):
+    convolve = (F.conv_transpose1d, F.conv_transpose2d)[spatial - 1]
+    x, weight, bias = randn(2, 8, *(5, 6)[:spatial]), randn(8, 3, *(3, 2)[:spatial]), randn(3 * groups)
+    for sizes in ({}, {"stride": 2, "padding": 1, "output_padding": 1}, {"dilation": 2, "stride": 3}):
+        assert checked(lambda x, w, b, s=sizes: convolve(x, w, b, groups=groups, **s), x, weight, bias) == 1
+
+
+def test_grouped_transposed_convolutions_of_torchax_are_caught(monkeypatch):
+    monkeypatch.delitem(kernels.OWN, "aten.conv_transpose2d.input")
+    monkeypatch.delitem(kernels.OWN, "aten.convolution.default")
+    with pytest.raises(UnsupportedError, match=r"differs from torch: by"):
+        checked(lambda x, w: F.conv_transpose2d(x, w, groups=2), randn(1, 4, 5, 5), randn(4, 4, 3, 3))
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_convolutions_with_groups_dilation_and_strides(batched):
+    x = randn(2, 6, 9, 8) if batched else randn(6, 9, 8)
+    assert checked(lambda x, w: F.conv2d(x, w, None, (2, 1), (1, 2), (1, 2), 3), x, randn(9, 2, 3, 3))
+
+
+def test_attention_masks_scales_and_groups():
+    q, k, v = randn(2, 4, 5, 8), randn(2, 2, 7, 8, seed=1), randn(2, 2, 7, 6, seed=2)
+    wide_k, wide_v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+    mask = randn(5, 7, seed=3) > 0
+    attend = F.scaled_dot_product_attention
+    checked(lambda q, k, v: attend(q, k, v, enable_gqa=True), q, k, v)
+    checked(lambda q, k, v: attend(q, k, v, scale=0.3), q, wide_k, wide_v)
+    checked(lambda q, k, v: attend(q, k, v, is_causal=True), q, q, q)
+    checked(lambda q, k, v, m: attend(q, k, v, m), q, wide_k, wide_v, mask)
+    checked(lambda q, k, v, m: attend(q, k, v, m), q, wide_k, wide_v, randn(2, 1, 5, 7))
+    masked_row = mask.clone()
+    masked_row[2] = False
+    checked(lambda q, k, v, m: attend(q, k, v, m), q, wide_k, wide_v, masked_row)
+
+
+def test_products_of_groups_with_empty_groups():
+    ends = torch.tensor([0, 3, 3, 7], dtype=torch.int32)
+    x, weights = randn(7, 6), randn(4, 6, 5)
+    got = jax.jit(kernels.grouped_matmul)(x.numpy(), weights.numpy(), ends.numpy())
+    expected = torch.cat([x[:3] @ weights[1], x[3:] @ weights[3]])
+    assert difference(expected, torch.from_numpy(np.array(got))) is None
+
+
+def test_int8_products_are_exact():
+    a, b = (torch.randint(-128, 128, s, dtype=torch.int8) for s in ((32, 64), (64, 16)))
+    assert checked(torch._int_mm, a, b)
+
+
+def test_fake_quantisation_rounds_as_torch_does():
+    x = torch.linspace(-3, 3, 601)
+    assert checked(lambda x: torch.fake_quantize_per_tensor_affine(x, 0.05, 3, -20, 20), x)
+
+
+def test_a_wrong_kernel_is_named_with_its_operands(monkeypatch):
+    monkeypatch.setitem(kernels.OWN, "aten.relu.default", lambda x: x)
+    with pytest.raises(UnsupportedError, match=r"aten\.relu\.default\) of operands \(3, 4\) differs from torch"):
+        checked(torch.relu, randn(3, 4))
+
+
+def test_a_kernel_that_loses_nan_is_caught(monkeypatch):
+    monkeypatch.setitem(kernels.OWN, "aten.relu.default", lambda x: jax.numpy.where(x > 0, x, 0))
+    with pytest.raises(UnsupportedError, match="NaN"):
+        checked(torch.relu, torch.tensor([1.0, float("nan")]))
+
+
+def test_results_of_fewer_bits_than_torch_are_refused(monkeypatch):
+    import graphopt
+
+    monkeypatch.setitem(kernels.OWN, "aten.cumsum.default", lambda x, dim, **_: x.astype("int32").cumsum(dim))
+    run = graphopt.lower(Function(lambda x: x.cumsum(0)), "xla", example_inputs=(torch.arange(4),), check=False)
+    with pytest.raises(UnsupportedError, match="int32 and int64 in torch"):
+        run(torch.arange(4))
+
+
+def test_differences_are_told_from_rounding():
+    x = torch.tensor([1.0, 2.0])
+    assert difference(x, x * (1 + 1e-6)) is None
+    assert difference(x, x * 1.001) is not None
+    assert difference(x, x.reshape(2, 1)) is not None
+    assert difference(torch.tensor([1, 2]), torch.tensor([1, 3])) is not None
+    assert difference(torch.zeros(0), torch.zeros(0)) is None
