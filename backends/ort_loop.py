@@ -29,7 +29,7 @@ from graphopt.ir.weights import Array, numpy_dtype
 from graphopt.program.body import Body
 from graphopt.program.noise import used_draws
 from graphopt.program.program import Program
-from graphopt.program.runner import timestep_table
+from graphopt.program.runner import scales_of, timestep_table
 
 
 def loop_model(
@@ -39,7 +39,8 @@ def loop_model(
 
     Inputs: `noise` (unit normal), the conditions, those of the unconditional branch as `negative_<name>`,
     `step_noise` (every draw that is used, stacked) if rows draw noise, and two that have defaults: `initial_scale`,
-    by which the noise is multiplied, and `guidance_scale`. Output: `sample`.
+    by which the noise is multiplied, and `guidance_scale`, one for each row where the guidance has them so. Output:
+    `sample`.
 
     Args:
         program: a program whose graphs are ONNX.
@@ -74,8 +75,10 @@ class _Loop:
             step_noise = new_input(graph, "step_noise", TensorType(sample.dtype, (count, *(sample.shape or ()))))
         scale = None
         if program.guidance is not None:
-            scale = input_with_default(graph, "guidance_scale", self._scalar(program.guidance.scale))
-        initial = input_with_default(graph, "initial_scale", self._scalar(program.schedule.init_noise_sigma))
+            scales = scales_of(program, None)
+            default = self._number(scales if program.guidance.varies else scales[0])
+            scale = input_with_default(graph, "guidance_scale", default)
+        initial = input_with_default(graph, "initial_scale", self._number(program.schedule.init_noise_sigma))
         evaluate_prologues(program, self._parts, builder, branches)
         for name, body in called_bodies(program).items():
             self._evaluate_table(builder, name, body, branches)
@@ -83,7 +86,7 @@ class _Loop:
         builder.result(self._over_rows(builder, start, branches, scale, step_noise), "sample", sample)
         return graph
 
-    def _scalar(self, value: float) -> Array:
+    def _number(self, value: float | Sequence[float]) -> Array:
         return np.asarray(value).astype(numpy_dtype(self._sample.dtype))
 
     def _evaluate_table(self, builder: Builder, name: str, body: Body, branches: Sequence[Branch]) -> None:

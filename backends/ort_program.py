@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from graphopt.backends.ort_values import is_native, run_arrays
 from graphopt.errors import PipelineError
 from graphopt.ir.onnx.save import Carried, save_model
 from graphopt.ir.weights import Array, numpy_dtype
+from graphopt.program.guidance import Scale
 from graphopt.program.interface import NEGATIVE
 from graphopt.program.noise import draw_noise
 from graphopt.program.program import Program
-from graphopt.program.runner import check_sample, check_scale, concatenate, like, to_numpy
+from graphopt.program.runner import check_sample, concatenate, like, scales_of, to_numpy
 
 FORMS = ("auto", "loop", "sessions")
 Callback = Callable[[int, Any], Any]
@@ -86,7 +87,7 @@ class CompiledProgram:
         noise: Any,
         generator: Any = None,
         *,
-        guidance_scale: float | None = None,
+        guidance_scale: Scale | None = None,
         callback: Callback | None = None,
         **conditions: Any,
     ) -> Any:
@@ -103,7 +104,7 @@ class CompiledProgram:
         sample: Any,
         generator: Any = None,
         *,
-        guidance_scale: float | None = None,
+        guidance_scale: Scale | None = None,
         callback: Callback | None = None,
         **conditions: Any,
     ) -> Any:
@@ -115,14 +116,14 @@ class CompiledProgram:
         start: Any,
         initial_scale: float | None,
         generator: Any,
-        guidance_scale: float | None,
+        guidance_scale: Scale | None,
         callback: Callback | None,
         conditions: Mapping[str, Any],
     ) -> Any:
         program = self.program
         check_sample(program.interface.sample, start)
         given = self._conditions(conditions)
-        initial = self._scalar(program.schedule.init_noise_sigma if initial_scale is None else initial_scale)
+        initial = self._number(program.schedule.init_noise_sigma if initial_scale is None else initial_scale)
         step_noise = draw_noise(program.schedule, start.shape, initial.dtype.name, _source(generator, start))
         scale = self._guidance_scale(guidance_scale)
         first = to_numpy(start)
@@ -160,14 +161,15 @@ class CompiledProgram:
                     given.setdefault(NEGATIVE + condition.name, given[condition.name])
         return given
 
-    def _guidance_scale(self, given: float | None) -> Array | None:
-        check_scale(self.program, given)
+    def _guidance_scale(self, given: Scale | None) -> Array | None:
+        """A number, or one for each row where the program has it so."""
+        scales = scales_of(self.program, given)
         guidance = self.program.guidance
         if guidance is None:
             return None
-        return self._scalar(guidance.scale if given is None else given)
+        return self._number(scales if guidance.varies else scales[0])
 
-    def _scalar(self, value: float) -> Array:
+    def _number(self, value: float | Sequence[float]) -> Array:
         return np.asarray(value).astype(numpy_dtype(self.program.interface.sample.dtype))
 
     def _reporter(self, callback: Callback, start: Any) -> Callable[[int, Array], Array | None]:
