@@ -38,7 +38,7 @@ class CompiledProgram:
     Holds nothing of a request, so a result can never be stale.
     """
 
-    def __init__(self, program: Program, form: str, settings: Settings) -> None:
+    def __init__(self, program: Program, form: str, settings: Settings, *, low_memory: bool = False) -> None:
         """
         Args:
             program: a program whose graphs are ONNX.
@@ -46,17 +46,26 @@ class CompiledProgram:
                 the same results to the bit, in 0.89 to 0.92 of the time on U-Nets of 0.05 and 0.8 M parameters, where
                 Python and bindings cost, and in 0.98 to 1.02 on one of 142 M (benchmarks/loop_forms.py).
             settings: of every session.
+            low_memory: whether onnxruntime has the weights of one body at a time. Takes sessions, which "auto" then
+                is; they are opened anew whenever rows go over to another body, so twice a request for two experts.
+                For one request at a time.
 
         Raises:
-            PipelineError: an unknown form.
+            PipelineError: an unknown form, or a loop in low memory.
             UnsupportedError, ModelError: onnxruntime does not run the program.
         """
         if form not in FORMS:
             raise PipelineError(f"form={form!r}: expected one of {', '.join(FORMS)}")
+        if low_memory and form == "loop":
+            raise PipelineError(
+                "form='loop' with low_memory=True: a loop is one session, which has the weights of all bodies; leave "
+                "out the form, or say form='sessions'"
+            )
         self.program = program
-        self.form = "loop" if form == "auto" else form
+        self.form = ("sessions" if low_memory else "loop") if form == "auto" else form
         """How it runs without a callback; with one it always runs as sessions."""
         self._settings = settings
+        self._low_memory = low_memory
         self._models = {
             (body_name, name): runnable(unit.model)
             for body_name, body in called_bodies(program).items()
@@ -76,7 +85,9 @@ class CompiledProgram:
 
     @cached_property
     def _sessions(self) -> ProgramSessions:
-        return ProgramSessions(self.program, self._models, self._tables, self._settings)
+        return ProgramSessions(
+            self.program, self._models, self._tables, self._settings, low_memory=self._low_memory
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the program as one ONNX file, with its weights beside it if they exceed 2 GB."""
