@@ -53,6 +53,11 @@ class CompiledDenoiser:
         with undisturbed():
             program = _program(module, call, schedule)
             result = optimize(program, settings.passes, target=settings.backend, verify=settings.verify)
+        if set(result.program.bodies) != {BODY}:
+            raise UnsupportedError(
+                f"passes {settings.passes!r} made bodies for certain timesteps, and a pipeline sets its timesteps anew "
+                "in every request; leave out the pass that did it (route-timesteps)"
+            )
         self._program = result.program
         self.report: Report = result.report
         """What the passes did."""
