@@ -1,5 +1,6 @@
 """Denoisers chosen by timestep on onnxruntime: one file with a Loop for each, or one expert's weights at a time."""
 
+import dataclasses
 import gc
 import weakref
 
@@ -7,12 +8,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import sampling_programs
 import torch
 from wan_pairs import GIVEN, NOISE, SCHEDULERS, distance, example, sampled, wan
 
 import graphopt
 from graphopt.backends import ort_residents, ort_tables
 from graphopt.errors import PipelineError
+from graphopt.program.guidance import Guidance
 
 STEPS = 6
 SCALES = {"transformer": 4.0, "transformer_2": 3.0}
@@ -129,8 +132,6 @@ def test_in_low_memory_experts_are_closed_before_others_open(pair, monkeypatch):
 
 
 def test_bodies_that_take_turns_run_in_low_memory_too(pair):
-    import dataclasses
-
     _, program = pair
     calls = ("transformer", "transformer_2") * (STEPS // 2)
     turns = dataclasses.replace(program, calls=calls)
@@ -142,3 +143,36 @@ def test_bodies_that_take_turns_run_in_low_memory_too(pair):
 def test_a_loop_in_low_memory_is_refused(pair):
     with pytest.raises(PipelineError, match="a loop is one session, which has the weights of all bodies"):
         lower(pair[1], form="loop", low_memory=True)
+
+
+def test_a_scale_in_each_row_of_one_denoiser():
+    scales = tuple(1.0 + row / 2 for row in range(sampling_programs.STEPS))
+    program = sampling_programs.onnx_program(Guidance(scales, "calls"))
+    noise, given = sampling_programs.NOISE, sampling_programs.GUIDED
+    expected = program(noise, **given)
+    for form in ("loop", "sessions"):
+        run = lower(program, form=form)
+        assert distance(run(noise, **given), expected) <= 1e-5
+        assert distance(run(noise, guidance_scale=scales[::-1], **given), expected) > 1e-3
+    one = sampling_programs.onnx_program(Guidance(2.0, "calls"))
+    assert torch.equal(lower(program)(noise, guidance_scale=2.0, **given), lower(one)(noise, **given))
+
+
+def test_experts_may_be_onnx_models_and_of_other_depths():
+    def model(body):
+        source = f'<ir_version: 8, opset_import: ["" : 18]> unit (float[2,3] sample, float[1] timestep) => ' \
+                 f'(float[2,3] prediction) <float scale = {{0.001}}> {{ t = Mul(timestep, scale) {body} }}'  # fmt: skip
+        return onnx.parser.parse_model(source)
+
+    high = model("prediction = Mul(sample, t)")
+    low = model("y = Sin(sample) z = Tanh(y) prediction = Add(z, t)")
+    program = graphopt.Sampler(graphopt.Experts([high, low], 875.0), SCHEDULERS["UniPC"](), STEPS)
+    assert program.storage == "onnx" and set(program.calls) == {"denoiser_1", "denoiser_2"}
+    noise = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
+
+    def predict(x, t):
+        return x * t * 0.001 if t >= 875.0 else np.tanh(np.sin(x)) + t * 0.001
+
+    expected = program.schedule.run(predict, noise.astype(np.float64))
+    for options in FORMS.values():
+        assert distance(lower(program, **options)(noise), expected) <= 1e-5
