@@ -85,9 +85,7 @@ class CompiledProgram:
 
     @cached_property
     def _sessions(self) -> ProgramSessions:
-        return ProgramSessions(
-            self.program, self._models, self._tables, self._settings, low_memory=self._low_memory
-        )
+        return ProgramSessions(self.program, self._models, self._tables, self._settings, low_memory=self._low_memory)
 
     def save(self, path: str | Path) -> None:
         """Write the program as one ONNX file, with its weights beside it if they exceed 2 GB."""

@@ -123,9 +123,7 @@ class Accelerator:
         if not isinstance(module, torch.nn.Module):
             raise UnsupportedError(f"{name} is a {type(module).__name__} and no torch module")
         if "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks:
-            raise UnsupportedError(
-                f"{name} has hooks around its forward (offloading or caching); remove them first"
-            )
+            raise UnsupportedError(f"{name} has hooks around its forward (offloading or caching); remove them first")
         self._denoisers[name] = routed(copy.copy(module), self, ("forward",))
         self._states.pop(name, None)
         return self._denoisers[name]

@@ -130,9 +130,7 @@ class WholeRequest:
     def _sample(self, start: _Start) -> torch.Tensor:
         start.check_untouched()
         denoiser, guidance = self._denoisers[self._names[0]], start.guidance()
-        sampler = denoiser.sampler(
-            start.key, start.schedule, self._timesteps, guidance, self._denoisers, self._names
-        )
+        sampler = denoiser.sampler(start.key, start.schedule, self._timesteps, guidance, self._denoisers, self._names)
         self.finished = True
         result: torch.Tensor = denoiser.sample(sampler, start.sample, start.generator, guidance, self._calls)
         return result
