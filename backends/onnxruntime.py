@@ -61,8 +61,10 @@ class OnnxRuntimeBackend(Backend):
             return _lower_torch(model, settings)
         raise UnsupportedError(f"backend {self.name!r} takes ONNX and torch models, not {model.storage!r}")
 
-    def lower_program(self, program: Program, *, form: str = "auto", **options: Any) -> CompiledProgram:
-        """A `CompiledProgram`; its constructor documents `form`.
+    def lower_program(
+        self, program: Program, *, form: str = "auto", low_memory: bool = False, **options: Any
+    ) -> CompiledProgram:
+        """A `CompiledProgram`; its constructor documents `form` and `low_memory`.
 
         Raises:
             PipelineError: unknown option or bad value.
@@ -73,7 +75,7 @@ class OnnxRuntimeBackend(Backend):
         from graphopt.backends.ort_settings import Settings
 
         settings = read_options(Settings, self.name, options)
-        return CompiledProgram(program.convert(self.name), form, settings)
+        return CompiledProgram(program.convert(self.name), form, settings, low_memory=low_memory)
 
     def convert(self, model: Model) -> Model:
         """A torch model through torch's exporter; an ONNX model as it is.

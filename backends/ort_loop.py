@@ -1,7 +1,8 @@
 """A whole sampling program as one ONNX model: prologue, tables, and a Loop over the rows.
 
-The weights of the denoiser are initialisers of the Loop's body: onnxruntime pre-packs them there, and does not do so
-for weights that a body captures from the graph around it (measured: 1.11 of the time).
+Denoisers chosen by timestep have each a Loop over their rows; bodies that take turns are branches within one. The
+weights of the denoiser are initialisers of the Loop's body: onnxruntime pre-packs them there, and does not do so for
+weights that a body captures from the graph around it (measured: 1.11 of the time).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from graphopt.ir.weights import Array, numpy_dtype
 from graphopt.program.body import Body
 from graphopt.program.noise import used_draws
 from graphopt.program.program import Program
-from graphopt.program.runner import timestep_table
+from graphopt.program.runner import scales_of, timestep_table
 
 
 def loop_model(
@@ -39,7 +40,8 @@ def loop_model(
 
     Inputs: `noise` (unit normal), the conditions, those of the unconditional branch as `negative_<name>`,
     `step_noise` (every draw that is used, stacked) if rows draw noise, and two that have defaults: `initial_scale`,
-    by which the noise is multiplied, and `guidance_scale`. Output: `sample`.
+    by which the noise is multiplied, and `guidance_scale`, one for each row where the guidance has them so. Output:
+    `sample`.
 
     Args:
         program: a program whose graphs are ONNX.
@@ -74,8 +76,10 @@ class _Loop:
             step_noise = new_input(graph, "step_noise", TensorType(sample.dtype, (count, *(sample.shape or ()))))
         scale = None
         if program.guidance is not None:
-            scale = input_with_default(graph, "guidance_scale", self._scalar(program.guidance.scale))
-        initial = input_with_default(graph, "initial_scale", self._scalar(program.schedule.init_noise_sigma))
+            scales = scales_of(program, None)
+            default = self._number(scales if program.guidance.varies else scales[0])
+            scale = input_with_default(graph, "guidance_scale", default)
+        initial = input_with_default(graph, "initial_scale", self._number(program.schedule.init_noise_sigma))
         evaluate_prologues(program, self._parts, builder, branches)
         for name, body in called_bodies(program).items():
             self._evaluate_table(builder, name, body, branches)
@@ -83,7 +87,7 @@ class _Loop:
         builder.result(self._over_rows(builder, start, branches, scale, step_noise), "sample", sample)
         return graph
 
-    def _scalar(self, value: float) -> Array:
+    def _number(self, value: float | Sequence[float]) -> Array:
         return np.asarray(value).astype(numpy_dtype(self._sample.dtype))
 
     def _evaluate_table(self, builder: Builder, name: str, body: Body, branches: Sequence[Branch]) -> None:
@@ -128,19 +132,23 @@ class _Loop:
         scale: ir.Value | None,
         step_noise: ir.Value | None,
     ) -> ir.Value:
-        """The Loop over all rows; returns the final sample."""
+        """A Loop over the rows of each body, or one over all rows if bodies take turns; returns the final sample."""
         live = self._program.schedule.live_tensors
-        inner, row = _loop_body("row")
-        state = [new_input(inner.graph, f"row/state_{i}", self._sample) for i in range(live)]
-        writer = RowWriter(self._program, inner, row)
-        seen, timestep = writer.sample_seen(state[0]), writer.timestep()
-        outputs = self._denoise(inner, row, list(called_bodies(self._program)), branches, seen, timestep)
-        after = writer.update(state, writer.predict(outputs, scale), step_noise)
-        for index, value in enumerate(after):
-            inner.result(value, f"row/state_{index}_after", self._sample)
-        zeros = [builder.zeros(self._sample) for _ in range(live - 1)]
-        count = builder.count(len(self._program.calls))
-        return builder.node("Loop", [count, None, start, *zeros], live, {"body": inner.graph}).outputs[0]
+        state = [start, *(builder.zeros(self._sample) for _ in range(live - 1))]
+        for rows, names in _loops(self._program):
+            scope = "row" if rows.start == 0 else f"row from {rows.start}"
+            inner, number = _loop_body(scope)
+            row = number if rows.start == 0 else inner.op("Add", number, inner.count(rows.start))
+            before = [new_input(inner.graph, f"{scope}/state_{i}", self._sample) for i in range(live)]
+            writer = RowWriter(self._program, inner, row)
+            seen, timestep = writer.sample_seen(before[0]), writer.timestep()
+            outputs = self._denoise(inner, row, names, branches, seen, timestep)
+            after = writer.update(before, writer.predict(outputs, scale), step_noise)
+            for index, value in enumerate(after):
+                inner.result(value, f"{scope}/state_{index}_after", self._sample)
+            count = builder.count(len(rows))
+            state = list(builder.node("Loop", [count, None, *state], live, {"body": inner.graph}).outputs)
+        return state[0]
 
     def _denoise(
         self,
@@ -198,6 +206,16 @@ class _Loop:
         places = np.zeros(len(self._program.calls), dtype=np.int64)
         places[rows] = np.arange(len(rows))
         return RowWriter(self._program, builder, row).of_row(places)
+
+
+def _loops(program: Program) -> list[tuple[range, list[str]]]:
+    """The rows of each Loop and the bodies that they call."""
+    names = list(called_bodies(program))
+    rows = {name: calling_rows(program, name) for name in names}
+    if any(places != list(range(places[0], places[-1] + 1)) for places in rows.values()):
+        return [(range(len(program.calls)), names)]
+    runs = [(range(places[0], places[-1] + 1), [name]) for name, places in rows.items()]
+    return sorted(runs, key=lambda run: run[0].start)
 
 
 def _loop_body(scope: str) -> tuple[Builder, ir.Value]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from graphopt.backends.ort_values import is_native, run_arrays
 from graphopt.errors import PipelineError
 from graphopt.ir.onnx.save import Carried, save_model
 from graphopt.ir.weights import Array, numpy_dtype
+from graphopt.program.guidance import Scale
 from graphopt.program.interface import NEGATIVE
 from graphopt.program.noise import draw_noise
 from graphopt.program.program import Program
-from graphopt.program.runner import check_sample, check_scale, concatenate, like, to_numpy
+from graphopt.program.runner import check_sample, concatenate, like, scales_of, to_numpy
 
 FORMS = ("auto", "loop", "sessions")
 Callback = Callable[[int, Any], Any]
@@ -37,7 +38,7 @@ class CompiledProgram:
     Holds nothing of a request, so a result can never be stale.
     """
 
-    def __init__(self, program: Program, form: str, settings: Settings) -> None:
+    def __init__(self, program: Program, form: str, settings: Settings, *, low_memory: bool = False) -> None:
         """
         Args:
             program: a program whose graphs are ONNX.
@@ -45,17 +46,26 @@ class CompiledProgram:
                 the same results to the bit, in 0.89 to 0.92 of the time on U-Nets of 0.05 and 0.8 M parameters, where
                 Python and bindings cost, and in 0.98 to 1.02 on one of 142 M (benchmarks/loop_forms.py).
             settings: of every session.
+            low_memory: whether onnxruntime has the weights of one body at a time. Takes sessions, which "auto" then
+                is; they are opened anew whenever rows go over to another body, so twice a request for two experts.
+                For one request at a time.
 
         Raises:
-            PipelineError: an unknown form.
+            PipelineError: an unknown form, or a loop in low memory.
             UnsupportedError, ModelError: onnxruntime does not run the program.
         """
         if form not in FORMS:
             raise PipelineError(f"form={form!r}: expected one of {', '.join(FORMS)}")
+        if low_memory and form == "loop":
+            raise PipelineError(
+                "form='loop' with low_memory=True: a loop is one session, which has the weights of all bodies; leave "
+                "out the form, or say form='sessions'"
+            )
         self.program = program
-        self.form = "loop" if form == "auto" else form
+        self.form = ("sessions" if low_memory else "loop") if form == "auto" else form
         """How it runs without a callback; with one it always runs as sessions."""
         self._settings = settings
+        self._low_memory = low_memory
         self._models = {
             (body_name, name): runnable(unit.model)
             for body_name, body in called_bodies(program).items()
@@ -75,7 +85,7 @@ class CompiledProgram:
 
     @cached_property
     def _sessions(self) -> ProgramSessions:
-        return ProgramSessions(self.program, self._models, self._tables, self._settings)
+        return ProgramSessions(self.program, self._models, self._tables, self._settings, low_memory=self._low_memory)
 
     def save(self, path: str | Path) -> None:
         """Write the program as one ONNX file, with its weights beside it if they exceed 2 GB."""
@@ -86,7 +96,7 @@ class CompiledProgram:
         noise: Any,
         generator: Any = None,
         *,
-        guidance_scale: float | None = None,
+        guidance_scale: Scale | None = None,
         callback: Callback | None = None,
         **conditions: Any,
     ) -> Any:
@@ -103,7 +113,7 @@ class CompiledProgram:
         sample: Any,
         generator: Any = None,
         *,
-        guidance_scale: float | None = None,
+        guidance_scale: Scale | None = None,
         callback: Callback | None = None,
         **conditions: Any,
     ) -> Any:
@@ -115,14 +125,14 @@ class CompiledProgram:
         start: Any,
         initial_scale: float | None,
         generator: Any,
-        guidance_scale: float | None,
+        guidance_scale: Scale | None,
         callback: Callback | None,
         conditions: Mapping[str, Any],
     ) -> Any:
         program = self.program
         check_sample(program.interface.sample, start)
         given = self._conditions(conditions)
-        initial = self._scalar(program.schedule.init_noise_sigma if initial_scale is None else initial_scale)
+        initial = self._number(program.schedule.init_noise_sigma if initial_scale is None else initial_scale)
         step_noise = draw_noise(program.schedule, start.shape, initial.dtype.name, _source(generator, start))
         scale = self._guidance_scale(guidance_scale)
         first = to_numpy(start)
@@ -160,14 +170,15 @@ class CompiledProgram:
                     given.setdefault(NEGATIVE + condition.name, given[condition.name])
         return given
 
-    def _guidance_scale(self, given: float | None) -> Array | None:
-        check_scale(self.program, given)
+    def _guidance_scale(self, given: Scale | None) -> Array | None:
+        """A number, or one for each row where the program has it so."""
+        scales = scales_of(self.program, given)
         guidance = self.program.guidance
         if guidance is None:
             return None
-        return self._scalar(guidance.scale if given is None else given)
+        return self._number(scales if guidance.varies else scales[0])
 
-    def _scalar(self, value: float) -> Array:
+    def _number(self, value: float | Sequence[float]) -> Array:
         return np.asarray(value).astype(numpy_dtype(self.program.interface.sample.dtype))
 
     def _reporter(self, callback: Callback, start: Any) -> Callable[[int, Array], Array | None]:

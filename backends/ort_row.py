@@ -52,6 +52,8 @@ class RowWriter:
             assert isinstance(batch, int)
             outputs = [self._slice(outputs[0], 0, 0, batch), self._slice(outputs[0], 0, batch, 2 * batch)]
         assert scale is not None
+        if guidance.varies:
+            scale = self._builder.op("Gather", scale, self._row, axis=0)
         return self._combine(outputs[0], outputs[1], scale, guidance)
 
     def _slice(self, value: ir.Value, axis: int, start: int, stop: int) -> ir.Value:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.backends.ort_branches import called_bodies, calling_rows
+from graphopt.backends.ort_branches import calling_rows
 from graphopt.backends.ort_compiled import RunError
-from graphopt.backends.ort_session import open_session
+from graphopt.backends.ort_residents import Residents
 from graphopt.backends.ort_settings import Settings
 from graphopt.backends.ort_step import input_name, step_model
 from graphopt.backends.ort_values import from_ort, to_ort
@@ -34,15 +34,29 @@ class ProgramSessions:
         models: Mapping[tuple[str, str], ir.Model],
         tables: Mapping[str, Sequence[Array]],
         settings: Settings,
+        *,
+        low_memory: bool = False,
     ) -> None:
-        """`models`: the program's graphs, by body and unit name; `tables`: those that are constants, by body."""
+        """
+        Args:
+            models: the program's graphs, by body and unit name.
+            tables: those that are constants, by body.
+            settings: of every session.
+            low_memory: whether sessions are open for one body at a time: each time that rows go over to another one,
+                the sessions of the one before are closed and then those of the next opened.
+        """
         self._program = program
         self._tables = {name: [[to_ort(row) for row in array] for array in table] for name, table in tables.items()}
-        self._sessions = {
-            (name, kind): open_session(step_model(program, name, models) if kind == "step" else model, settings)
-            for (name, kind), model in models.items()
-            if kind != "table" or name not in tables
-        }
+        self._sessions = Residents(
+            {
+                (name, kind): partial(step_model, program, name, models) if kind == "step" else partial(_given, model)
+                for name in dict.fromkeys(program.calls)
+                for kind, model in ((k, m) for (n, k), m in models.items() if n == name)
+                if kind != "table" or name not in tables
+            },
+            settings,
+            one_body=low_memory,
+        )
 
     def run(
         self,
@@ -74,7 +88,7 @@ class _Run:
     def __init__(
         self,
         program: Program,
-        sessions: Mapping[tuple[str, str], Any],
+        sessions: Residents,
         tables: Mapping[str, Sequence[Sequence[Any]]],
         branches: Sequence[Mapping[str, Array]],
         step_noise: Array,
@@ -92,10 +106,18 @@ class _Run:
         self._conditions = [{name: to_ort(array) for name, array in branch.items()} for branch in branches]
         self._prologue: dict[tuple[str, int], Sequence[Any]] = {}
         self._table: dict[tuple[str, int, int], Sequence[Any]] = {}
-        for name in called_bodies(program):
-            for branch in range(len(branches)):
-                self._prepare(name, branch)
+        self._prepared: set[str] = set()
         self._bindings: dict[tuple[str, int], Any] = {}
+
+    def _enter(self, name: str) -> None:
+        """Rows go over to a body: what is known before them is evaluated when that is for the first time."""
+        if self._sessions.one_body:
+            self._bindings.clear()  # each of them keeps its session open
+            self._sessions.enter(name)
+        if name not in self._prepared:
+            self._prepared.add(name)
+            for branch in range(len(self._conditions)):
+                self._prepare(name, branch)
 
     def _prepare(self, name: str, branch: int) -> None:
         body = self._program.bodies[name]
@@ -115,7 +137,7 @@ class _Run:
                 self._table[name, branch, row] = self._evaluate(name, "table", body.table, branch, to_ort(timestep))
 
     def _evaluate(self, name: str, kind: str, unit: Unit, branch: int, timestep: Any) -> Sequence[Any]:
-        session = self._sessions[name, kind]
+        session = self._sessions.session(name, kind)
         feeds = [timestep if f.kind == "timestep" else self._value(name, branch, 0, f) for f in unit.feeds]
         inputs = dict(zip((a.name for a in session.get_inputs()), feeds, strict=True))
         names = [a.name for a in session.get_outputs()]
@@ -136,10 +158,12 @@ class _Run:
         self._states = (now, later)
         now[0][...] = sample
         for row, name in enumerate(self._program.calls):
+            if row == 0 or name != self._program.calls[row - 1]:
+                self._enter(name)
             self._row[...] = row
             binding = self._binding(name, row % 2)
             self._bind(binding, name, row, "table")
-            _run(partial(self._sessions[name, "step"].run_with_iobinding, binding))
+            _run(partial(self._sessions.session(name, "step").run_with_iobinding, binding))
             result = self._states[(row + 1) % 2][0]
             if callback is not None and (changed := callback(row, result.copy())) is not None:
                 result[...] = changed
@@ -148,7 +172,7 @@ class _Run:
     def _binding(self, name: str, parity: int) -> Any:
         """From one set of live tensors to the other, with everything bound that is the same in every row."""
         if (name, parity) not in self._bindings:
-            binding = self._sessions[name, "step"].io_binding()
+            binding = self._sessions.session(name, "step").io_binding()
             for key, value in self._always.items():
                 binding.bind_ortvalue_input(key, value)
             self._bind(binding, name, 0, "condition")
@@ -165,6 +189,10 @@ class _Run:
             for feed in dict.fromkeys(self._program.bodies[name].step.feeds):
                 if feed.kind == kind:
                     binding.bind_ortvalue_input(input_name(branch, feed), self._value(name, branch, row, feed))
+
+
+def _given(model: ir.Model) -> ir.Model:
+    return model
 
 
 def _run(call: Callable[[], Any]) -> Any:

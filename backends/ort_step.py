@@ -29,7 +29,10 @@ def step_model(program: Program, name: str, models: Mapping[tuple[str, str], ir.
     builder = Builder(graph, "row")
     row = new_input(graph, "row", TensorType("int64", ()))
     state = [new_input(graph, f"state_{i}", sample) for i in range(schedule.live_tensors)]
-    scale = new_input(graph, "guidance_scale", TensorType(sample.dtype, ())) if program.guidance is not None else None
+    scale = None
+    if program.guidance is not None:
+        shape = (len(schedule),) if program.guidance.varies else ()
+        scale = new_input(graph, "guidance_scale", TensorType(sample.dtype, shape))
     step_noise = None
     if count := int(used_draws(schedule).sum()):
         step_noise = new_input(graph, "step_noise", TensorType(sample.dtype, (count, *(sample.shape or ()))))

@@ -12,6 +12,7 @@ from graphopt.backends.ort_branches import called_bodies, calling_rows
 from graphopt.backends.ort_session import open_session
 from graphopt.backends.ort_settings import Settings
 from graphopt.ir.weights import Array
+from graphopt.program.body import Body
 from graphopt.program.program import Program
 from graphopt.program.runner import timestep_table
 
@@ -33,16 +34,19 @@ def constant_tables(
     for name, body in called_bodies(program).items():
         if body.table is None or any(feed.kind != "timestep" for feed in body.table.feeds):
             continue
-        rows = calling_rows(program, name)
-        session = open_session(models[name, "table"], settings)
-        times = timestep_table(program, rows)
-        if body.batched:
-            stacked = _evaluate(session, times)
-        else:
-            stacked = [np.stack(column) for column in zip(*(_evaluate(session, t) for t in times), strict=True)]
+        stacked = _tabulated(program, name, body, models[name, "table"], settings)
         if sum(array.nbytes for array in stacked) <= LARGEST:
             found[name] = stacked
     return found
+
+
+def _tabulated(program: Program, name: str, body: Body, model: ir.Model, settings: Settings) -> list[Array]:
+    """The results of one table; its session, and the weights with it, live no longer than this call."""
+    session = open_session(model, settings)
+    times = timestep_table(program, calling_rows(program, name))
+    if body.batched:
+        return _evaluate(session, times)
+    return [np.stack(column) for column in zip(*(_evaluate(session, t) for t in times), strict=True)]
 
 
 def _evaluate(session: Any, timestep: Array) -> list[Array]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from graphopt.pipeline.pass_ import GraphPass, Pass, ProgramPass, RulePass
     from graphopt.pipeline.registration import register
     from graphopt.pipeline.report import Report
+    from graphopt.program.experts import Experts
     from graphopt.program.guidance import Guidance
     from graphopt.program.program import Program
     from graphopt.program.sampler import Sampler
@@ -61,6 +62,7 @@ _HOME = {
     "graphopt.pipeline.pass_": ("GraphPass", "Pass", "ProgramPass", "RulePass"),
     "graphopt.pipeline.registration": ("register",),
     "graphopt.pipeline.report": ("Report",),
+    "graphopt.program.experts": ("Experts",),
     "graphopt.program.guidance": ("Guidance",),
     "graphopt.program.program": ("Program",),
     "graphopt.program.sampler": ("Sampler",),
@@ -80,6 +82,7 @@ __all__ = [
     "Budget",
     "Calibration",
     "Exact",
+    "Experts",
     "Frechet",
     "Graph",
     "GraphPass",

@@ -27,8 +27,9 @@ def accelerate(
     loop calls the compiled denoiser. `pipe.graphopt_report` says how each request ran, and why.
 
     Args:
-        pipe: a diffusers pipeline with a `unet` or `transformer` and a `scheduler`, on the CPU. Not changed: its
-            components are shared. Later changes of its weights or attention processors are noticed by both.
+        pipe: a diffusers pipeline with a `unet` or `transformer` and a `scheduler`, on the CPU; a `transformer_2` for
+            other timesteps (Wan 2.2) is compiled too. Not changed: its components are shared. Later changes of its
+            weights or attention processors are noticed by both.
         passes: for the denoiser; see `graphopt.optimize`.
         backend: that runs it.
         verify: see `graphopt.optimize`.

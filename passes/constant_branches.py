@@ -10,6 +10,7 @@ from graphopt.rewrite.contract import Exact
 from graphopt.rewrite.journal import Journal
 
 IF = "ai.onnx::If"
+COND = "higher_order.cond"
 BRANCHES = {True: "then_branch", False: "else_branch"}
 
 
@@ -29,7 +30,7 @@ def inline_constant_branches(editor: Editor, settled: set[Hashable]) -> bool:
         body = _chosen(graph, node)
         if body is None or not graph.is_pure(node) or any(body.subgraphs(inner) for inner in body.nodes()):
             continue
-        application, _ = editor.apply("inline-constant-branch", Exact(), [node], _write(graph, node, body))
+        application, _ = editor.apply("inline-constant-branch", Exact(), [node], write_branch(graph, node, body))
         if application.status == "kept":
             kept = True
         else:
@@ -43,15 +44,26 @@ def _chosen(graph: Graph, node: Node) -> Graph | None:
     condition = None if call.operands[0] is None else graph.constant(call.operands[0])
     if condition is None or condition.size != 1:
         return None
+    return branch_of(graph, node, bool(condition.item()))
+
+
+def branch_of(graph: Graph, node: Node, taken: bool) -> Graph:
+    """The body that an If of ONNX or a cond of torch runs if its condition is `taken`."""
+    call = graph.raw_call(node)
+    if call.op == COND:
+        return graph.subgraphs(node)[0 if taken else 1]
     names = [name for name in call.fields if name in BRANCHES.values()]
-    return graph.subgraphs(node)[names.index(BRANCHES[bool(condition.item())])]
+    return graph.subgraphs(node)[names.index(BRANCHES[taken])]
 
 
-def _write(graph: Graph, node: Node, body: Graph) -> Callable[[Journal], None]:
+def write_branch(graph: Graph, node: Node, body: Graph) -> Callable[[Journal], None]:
+    """Writes copies of the nodes of `body`, a branch of `node`, in the place of `node`."""
     inside = set(body.nodes())
 
     def write(journal: Journal) -> None:
-        copies: dict[Value, Value] = {}
+        given, inputs = graph.raw_call(node).operands, body.inputs()
+        # A body of torch captures nothing: it is given all that it reads, as the last operands.
+        copies: dict[Value, Value] = dict(zip(inputs, given[len(given) - len(inputs) :], strict=True))
 
         def copy(value: Value) -> Value:
             """`value` of the body as one of the graph around it, where what the body captures is already."""

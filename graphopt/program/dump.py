@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import TypeVar
 
 from graphopt.ir.text import model_text
 from graphopt.pipeline.pipeline import size_of
 from graphopt.pipeline.report_table import scaled
 from graphopt.program.body import Body, Unit
 from graphopt.program.program import Program
+from graphopt.program.runner import scales_of
 
+_T = TypeVar("_T")
 _WHEN = {"prologue": "once a request", "table": "once a row, before the loop", "step": "in every row"}
 _BATCHED = "in one call for all rows, before the loop"
 
@@ -24,7 +27,7 @@ def _lines(program: Program, graphs: bool) -> Iterator[str]:
     yield f"program {program.name} ({program.storage}), {len(program.schedule)} rows"
     yield from _inputs(program)
     yield f"guidance: {_guidance(program)}"
-    yield "calls: " + ", ".join(f"{name} in {_rows(numbers)}" for name, numbers in _runs(program.calls))
+    yield "calls: " + ", ".join(_call(program, name, numbers) for name, numbers in _runs(program.calls))
     for body_name, body in program.bodies.items():
         for name, unit in body.units():
             when = _BATCHED if name == "table" and body.batched else _WHEN[name]
@@ -51,11 +54,19 @@ def _guidance(program: Program) -> str:
         return "none"
     how = "one call on twice the batch" if program.interface.doubled else "two calls"
     rescaled = f", rescaled by {guidance.rescale:g}" if guidance.rescale else ""
-    return f"classifier-free, scale {guidance.scale:g}, {how}{rescaled}"
+    scales = [(f"{s:g}", n) for s, n in _runs(scales_of(program, None))]
+    scale = scales[0][0] if not guidance.varies else ", ".join(f"{s} in {_rows(n)}" for s, n in scales)
+    return f"classifier-free, scale {scale}, {how}{rescaled}"
 
 
-def _runs(calls: tuple[str, ...]) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Consecutive rows that call one body."""
+def _call(program: Program, name: str, rows: tuple[int, int]) -> str:
+    """With the timesteps, where they may have decided which body it is."""
+    times = [f"{program.schedule.timesteps[row]:g}" for row in dict.fromkeys(rows)]
+    return f"{name} in {_rows(rows)}" + (f" (t {' to '.join(times)})" if len(program.bodies) > 1 else "")
+
+
+def _runs(calls: Sequence[_T]) -> Iterator[tuple[_T, tuple[int, int]]]:
+    """Consecutive rows for which something is the same, such as the body that they call."""
     for name, group in groupby(enumerate(calls), key=lambda item: item[1]):
         numbers = [row for row, _ in group]
         yield name, (numbers[0], numbers[-1])

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+
+from graphopt.errors import ModelError, did_you_mean
+
+Scale: TypeAlias = float | Mapping[str, float] | Sequence[float]
+"""A number; or one for each body by its name; or one for each row."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +24,8 @@ class Guidance:
     shared by both branches.
     """
 
-    scale: float = 7.5
-    """The default; a call may give another."""
+    scale: Scale = 7.5
+    """The default; a call may give another. By body for denoisers chosen by timestep."""
     mode: Literal["batch", "calls"] = "batch"
     """"batch": the denoiser is called once on twice the batch, the unconditional half first. "calls": twice."""
     rescale: float = 0.0
@@ -31,8 +37,49 @@ class Guidance:
             raise ValueError(f"mode={self.mode!r}: expected 'batch' or 'calls'")
         if not 0.0 <= self.rescale <= 1.0:
             raise ValueError(f"rescale={self.rescale}: expected a share in [0, 1]")
-        if not np.isfinite(self.scale):
+        if not is_number(self.scale) and not isinstance(self.scale, Mapping | list | tuple):
+            raise ValueError(f"scale={self.scale}: expected a finite number, or one for each body or row")
+        scales = self.scale.values() if isinstance(self.scale, Mapping) else np.atleast_1d(self.scale)
+        if not all(is_number(number) for number in scales):
             raise ValueError(f"scale={self.scale}: expected a finite number")
+
+    @property
+    def varies(self) -> bool:
+        """Whether the scale is said for each body or each row."""
+        return not is_number(self.scale)
+
+
+def is_number(scale: Any) -> bool:
+    """Whether it is a finite number."""
+    if isinstance(scale, bool | str) or not np.isscalar(scale):
+        return False
+    return bool(np.isfinite(float(scale)))  # type: ignore[arg-type]
+
+
+def row_scales(scale: Scale, calls: Sequence[str]) -> tuple[float, ...]:
+    """The scale of each row, where `calls` are the bodies that the rows call.
+
+    Raises:
+        ModelError: it is not finite numbers, or not one for each row or each body.
+    """
+    if is_number(scale):
+        return (float(scale),) * len(calls)  # type: ignore[arg-type]
+    names = list(dict.fromkeys(calls))
+    if isinstance(scale, Mapping):
+        for name in scale:
+            if name not in names:
+                raise ModelError(
+                    f"a guidance scale is given for {name!r}{did_you_mean(str(name), names)}; rows call "
+                    f"{', '.join(names)}"
+                )
+        if missing := [name for name in names if name not in scale]:
+            raise ModelError(f"no guidance scale is given for {missing[0]!r}; rows call {', '.join(names)}")
+        scale = [scale[name] for name in calls]
+    if not isinstance(scale, list | tuple | np.ndarray) or not all(is_number(number) for number in scale):
+        raise ModelError(f"guidance_scale={scale!r}: expected a finite number, or one for each body or row")
+    if len(scale) != len(calls):
+        raise ModelError(f"{len(scale)} guidance scales are given for a schedule of {len(calls)} rows")
+    return tuple(float(number) for number in scale)
 
 
 def combine(unconditional: Any, conditional: Any, scale: float, rescale: float) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from graphopt.ir.model import Model
 from graphopt.program.body import Body, Unit
-from graphopt.program.guidance import Guidance
+from graphopt.program.guidance import Guidance, Scale
 from graphopt.program.interface import Interface
 from graphopt.program.schedule import Schedule
 
@@ -39,7 +39,7 @@ class Program:
         noise: Any,
         generator: Any = None,
         *,
-        guidance_scale: float | None = None,
+        guidance_scale: Scale | None = None,
         callback: Callable[[int, Any], Any] | None = None,
         **conditions: Any,
     ) -> Any:
@@ -50,7 +50,7 @@ class Program:
                 initial sigma is applied here.
             generator: source of the noise that stochastic rows draw, as diffusers takes it; or a seed, which draws
                 what a torch.Generator on the CPU draws.
-            guidance_scale: instead of the guidance's own.
+            guidance_scale: instead of the guidance's own; by body or by row only if that is.
             callback: called after every row with its number and the sample; may return another sample.
             conditions: by name; those of the unconditional branch as `negative_<name>`.
 

@@ -12,7 +12,7 @@ from graphopt.errors import ModelError
 from graphopt.ir.graph import TensorType
 from graphopt.program.body import Body, Known
 from graphopt.program.executor import next_state, noise_source
-from graphopt.program.guidance import combine
+from graphopt.program.guidance import Scale, combine, is_number, row_scales
 from graphopt.program.interface import require_type
 from graphopt.program.program import Program
 
@@ -46,7 +46,7 @@ class Runner:
         noise: Any,
         generator: Any = None,
         *,
-        guidance_scale: float | None = None,
+        guidance_scale: Scale | None = None,
         callback: Callable[[int, Any], Any] | None = None,
         **conditions: Any,
     ) -> Any:
@@ -64,19 +64,19 @@ class Runner:
         sample: Any,
         generator: Any = None,
         *,
-        guidance_scale: float | None = None,
+        guidance_scale: Scale | None = None,
         callback: Callable[[int, Any], Any] | None = None,
         **conditions: Any,
     ) -> Any:
         """As calling it, from a `sample` that has the scale of the first row already (image to image)."""
         program = self.program
         check_sample(program.interface.sample, sample)
-        check_scale(program, guidance_scale)
+        scales = scales_of(program, guidance_scale)
         guided = program.guidance is not None
         given = program.interface.gather(conditions, guided=guided)
         own = {name: self._to_own(value) for name, value in given.items()}
         branches = program.interface.branches(own, concatenate, guided=guided)
-        request = _Request(self, branches, guidance_scale)
+        request = _Request(self, branches, scales)
         schedule = program.schedule
         state: list[Any] = [self._to_own(sample)] + [None] * (schedule.live_tensors - 1)
         draws = noise_source(schedule, state[0], generator, None)
@@ -95,12 +95,11 @@ class Runner:
 class _Request:
     """One call of a runner: prologues and tables evaluated, rows to come."""
 
-    def __init__(self, runner: Runner, branches: Sequence[dict[str, Any]], scale: float | None) -> None:
+    def __init__(self, runner: Runner, branches: Sequence[dict[str, Any]], scales: Sequence[float]) -> None:
         self._runner = runner
         self._program = runner.program
         self._branches = branches
-        guidance = self._program.guidance
-        self._scale = scale if scale is not None or guidance is None else guidance.scale
+        self._scales = scales
         self._prologues: dict[tuple[str, int], Sequence[Any]] = {}
         self._tables: dict[tuple[int, int], Sequence[Any]] = {}
         """By row and branch."""
@@ -139,8 +138,7 @@ class _Request:
         if doubled:
             half = x.shape[0]
             results = [results[0][:half], results[0][half:]]
-        assert self._scale is not None
-        return combine(results[0], results[1], self._scale, program.guidance.rescale)
+        return combine(results[0], results[1], self._scales[row], program.guidance.rescale)
 
     def _call(self, row: int, branch: int, x: Any) -> Any:
         program = self._program
@@ -175,14 +173,25 @@ def check_sample(type_: TensorType, sample: Any) -> None:
     require_type("the initial sample", type_, sample)
 
 
-def check_scale(program: Program, scale: Any) -> None:
-    """Raise ModelError unless `scale` is a guidance scale that `program` takes, or None."""
-    if scale is None:
-        return
-    if program.guidance is None:
-        raise ModelError("guidance_scale is given and this program has no guidance; build it with guidance=...")
-    if isinstance(scale, bool | str) or not np.isscalar(scale) or not np.isfinite(float(scale)):  # type: ignore[arg-type]
-        raise ModelError(f"guidance_scale={scale!r}: expected a finite number")
+def scales_of(program: Program, given: Scale | None) -> tuple[float, ...]:
+    """The guidance scale of each row: the guidance's own, or the one `given` to a call; () without guidance.
+
+    Raises:
+        ModelError: it is given to a program without guidance, or none that the program takes.
+    """
+    guidance = program.guidance
+    if guidance is None:
+        if given is not None:
+            raise ModelError("guidance_scale is given and this program has no guidance; build it with guidance=...")
+        return ()
+    if given is None:
+        return row_scales(guidance.scale, program.calls)
+    if not guidance.varies and not is_number(given):
+        raise ModelError(
+            f"guidance_scale={given!r}: expected a finite number; for one by body or by row, build the program with "
+            "a scale by body or by row"
+        )
+    return row_scales(given, program.calls)
 
 
 def _copy(value: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,8 @@ from graphopt.ir.graph import TensorType
 from graphopt.ir.weights import FLOATS, numpy_dtype
 from graphopt.program.body import Body, Unit
 from graphopt.program.denoiser import Denoiser, trace
-from graphopt.program.guidance import Guidance
+from graphopt.program.experts import Experts, common_interface
+from graphopt.program.guidance import Guidance, is_number, row_scales
 from graphopt.program.interface import NEGATIVE, Interface
 from graphopt.program.program import Program
 from graphopt.program.schedule import Schedule
@@ -25,7 +27,7 @@ _KNOWN = {
     "img_ids": "shared", "txt_ids": "shared",
 }  # fmt: skip
 BODY = "denoiser"
-"""The name of the only body of a new program."""
+"""The name of the body of a program with one denoiser."""
 
 
 def Sampler(  # reads as the constructor that it is to users
@@ -35,7 +37,7 @@ def Sampler(  # reads as the constructor that it is to users
     *,
     example_inputs: Any = None,
     roles: Mapping[str, str] | None = None,
-    guidance: Guidance | float | None = None,
+    guidance: Guidance | float | Mapping[str, float] | None = None,
     timestep_scale: float | None = None,
     **schedule_options: Any,
 ) -> Program:
@@ -43,7 +45,8 @@ def Sampler(  # reads as the constructor that it is to users
 
     Args:
         denoiser: a torch module (diffusers' UNet2DModel, UNet2DConditionModel, DiT, PixArt, SD3 and Flux transformers,
-            or any other), an ExportedProgram, or an ONNX model as `graphopt.optimize` takes it. Never modified.
+            or any other), an ExportedProgram, or an ONNX model as `graphopt.optimize` takes it; or `Experts`, of which
+            each row calls the one for its timestep. Never modified.
         scheduler: a diffusers scheduler, or a `Schedule`; then `steps` is left out.
         steps: number of inference steps.
         example_inputs: inputs of one denoiser call without guidance: a dict by argument name, a tuple, or a pair of
@@ -52,32 +55,49 @@ def Sampler(  # reads as the constructor that it is to users
         roles: what each input is: "sample", "timestep", "condition" (fixed for a request, first axis is the batch)
             or "shared" (fixed for a request, the same for both branches of the guidance). Inputs whose names are
             usual (sample, hidden_states, timestep, ...) need none; others are conditions.
-        guidance: classifier-free guidance, or its scale.
+        guidance: classifier-free guidance, or its scale; of experts also a scale for each by its name.
         timestep_scale: what timesteps are multiplied by before the denoiser sees them (Flux: 0.001, the default for
             it).
         schedule_options: for `Schedule.from_diffusers` (mu, sigmas, eta, ...).
 
     Raises:
-        ModelError: the denoiser cannot be traced, or roles are missing or contradict each other.
+        ModelError: the denoiser cannot be traced, or roles are missing or contradict each other; experts are called
+            differently, or in no row.
         UnsupportedError: the scheduler is not affine, timesteps are per token, or the denoiser's graph mutates state.
     """
     schedule = _schedule(scheduler, steps, schedule_options)
-    guidance = _guidance(guidance)
+    experts = denoiser if isinstance(denoiser, Experts) else None
+    calls = (BODY,) * len(schedule) if experts is None else experts.calls(schedule)
+    guidance = _guidance(guidance, calls)
     doubled = guidance is not None and guidance.mode == "batch"
-    found = trace(denoiser, example_inputs, schedule.timestep_dtype, _role_of(roles), doubled)
-    _require_roles(found, roles)
-    interface = _interface(found, timestep_scale, doubled)
+    found: dict[str, Denoiser] = {}
+    for name, module in ({BODY: denoiser} if experts is None else experts.by_name).items():
+        with _named("" if experts is None else name):
+            found[name] = trace(module, example_inputs, schedule.timestep_dtype, _role_of(roles), doubled)
+            _require_roles(found[name], roles)
+    interface = common_interface({name: _interface(one, timestep_scale, doubled) for name, one in found.items()})
+    title = " and ".join(dict.fromkeys(one.title for one in found.values()))
     _require_names(interface, guidance)
-    _require_timesteps(found.title, interface, schedule)
-    body = Body(Unit(found.model, found.feeds()))
+    _require_timesteps(title, interface, schedule)
     return Program(
-        name=found.title,
-        bodies={BODY: body},
-        calls=(BODY,) * len(schedule.timesteps),
+        name=title,
+        bodies={name: Body(Unit(one.model, one.feeds())) for name, one in found.items()},
+        calls=calls,
         schedule=schedule,
         interface=interface,
         guidance=guidance,
     )
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """What is wrong with one of several denoisers is said with its name."""
+    try:
+        yield
+    except (ModelError, UnsupportedError) as error:
+        if not name:
+            raise
+        raise type(error)(f"denoiser {name!r}: {error}") from error
 
 
 def _schedule(scheduler: Any, steps: int | None, options: dict[str, Any]) -> Schedule:
@@ -90,12 +110,21 @@ def _schedule(scheduler: Any, steps: int | None, options: dict[str, Any]) -> Sch
     return Schedule.from_diffusers(scheduler, steps, **options)
 
 
-def _guidance(guidance: Any) -> Guidance | None:
-    if guidance is None or isinstance(guidance, Guidance):
-        return guidance
-    if isinstance(guidance, bool) or not isinstance(guidance, int | float):
-        raise ModelError(f"guidance={guidance!r}: expected a scale, a graphopt.Guidance or None")
-    return Guidance(float(guidance))
+def _guidance(given: Any, calls: Sequence[str]) -> Guidance | None:
+    """Of several denoisers each has its own scale, if only to be given another in a call."""
+    if given is None:
+        return None
+    several = len(set(calls)) > 1
+    if not isinstance(given, Guidance):
+        if not is_number(given) and not (several and isinstance(given, Mapping)):
+            kinds = "a scale, a scale for each denoiser by name," if several else "a scale,"
+            raise ModelError(f"guidance={given!r}: expected {kinds} a graphopt.Guidance or None")
+        given = Guidance(given)
+    if several and not given.varies:
+        given = replace(given, scale=dict.fromkeys(calls, given.scale))
+    row_scales(given.scale, calls)
+    guidance: Guidance = given
+    return guidance
 
 
 def _require_names(interface: Interface, guidance: Guidance | None) -> None:

@@ -39,9 +39,12 @@ def accelerated(pipe: Any, settings: Settings, cache_size: int) -> Any:
     if isinstance(pipe, _Accelerated):
         raise UnsupportedError("the pipeline is accelerated already; give the one that it was made from")
     made = copy.copy(pipe)
-    made.__dict__["_graphopt"] = Accelerator(name, settings, cache_size)
+    second = f"{name}_2"  # of two denoisers chosen by timestep
+    names = (name, second) if isinstance(getattr(pipe, second, None), torch.nn.Module) else (name,)
+    made.__dict__["_graphopt"] = Accelerator(names, settings, cache_size)
     object.__setattr__(made, "__class__", _subclass(type(pipe)))
-    setattr(made, name, getattr(pipe, name))
+    for denoiser in names:
+        setattr(made, denoiser, getattr(pipe, denoiser))
     made.scheduler = pipe.scheduler
     return made
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,14 +27,15 @@ CALLBACKS = ("callback_on_step_end", "callback")
 class Accelerator:
     """Runs the requests of one accelerated pipeline; not for several threads at once."""
 
-    def __init__(self, denoiser_name: str, settings: Settings, cache_size: int) -> None:
-        self.denoiser_name = denoiser_name
+    def __init__(self, denoiser_names: Sequence[str], settings: Settings, cache_size: int) -> None:
+        """`denoiser_names`: the components that are denoisers; of several each step calls one."""
+        self.denoiser_names = denoiser_names
         self.report = AccelerationReport()
         self._settings = settings
         self._schedules = Schedules(4 * cache_size)
         self._compiled: Cache[CompiledDenoiser] = Cache(cache_size)
-        self._denoiser: Any = None
-        self._state: ModuleState | None = None
+        self._denoisers: dict[str, Any] = {}
+        self._states: dict[str, ModuleState] = {}
         self._scheduler: Any = None
         self._setup: Mapping[str, Any] = {}
         self._whole: WholeRequest | None = None
@@ -92,40 +93,40 @@ class Accelerator:
             self._stepwise = None
 
     def _check_weights(self) -> None:
-        """Forget what was compiled if the denoiser is not what it was."""
-        if self._state is None or not self._state.still(self._denoiser):
-            self._compiled.clear()
-            self._state = ModuleState(self._denoiser)
+        """Forget what was compiled if a denoiser is not what it was."""
+        for name, denoiser in self._denoisers.items():
+            if name not in self._states or not self._states[name].still(denoiser):
+                self._compiled.clear()
+                self._states[name] = ModuleState(denoiser)
 
-    def _denoiser_for(self, call: DenoiserCall) -> CompiledDenoiser:
+    def _denoiser_for(self, name: str, call: DenoiserCall) -> CompiledDenoiser:
         def build() -> CompiledDenoiser:
             schedule = placeholder(self._scheduler.timesteps)
-            made = CompiledDenoiser(unrouted(self._denoiser), call, schedule, self._settings)
+            made = CompiledDenoiser(unrouted(self._denoisers[name]), call, schedule, self._settings)
             self.report.compiled.append(made.report)
-            self._state = ModuleState(self._denoiser)  # tracing may set attributes
+            self._states[name] = ModuleState(self._denoisers[name])  # tracing may set attributes
             return made
 
-        return self._compiled.get(call.signature, build)
+        return self._compiled.get((name, call.signature), build)
 
     def adopt(self, name: str, component: Any) -> Any:
         """What the accelerated pipeline holds for a component that it is given."""
         if name == "scheduler" and component is not None:
             return self._adopt_scheduler(component)
-        if name == self.denoiser_name:
-            return self._adopt_denoiser(component)
+        if name in self.denoiser_names:
+            return self._adopt_denoiser(name, component)
         return component
 
-    def _adopt_denoiser(self, given: Any) -> Any:
+    def _adopt_denoiser(self, name: str, given: Any) -> Any:
         """A module of the same class and weights, whose calls come here."""
         module = unrouted(getattr(given, "_orig_mod", given))
         if not isinstance(module, torch.nn.Module):
-            raise UnsupportedError(f"{self.denoiser_name} is a {type(module).__name__} and no torch module")
+            raise UnsupportedError(f"{name} is a {type(module).__name__} and no torch module")
         if "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks:
-            raise UnsupportedError(
-                f"{self.denoiser_name} has hooks around its forward (offloading or caching); remove them first"
-            )
-        self._denoiser, self._state = routed(copy.copy(module), self, ("forward",)), None
-        return self._denoiser
+            raise UnsupportedError(f"{name} has hooks around its forward (offloading or caching); remove them first")
+        self._denoisers[name] = routed(copy.copy(module), self, ("forward",))
+        self._states.pop(name, None)
+        return self._denoisers[name]
 
     def _adopt_scheduler(self, given: Any) -> Any:
         """A scheduler of the same class and state, whose steps come here."""
@@ -134,16 +135,17 @@ class Accelerator:
 
     def forward(self, call: Call) -> Any:
         """The pipeline calls its denoiser."""
-        if call.component is not self._denoiser or (self._whole is None and self._stepwise is None):
+        name = next((name for name, module in self._denoisers.items() if module is call.component), None)
+        if name is None or (self._whole is None and self._stepwise is None):
             return call.pass_on()
         named = "return_dict" in call.signature.parameters
         given = DenoiserCall.of(call.arguments(), named, self._scheduler.timesteps.dtype)
-        sample = self._whole.denoise(given) if self._whole is not None else self._predict(given)
+        sample = self._whole.denoise(name, given) if self._whole is not None else self._predict(name, given)
         return _output(sample) if given.return_dict else (sample,)
 
-    def _predict(self, call: DenoiserCall) -> torch.Tensor:
+    def _predict(self, name: str, call: DenoiserCall) -> torch.Tensor:
         assert self._stepwise is not None
-        denoiser = self._denoiser_for(call)
+        denoiser = self._denoiser_for(name, call)
         if denoiser not in self._stepwise:
             self._stepwise[denoiser] = denoiser.stepper.request()
         return self._stepwise[denoiser](call)

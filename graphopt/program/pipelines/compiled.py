@@ -53,6 +53,11 @@ class CompiledDenoiser:
         with undisturbed():
             program = _program(module, call, schedule)
             result = optimize(program, settings.passes, target=settings.backend, verify=settings.verify)
+        if set(result.program.bodies) != {BODY}:
+            raise UnsupportedError(
+                f"passes {settings.passes!r} made bodies for certain timesteps, and a pipeline sets its timesteps anew "
+                "in every request; leave out the pass that did it (route-timesteps)"
+            )
         self._program = result.program
         self.report: Report = result.report
         """What the passes did."""
@@ -80,7 +85,13 @@ class CompiledDenoiser:
         return backend.lower(model, **{k: v for k, v in self._settings.options.items() if k not in of_programs})
 
     def sampler(
-        self, key: Any, schedule: Schedule, timesteps: Sequence[float], guidance: Guidance | None
+        self,
+        key: Any,
+        schedule: Schedule,
+        timesteps: Sequence[float],
+        guidance: Guidance | None,
+        denoisers: Mapping[str, CompiledDenoiser],
+        calls: Sequence[str],
     ) -> Callable[..., Any]:
         """The whole loop, lowered.
 
@@ -88,9 +99,12 @@ class CompiledDenoiser:
             key: equal for equal schedules.
             schedule: its initial sigma is not applied: samples have their scale.
             timesteps: what the denoiser is to see in each row.
-            guidance: of the two halves of the batch, or of two calls.
+            guidance: of the two halves of the batch, or of two calls; a scale for each denoiser if there are several.
+            denoisers: this one, and others with the same interface.
+            calls: which of them each row calls.
         """
         scale_free = None if guidance is None else (guidance.mode, guidance.rescale)
+        which = (tuple(denoisers.items()), tuple(calls))
 
         def build() -> Callable[..., Any]:
             import numpy as np
@@ -98,15 +112,16 @@ class CompiledDenoiser:
             rows = replace(schedule, timesteps=np.asarray(timesteps), init_noise_sigma=1.0)
             program = replace(
                 self._program,
+                bodies={name: denoiser._program.bodies[BODY] for name, denoiser in denoisers.items()},
                 schedule=rows,
-                calls=(BODY,) * len(rows),
+                calls=tuple(calls),
                 guidance=guidance,
                 interface=_sampling_interface(self._program.interface, self.probes[0], guidance),
             )
             with undisturbed():
                 return program.lower(self._settings.backend, **self._settings.options)
 
-        return self._samplers.get((key, tuple(timesteps), scale_free), build)
+        return self._samplers.get((key, tuple(timesteps), scale_free, which), build)
 
     def sample(
         self,
@@ -128,6 +143,12 @@ class CompiledDenoiser:
             else:
                 given[condition.name] = values[0]
         return sampler(start, generator, guidance_scale=guidance.scale, **given)
+
+    def alike(self, other: CompiledDenoiser) -> bool:
+        """Whether both are called alike and predict the same type."""
+        mine, its = self.probes[0], other.probes[0]
+        same_output = mine.shape == its.shape and mine.dtype == its.dtype
+        return same_output and self._program.interface == other._program.interface
 
     def same_but_for_branches(self, first: DenoiserCall, second: DenoiserCall) -> bool:
         """Whether two calls in a step can be the branches of guidance."""

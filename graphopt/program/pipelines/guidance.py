@@ -48,6 +48,7 @@ def guided(probes: Sequence[torch.Tensor], output: torch.Tensor, guidance: Guida
     """What guidance makes of `probes`, with as many channels as `output` has."""
     if guidance is None:
         return probes[0][:, : output.shape[1]]
+    assert isinstance(guidance.scale, float)  # one for all steps, as `read_guidance` gives it
     combined: torch.Tensor = combine(*branches(probes, output), guidance.scale, guidance.rescale)
     return combined
 

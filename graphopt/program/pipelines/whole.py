@@ -10,6 +10,7 @@ result is what the scheduler returns. No made-up number can become a result: a l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,13 +29,13 @@ class WholeRequest:
     def __init__(
         self,
         schedules: Schedules,
-        compile_: Callable[[DenoiserCall], CompiledDenoiser],
+        compile_: Callable[[str, DenoiserCall], CompiledDenoiser],
         hints: Callable[[], tuple[Any, Any]],
     ) -> None:
         """
         Args:
             schedules: reads schedulers.
-            compile_: the denoiser for a call's sizes.
+            compile_: the denoiser of a name for a call's sizes.
             hints: scale and rescale as the pipeline's attributes say, or None.
         """
         self._schedules = schedules
@@ -43,7 +44,9 @@ class WholeRequest:
         self._random = torch.Generator().manual_seed(1)
         self._start: _Start | None = None
         self._calls: list[DenoiserCall] = []
-        self._denoiser: CompiledDenoiser | None = None
+        self._denoisers: dict[str, CompiledDenoiser] = {}
+        self._names: list[str] = []
+        """The denoiser that each row calls."""
         self._made = 0
         self._timesteps: list[float] = []
         self.finished = False
@@ -63,25 +66,34 @@ class WholeRequest:
         assert self._start is not None
         return self._start.scaled(sample)
 
-    def denoise(self, call: DenoiserCall) -> torch.Tensor:
-        """The denoiser's answer: random numbers."""
+    def denoise(self, name: str, call: DenoiserCall) -> torch.Tensor:
+        """The answer of the denoiser of that name: random numbers."""
         if self.finished:
             raise Deviation("it calls its denoiser after the last step")
         number, self._made = self._made, self._made + 1
+        if number and name != self._names[-1]:
+            raise Deviation("it calls several denoisers in a step")
         if self._start is None:
-            self._note_first(call, number)
+            self._note_first(name, call, number)
         else:
             self._check_later(call, number, self._start)
         timestep = call.one_timestep()
         if number == 0:
             self._timesteps.append(timestep)
-        assert self._denoiser is not None
-        return self._denoiser.probes[number].clone()
+            self._names.append(name)
+        return self._denoiser_of(name, call).probes[number].clone()
 
-    def _note_first(self, call: DenoiserCall, number: int) -> None:
+    def _denoiser_of(self, name: str, call: DenoiserCall) -> CompiledDenoiser:
+        if name not in self._denoisers:
+            self._denoisers[name] = self._compile(name, call)
+            if not self._denoisers[name].alike(self._denoisers[self._names[0]]):
+                raise Deviation("its denoisers are not called alike")
+        return self._denoisers[name]
+
+    def _note_first(self, name: str, call: DenoiserCall, number: int) -> None:
         if number == 0:
-            self._denoiser = self._compile(call)
-        elif number > 1 or self._denoiser is None or not self._denoiser.same_but_for_branches(self._calls[0], call):
+            self._denoisers[name] = self._compile(name, call)
+        elif number > 1 or not self._denoisers[name].same_but_for_branches(self._calls[0], call):
             raise Deviation(_SEVERAL)
         self._calls.append(call)
 
@@ -99,7 +111,7 @@ class WholeRequest:
     def step(self, scheduler: Any, setup: Mapping[str, Any], arguments: Mapping[str, Any]) -> torch.Tensor:
         """The sample that the scheduler's step returns."""
         made, self._made = self._made, 0
-        if not made or made != len(self._calls) or self._denoiser is None:
+        if not made or made != len(self._calls):
             raise Deviation("it steps without calling its denoiser, or calls it less often than in the first step")
         output, timestep, sample = (arguments[name] for name in ("model_output", "timestep", "sample"))
         options = {k: v for k, v in arguments.items() if k not in _OWN}
@@ -107,18 +119,20 @@ class WholeRequest:
         if self._start is None:
             self._start = _Start(self._schedules, scheduler, setup, options, timestep, sample, generator)
             self._start.check_first_input(self._calls[0].sample)
-            self._start.read_guidance(self._denoiser.probes[:made], output, self._hints())
         else:
-            self._start.check_step(options, generator, timestep, sample, output)
+            self._start.check_step(options, generator, timestep, sample)
+        name = self._names[-1]
+        self._start.check_guidance(name, self._denoisers[name].probes[:made], output, self._hints())
         if self._start.row + 1 < len(self._start.schedule):
             return self._start.next_sample(self._random)
-        return self._sample(self._start, self._denoiser)
+        return self._sample(self._start)
 
-    def _sample(self, start: _Start, denoiser: CompiledDenoiser) -> torch.Tensor:
+    def _sample(self, start: _Start) -> torch.Tensor:
         start.check_untouched()
-        sampler = denoiser.sampler(start.key, start.schedule, self._timesteps, start.guidance)
+        denoiser, guidance = self._denoisers[self._names[0]], start.guidance()
+        sampler = denoiser.sampler(start.key, start.schedule, self._timesteps, guidance, self._denoisers, self._names)
         self.finished = True
-        result: torch.Tensor = denoiser.sample(sampler, start.sample, start.generator, start.guidance, self._calls)
+        result: torch.Tensor = denoiser.sample(sampler, start.sample, start.generator, guidance, self._calls)
         return result
 
 
@@ -137,7 +151,8 @@ class _Start:
         self.key, self.schedule = schedules.read(scheduler, setup, begin, options)
         self.sample = sample
         self.generator = generator
-        self.guidance: Guidance | None = None
+        self._guidances: dict[str, Guidance | None] = {}
+        """Of each denoiser."""
         self.row = 0
         self._scheduler = scheduler
         self._times = scheduler.timesteps
@@ -146,7 +161,7 @@ class _Start:
         self._version = version_of(sample)
         self._randomness = Randomness(generators_in(generator))
         self._made_up = sample
-        self._expected: torch.Tensor | None = None
+        self._expected: dict[str, torch.Tensor] = {}
         if len(self._times) - begin != len(self.schedule):
             raise Deviation("its scheduler has another number of steps than its configuration gives")
 
@@ -170,17 +185,29 @@ class _Start:
                 "its denoiser's input is not the scheduler's sample, once or twice (inpainting, for example)"
             )
 
-    def read_guidance(self, probes: Sequence[torch.Tensor], output: torch.Tensor, hints: tuple[Any, Any]) -> None:
+    def check_guidance(
+        self, name: str, probes: Sequence[torch.Tensor], output: torch.Tensor, hints: tuple[Any, Any]
+    ) -> None:
+        """That the guidance of a denoiser is in every step what it is in its first."""
         if output.shape != self.sample.shape:
             raise Deviation("it hands its scheduler a prediction of another size than the sample")
-        self.guidance = read_guidance(probes, output, hints)
-        self._expected = guided(probes, output, self.guidance)
+        if name not in self._guidances:
+            self._guidances[name] = found = read_guidance(probes, output, hints)
+            self._expected[name] = guided(probes, output, found)
+            if _kind(found) != _kind(next(iter(self._guidances.values()))):
+                raise Deviation("its guidance changes from step to step")
+        elif not agrees(output, self._expected[name]):
+            raise Deviation("its guidance changes from step to step")
 
-    def check_step(
-        self, options: Mapping[str, Any], generator: Any, timestep: Any, sample: torch.Tensor, output: torch.Tensor
-    ) -> None:
+    def guidance(self) -> Guidance | None:
+        """With the scale of each denoiser, if there are several."""
+        found = {name: guidance for name, guidance in self._guidances.items() if guidance is not None}
+        scales = {name: guidance.scale for name, guidance in found.items() if isinstance(guidance.scale, float)}
+        first = next(iter(self._guidances.values()))
+        return first if first is None or len(scales) == 1 else replace(first, scale=scales)
+
+    def check_step(self, options: Mapping[str, Any], generator: Any, timestep: Any, sample: torch.Tensor) -> None:
         """That a later step continues as the first began."""
-        assert self._expected is not None
         if sample is not self._made_up and not same(sample, self._made_up):
             raise Deviation("it changes the sample between steps")
         if generator is not self.generator or not _equal(options, self._options):
@@ -188,8 +215,6 @@ class _Start:
         expected = float(self._times[self._begin + self.row])
         if self._scheduler.timesteps is not self._times or float(timestep) != expected:
             raise Deviation("its timesteps are not those of its scheduler in their order")
-        if not agrees(output, self._expected):
-            raise Deviation("its guidance changes from step to step")
 
     def next_sample(self, random: torch.Generator) -> torch.Tensor:
         """A sample that no other step has seen."""
@@ -203,6 +228,11 @@ class _Start:
             raise Deviation("it writes to the first sample")
         if self.schedule.total_draws and not self._randomness.still():
             raise Deviation("it draws random numbers between the scheduler's draws")
+
+
+def _kind(guidance: Guidance | None) -> Any:
+    """All of it but the scale."""
+    return None if guidance is None else (guidance.mode, guidance.rescale)
 
 
 def _begin(scheduler: Any, timestep: Any) -> int:
