@@ -292,6 +292,8 @@ CASES: dict[str, Case] = {
     "t": Case("transpose", torch.t, (X,)),
     "expand": Case("expand", lambda x: x.expand(2, 3, -1), (rand(1, 4),)),
     "cat": Case("concat", lambda x, y: torch.cat([x, y, x], -1), (X, Y)),
+    "concat": Case("concat", lambda x, y: torch.concat([x, y], 0), (X, Y)),
+    "concatenate": Case("concat", lambda x, y: torch.concatenate([x, y], 1), (X, Y)),
     "stack": Case("stack", lambda x, y: torch.stack([x, y, x], -1), (X, Y), False),
     "split": Case("split", lambda x: x.split(3, 1), (rand(2, 7),)),
     "split_sizes": Case("split", lambda x: x.split([1, 4, 2], 1), (rand(2, 7),)),
