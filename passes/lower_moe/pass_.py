@@ -71,7 +71,7 @@ def _unsort(context: Context, graph: Graph) -> None:
 
 
 def _split_by_expert(context: Context, graph: Any) -> None:
-    for found in list(picked_rows(graph)):
+    for found in picked_rows(graph):
         if not isinstance(found, Picked):
             call, reason = found
             context.notes.append(f"{graph.node_name(call.node)} left alone: {reason}")

@@ -58,6 +58,7 @@ class Blocks(torch.nn.Module):
 
     def __init__(self, names: Sequence[str], kind: str) -> None:
         super().__init__()
+        self.names = tuple(names)
         self.blocks = torch.nn.ModuleList([block(name, kind) for name in names])
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -86,7 +87,9 @@ def assert_as_in_torch(blocks: Blocks, run: Any, counts: Sequence[int]) -> None:
         x = tokens(count)
         with torch.no_grad():
             expected = blocks(x)
-        for name, one, other in zip(ROUTED, run(x), expected, strict=True):
+        found = run(x)
+        results = found if isinstance(found, tuple) else (found,)
+        for name, one, other in zip(blocks.names, results, expected, strict=True):
             assert one.shape == other.shape and one.dtype == other.dtype, name
             assert float((one - other).abs().max()) < CLOSE * float(other.abs().max()), (name, count)
 
@@ -103,10 +106,10 @@ def test_blocks_of_all_families_run_as_in_torch_for_any_number_of_tokens(kind: s
 
 
 @pytest.mark.parametrize("count", (1, 7, 64))
-def test_blocks_of_all_families_run_as_in_torch_for_a_fixed_number_of_tokens(count: int) -> None:
-    blocks = Blocks(ROUTED, KINDS[count % 2]).eval()
+def test_blocks_of_many_kinds_run_as_in_torch_for_a_fixed_number_of_tokens(count: int) -> None:
+    blocks = Blocks(["qwen2", "deepseek v2 groups", "phi", "gpt-oss"], KINDS[count % 2]).eval()
     _, run = lowered(blocks, count, dynamic=False)
-    assert f"lower-moe/picked-experts#{len(ROUTED)} kept" in run.notes
+    assert "lower-moe/picked-experts#4 kept" in run.notes
     assert_as_in_torch(blocks, run, (count,))
 
 
@@ -116,6 +119,4 @@ def test_llama4_has_every_token_in_every_expert_and_stays_as_it_is(count: int) -
     blocks = Blocks(["llama4"], "grouped_mm").eval()
     result, run = lowered(blocks, count, dynamic=False)
     assert not result.report.applications and not run.notes
-    with torch.no_grad():
-        expected = blocks(tokens(count))[0]
-    assert float((run(tokens(count))[0] - expected).abs().max()) < CLOSE * float(expected.abs().max())
+    assert_as_in_torch(blocks, run, (count,))

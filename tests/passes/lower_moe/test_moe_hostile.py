@@ -282,6 +282,28 @@ def test_two_layers_that_read_the_same_ids_are_lowered_or_left() -> None:
     assert is_lowered(result) or reasons(result)
 
 
+MIXED = [Node("ReduceMean", ["first result"], ["mean"], axes=[0], keepdims=1)]
+TWO: dict[str, tuple[list[Any], int, str]] = {
+    "of their own": ([*PICKS, FIRST, Node("Neg", ["h"], ["first result"]), Node("MatMul", ["x", "p2"], ["y"])], 2, ""),
+    "that share a hidden value": (
+        [*PICKS, FIRST, Node("MatMul", ["h", "p1"], ["g"]), Node("Neg", ["g"], ["first result"]),
+         Node("MatMul", ["h", "p2"], ["y"])], 1, ""),
+    "of which one waits for the other": (
+        [*PICKS, FIRST, Node("MatMul", ["h", "p1"], ["g"]), Node("Neg", ["g"], ["first result"]), *MIXED,
+         Node("Mul", ["x", "mean"], ["xm"]), Node("Add", ["h", "xm"], ["hx"]), Node("MatMul", ["hx", "p2"], ["y"])],
+        0, "is computed after a result of the experts is read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("nodes, regions, reason", TWO.values(), ids=TWO)
+def test_layers_that_share_a_router_are_computed_where_nothing_waits(
+    nodes: list[Any], regions: int, reason: str
+) -> None:
+    """The first result is read before the second is done."""
+    result = lowered(model(nodes, outputs=[("first result", FLOAT, ["S", 1, WIDE]), Y], opset=17), FEEDS[::2])
+    assert sum(a.rule == "picked-experts" for a in result.report.kept) == regions and reason in reasons(result)
+
+
 def test_experts_in_a_branch_are_computed_in_the_branch() -> None:
     branch = helper.make_graph(PLAIN, "then", [], [helper.make_tensor_value_info(*Y)])
     zeros = [Node("MatMul", ["x", "m"], ["mm"]), Node("Neg", ["mm"], ["other"])]
