@@ -81,7 +81,7 @@ def _of_axis(graph: Graph, name: str, call: Call, value: Value, axis: Any) -> Ra
     index = SELECTING.get(name)
     if index is None or axis is None or call.outputs[index] != value:
         return None
-    type_ = graph.type(call.operands[0])  # type: ignore[arg-type]
+    type_ = graph.type(call.operands[0])
     size = type_.shape[int(axis)] if type_ is not None and type_.shape else None
     return (0.0, size - 1.0) if isinstance(size, int) and size > 0 else None
 
@@ -118,7 +118,7 @@ def _cast(found: Range | None, dtype: str) -> Range | None:
 
 def _divided(graph: Graph, call: Call, x: Range | None, divisor: Range | None) -> Range | None:
     """Quotients and remainders of integers and positive integers."""
-    type_ = graph.type(call.outputs[0])  # type: ignore[arg-type]
+    type_ = graph.type(call.outputs[0])
     if x is None or divisor is None or divisor[0] < 1 or type_ is None or type_.dtype not in INTEGERS:
         return None
     if call.op == "mod":
