@@ -111,7 +111,13 @@ def _distinct(example: Any) -> Any:
 
 def _functional(program: Any) -> Any:
     """`program` without mutation, as a copy. Raises UnsupportedError if some is left."""
-    from graphopt.ir.fx.normalise import free_layout, hoist_assertions, invert_by_sorting, unbind_by_selection
+    from graphopt.ir.fx.normalise import (
+        free_layout,
+        hoist_assertions,
+        invert_by_sorting,
+        order_by_sorting,
+        unbind_by_selection,
+    )
     from graphopt.ir.fx.schema import mutating_operators, refuse_mutation
     from graphopt.ir.fx.unstack import unstack_lstm
 
@@ -124,6 +130,7 @@ def _functional(program: Any) -> Any:
     for graph in graphs:
         free_layout(graph)
         unbind_by_selection(graph)
+        order_by_sorting(graph)
         invert_by_sorting(graph)
         unstack_lstm(graph)
     hoist_assertions(functional)

@@ -257,6 +257,8 @@ CASES: dict[str, Case] = {
     "cumsum_of_counts": Case("cumsum", lambda x: x.cumsum(0, dtype=torch.int32), (X.round(),), False),
     "sort": Case("sort", lambda x: x.sort(1), (X,), False),
     "sort_down": Case("sort", lambda x: x.round().sort(dim=0, descending=True, stable=True), (X,), False),
+    "argsort": Case("sort", lambda x: x.argsort(0, descending=True), (X,), False),
+    "argsort_stable": Case("sort", lambda x: x.round().argsort(dim=1, stable=True), (X,), False),
     "histc": Case("histogram", lambda x: x.histc(4, 0, 3), (whole(30).float(),), False),
     "grouped_mm": Case(
         "grouped_matmul",  # traced in bfloat16 only, in which sums of such whole numbers are exact
