@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.graph import Graph
 from graphopt.passes.lower_moe.experts import write_experts
+from graphopt.passes.lower_moe.flat import tables_of, write_flat
 from graphopt.passes.lower_moe.grouped import NotGrouped, grouped_by, nodes_of, sorts_of, write_unsorted
 from graphopt.passes.lower_moe.picked import Picked, picked_rows
 from graphopt.passes.lower_moe.rules import FOLLOWING, PREPARING
@@ -53,6 +54,8 @@ class LowerMoe(GraphPass):
         context.refresh()
         for graph in context.model.regions():
             if graph.storage == "onnx":
+                for table in tables_of(graph):
+                    context.editor(graph).apply("flat-rows", Rounding(), table.nodes, partial(write_flat, table))
                 _split_by_expert(context, graph)
             elif context.target not in (None, "torch"):
                 _unsort(context, graph)

@@ -112,10 +112,11 @@ def _overlooked(graph: Graph) -> Iterator[tuple[Call, str]]:
     """Matrices that are picked and multiplied in a way that is not known here, and what is in the way."""
     for call in _reads(graph):
         table, ids = graph.type(call.operands[0]), graph.type(call.operands[1])
-        if table is None or table.rank != 3 or all(graph.key(u) != "matmul" for u in graph.users(call.outputs[0])):
+        multiplied = any(graph.key(user) in ("matmul", "einsum") for user in graph.users(call.outputs[0]))
+        if table is None or table.rank != 3 or not multiplied:
             continue
         if ids is None or ids.rank != 1:
-            yield call, f"{graph.name(call.operands[1])} is not certain to have one axis"
+            yield call, f"{graph.name(call.operands[1])} is not certain to have one axis, or what follows mixes rows"
         elif stack_of(graph, call.operands[0]) is None:
             yield call, f"{graph.name(call.operands[0])} is not constant"
 
@@ -127,8 +128,18 @@ def _picks(graph: Graph) -> dict[Value, Picks]:
         ids = graph.type(call.operands[1])
         stack = stack_of(graph, call.operands[0]) if ids is not None and ids.rank == 1 else None
         if stack is not None:
-            found.setdefault(call.operands[1], []).append((call, stack))
+            found.setdefault(call.operands[1], []).extend(_turned(graph, call, stack))
     return {ids: picks for ids, picks in found.items() if any(len(s.shape) == 3 for _, s in picks)}
+
+
+def _turned(graph: Graph, pick: Call, stack: Stack) -> Picks:
+    """`pick`, or what transposes each of its matrices if nothing else reads it."""
+    value = pick.outputs[0]
+    users = [graph.call(user) for user in graph.users(value)]
+    turned = [c for c in users if isinstance(c, Call) and c.op == "transpose" and c.fields["perm"][0] == 0]
+    if not turned or len(turned) < len(users) or graph.is_output(value):
+        return [(pick, stack)]
+    return [(c, Stack(stack.data, tuple(stack.perm[axis] for axis in c.fields["perm"]))) for c in turned]
 
 
 def _region(graph: Graph, ids: Value, picks: list[Call], stacks: dict[Value, Stack]) -> Picked:
@@ -152,6 +163,8 @@ def _region(graph: Graph, ids: Value, picks: list[Call], stacks: dict[Value, Sta
         if any(u in inside for u in graph.users(value)):
             raise NotPicked(f"{graph.name(value)} is read by the experts and by something else")
     anchor = _anchor(graph, calls, [ids, *inputs], outputs)
+    turned = dict.fromkeys(graph.producer(c.operands[0]) for c in picks if c.op == "transpose")
+    picks = [c for c in map(graph.call, turned) if isinstance(c, Call)] + picks
     return Picked(graph, ids, stacks, tuple(picks), tuple(calls), tuple(inputs), tuple(outputs), anchor)
 
 

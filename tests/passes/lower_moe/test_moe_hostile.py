@@ -236,11 +236,13 @@ def test_weights_that_the_caller_gives_are_left(default: bool) -> None:
     assert any("w1" in node.input for node in result.model.graph.node) and "w1 is not constant" in reasons(result)
 
 
-def test_ids_with_an_axis_for_each_choice_are_left_with_the_reason() -> None:
+@pytest.mark.parametrize("choices", [2, "k"])
+def test_ids_with_an_axis_for_each_choice_are_lowered_if_their_number_is_known(choices: int | str) -> None:
     nodes = [PICKS[0], Node("MatMul", ["x", "p1"], ["y"])]
-    proto = model(nodes, [("x", FLOAT, ["T", 1, 1, WIDE]), ("ids", INT64, ["T", 2])], [("y", FLOAT, ["T", 2, 1, WIDE])])
+    inputs = [("x", FLOAT, ["T", 1, 1, WIDE]), ("ids", INT64, ["T", choices])]
+    proto = model(nodes, inputs, [("y", FLOAT, ["T", choices, 1, WIDE])])
     result = lowered(proto, [{"x": random(3, 1, 1, WIDE), "ids": IDS.reshape(3, 2)}])
-    assert not is_lowered(result) and "one axis" in reasons(result)
+    assert is_lowered(result) if choices == 2 else "one axis" in reasons(result)
 
 
 def test_ids_whose_number_is_not_known_are_left_with_the_reason() -> None:
