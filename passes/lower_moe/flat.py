@@ -33,7 +33,10 @@ class Table:
 
     @property
     def sizes(self) -> tuple[Dim, int]:
-        tokens, choices = self.graph.type(self.ids).shape  # type: ignore[union-attr, misc]
+        type_ = self.graph.type(self.ids)
+        assert type_ is not None and type_.shape is not None
+        tokens, choices = type_.shape
+        assert isinstance(choices, int)
         return tokens, choices
 
     @property
@@ -101,7 +104,7 @@ def _fits(table: Table, call: Call) -> bool:
         rank = outputs[0].rank  # type: ignore[union-attr]
         return all(o in table.rows or _enters(table, o, rank) or _is_inner(table, o, rank) for o in operands)
     if call.op == "transpose":
-        return call.fields["perm"][:2] == (0, 1)
+        return bool(call.fields["perm"][:2] == (0, 1))
     if call.op in MOVED and len(ranks) == 1:
         axes = call.fields[MOVED[call.op]]
         return all(o in table.rows for o in operands) and min(axes if isinstance(axes, tuple) else (axes,)) >= 2

@@ -71,7 +71,8 @@ Picks: TypeAlias = list[tuple[Call, Stack]]
 
 
 def _parts(graph: Graph, ids: Value, picks: Picks) -> list[Picks]:
-    """`picks` by the regions that they are of: layers that share a router have nothing else in common."""
+    """`picks` by the regions that they are of: layers that share a router have nothing else in common. A value that
+    something else reads too ends one region and is read by the next."""
     roots: dict[Value, Value] = {call.outputs[0]: call.outputs[0] for call, _ in picks}
 
     def root(value: Value) -> Value:
@@ -84,10 +85,11 @@ def _parts(graph: Graph, ids: Value, picks: Picks) -> list[Picks]:
         calls = _used(graph, stacks, _rows(graph, ids))
     except NotPicked:
         return [picks]  # the reason is found again and said
+    inside = {c.node for c in calls}
     for call in calls:
-        first, *others = [root(o) for o in _values(call) if o in roots]
-        roots.update(dict.fromkeys(others, first))
-        roots.update({o: first for o in call.outputs if o is not None})
+        joined = [root(o) for o in _values(call) if o in roots]
+        kept = [o for o in call.outputs if o is not None and not _leaves(graph, o, inside)]
+        roots.update(dict.fromkeys(joined[1:] + kept, joined[0]) if joined else {})
     parts: dict[Value, Picks] = {}
     for pick in picks:
         parts.setdefault(root(pick[0].outputs[0]), []).append(pick)
