@@ -35,8 +35,9 @@ class LowerMoe(GraphPass):
     order, and each row picks the matrix of its expert; only where the target is one that runs ONNX, since torch itself
     runs grouped_mm fast. In ONNX: rows that pick matrices (transformers' batched_mm and what the above became) are
     sorted and split by expert; each expert is a product of its own with a weight of its own, and the results are put
-    back in order. No scatter adds anything up, so results do not vary, and experts without a token cost next to
-    nothing. The activation, gates within an expert, biases and norms may be anything that treats each row by itself.
+    back in order. Where ids are a table, tokens by choices (gpt-fast), both axes become one first. No scatter adds
+    anything up, so results do not vary, and experts without a token cost next to nothing. The activation, gates within
+    an expert, biases and norms may be anything that treats each row by itself.
 
     Refused, with the reason: rows that read other rows; ids that are not certain to be numbers of the experts; a sort,
     count or inverse that is not the one of these ids; stacks of weights that are not constant; copies of weights that

@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 import onnx
 import pytest
 import torch
-from moe_blocks import ANY_LENGTH, EXPERTS, HIDDEN, KINDS, WIDTH, tokens
+from moe_blocks import ANY_LENGTH, EXPERTS, HIDDEN, KINDS, WIDTH, lowered, mixtral, tokens
+from moe_blocks import error as block_error
 from torch.nn import functional
 from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
@@ -234,6 +235,25 @@ def test_numbers_of_no_expert_are_refused_where_tokens_are_sorted(route: Any) ->
     assert not report.applications
     (note,) = report.passes[0].notes
     assert "are not certain to be numbers of {8} experts" in note
+
+
+@pytest.mark.parametrize("experts", (1, 2, 3))
+def test_few_experts_are_lowered(experts: int) -> None:
+    block = mixtral("batched_mm", experts=experts, k=1)
+    _, run = lowered(block, 7, dynamic=True)
+    assert "lower-moe/picked-experts#1 kept" in run.notes
+    assert not any("undone" in note for note in run.notes)
+    for count in (1, 7, 20):
+        assert block_error(block, run, tokens(count)) < CLOSE
+
+
+def test_a_single_expert_of_sorted_tokens_is_refused() -> None:
+    """torch.histc takes a range from 0 to 0 for that of the data, so that the count says nothing of the ids."""
+    result = graphopt.optimize(
+        mixtral("grouped_mm", experts=1, k=1), "lower-moe", example_inputs=(tokens(7),), target="onnxruntime"
+    )
+    assert not result.report.applications
+    assert "a histogram over the range of the data" in result.report.passes[0].notes[0]
 
 
 class Centred(MixtralExperts):
