@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from moe_blocks import EXPERTS, HIDDEN, KINDS, WIDTH, lowered, tokens
+from moe_blocks import EXPERTS, HIDDEN, KINDS, WIDTH, error, lowered, tokens
+from transformers import GptOssConfig, GptOssModel
 
 CLOSE = 1e-5
 """Relative error that is allowed beside torch."""
@@ -66,6 +67,18 @@ class Blocks(torch.nn.Module):
         return tuple(one[0] if isinstance(one, tuple) else one for one in found)
 
 
+class Embedded(torch.nn.Module):
+    """A model of language that is given embeddings [1, T, WIDTH]."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.model(inputs_embeds=x, use_cache=False).last_hidden_state
+        return hidden
+
+
 def block(name: str, kind: str) -> Any:
     """A block of a family with random weights, tokens of width WIDTH to tokens."""
     module, class_, config_class, options = FAMILIES[name]
@@ -111,6 +124,21 @@ def test_blocks_of_many_kinds_run_as_in_torch_for_a_fixed_number_of_tokens(count
     _, run = lowered(blocks, count, dynamic=False)
     assert "lower-moe/picked-experts#4 kept" in run.notes
     assert_as_in_torch(blocks, run, (count,))
+
+
+def test_every_layer_of_a_whole_model_is_lowered() -> None:
+    config = GptOssConfig(
+        hidden_size=WIDTH, intermediate_size=HIDDEN, num_local_experts=EXPERTS, num_experts_per_tok=2, head_dim=8,
+        num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, vocab_size=64, sliding_window=4,
+    )  # fmt: skip
+    config._attn_implementation, config._experts_implementation = "eager", "grouped_mm"
+    torch.manual_seed(0)
+    model = Embedded(GptOssModel(config)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    _, run = lowered(model, 7, dynamic=False)
+    assert "lower-moe/picked-experts#3 kept" in run.notes
+    assert error(model, run, tokens(7)) < CLOSE
 
 
 @pytest.mark.parametrize("count", (1, 7))
