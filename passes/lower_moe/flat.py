@@ -102,7 +102,11 @@ def _fits(table: Table, call: Call) -> bool:
     ranks = {t.rank for o in operands if (t := table.graph.type(o)) is not None}
     if call.op == "matmul" or call.op in ELEMENTWISE - {"prelu"}:
         rank = outputs[0].rank  # type: ignore[union-attr]
-        return all(o in table.rows or _enters(table, o, rank) or _is_inner(table, o, rank) for o in operands)
+        rows = [o in table.rows and _rank(table, o) == rank for o in operands]
+        return all(
+            row or (o not in table.rows and (_enters(table, o, rank) or _is_inner(table, o, rank)))
+            for row, o in zip(rows, operands, strict=True)
+        )
     if call.op == "transpose":
         return bool(call.fields["perm"][:2] == (0, 1))
     if call.op in MOVED and len(ranks) == 1:
@@ -136,11 +140,11 @@ def _is_inner(table: Table, value: Value, rank: int | None) -> bool:
 def _equation(table: Table, call: Call) -> tuple[Value, Value, bool] | None:
     """Rows, matrices, and whether the rows are on the right, if an einsum multiplies each row and its matrix."""
     left, right = call.operands
-    letters, result = call.fields["equation"].replace(" ", "").split("->")
+    letters, arrow, result = call.fields["equation"].replace(" ", "").partition("->")
     first, second = letters.split(",")
     if left in table.rows and _rank(table, left) == 4:
         left, right, first, second = right, left, second, first
-    if right not in table.rows or _rank(table, right) != 4 or len({*second}) != 4:
+    if not arrow or right not in table.rows or _rank(table, right) != 4 or len({*second}) != 4:
         return None
     t, k, a, b = second
     sides = {a + b: (b, False), b + a: (a, True)}

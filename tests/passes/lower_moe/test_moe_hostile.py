@@ -387,3 +387,12 @@ def test_a_single_row_that_is_repeated_to_many_is_not_taken_for_as_many_rows() -
     constants = {**STACKS, "sizes": np.array([3, 2, WIDE]), "rows": np.array([6, WIDE])}
     proto = model(nodes, [("x", FLOAT, [1, WIDE]), ROWS], [("y", FLOAT, X[2])], constants=constants)
     lowered(proto, [{"x": FEED["x"][0], "ids": IDS}])
+
+
+@pytest.mark.parametrize("equation", ["ti,tkio", "ti,tkio->tko"])
+def test_an_einsum_of_a_table_is_lowered_if_it_sums_each_row_alone(equation: str) -> None:
+    einsum = Node("Einsum", ["x", "p1"], ["y"], equation=equation)
+    inputs = [("x", FLOAT, ["T", WIDE]), ("ids", INT64, ["T", 2])]
+    proto = model([PICKS[0], einsum], inputs, [("y", FLOAT, ["T", 2, WIDE] if "->" in equation else [2, WIDE])])
+    result = lowered(proto, [{"x": random(3, WIDE), "ids": IDS.reshape(3, 2)}])
+    assert is_lowered(result) if "->" in equation else reasons(result)

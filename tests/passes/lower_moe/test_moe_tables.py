@@ -117,6 +117,20 @@ def all_pairs(self: Experts, x: Tensor, ids: Tensor, shares: Tensor) -> Tensor:
     return torch.einsum("tao,tbio->tabi", h, self.w2[ids]).sum((1, 2))
 
 
+def broadcast(self: Experts, x: Tensor, ids: Tensor, shares: Tensor) -> Tensor:
+    """The choices of a token are the rows of a matrix here: with two tokens of two choices it looks like the others."""
+    h = torch.einsum("ti,taoi->tao", x, self.w1[ids])
+    return (h @ self.w2[ids].transpose(-1, -2)).sum((1, 2))
+
+
+def test_axes_that_only_happen_to_fit_are_not_those_of_the_table() -> None:
+    block = Experts(broadcast).eval()
+    _, run = lowered(block, 2, dynamic=False)
+    assert not any("undone" in note for note in run.notes)
+    assert any("or what follows mixes rows" in note for note in run.notes)
+    assert error(block, run, tokens(2)) < CLOSE
+
+
 BETWEEN = {"tokens are mixed": over_tokens, "choices are exchanged": other_choice}
 
 
