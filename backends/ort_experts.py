@@ -24,7 +24,7 @@ def has_experts(graph: Graph) -> bool:
         call = graph.call(node) if graph.key(node) == "gather" else None
         if isinstance(call, Call) and not isinstance(call.operands[1], Literal):
             table, indices = graph.type(call.operands[0]), graph.type(call.operands[1])
-            if table is not None and table.rank == 3 and indices is not None and indices.rank == 1:
+            if table is not None and table.rank == 3 and indices is not None and indices.rank in (1, 2):
                 return True
     return False
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def explain(
     file: Annotated[Path, typer.Argument(help="The model, an .onnx file.")],
-    rule: Annotated[str, typer.Option(metavar="RULE", help="The rule, as PASS/RULE or as RULE.")],
+    rule: Annotated[
+        str, typer.Option(metavar="RULE", help="The rule, as PASS/RULE or as RULE; or a PASS that has no rules.")
+    ],
     node: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Ask about this node; by default about every possible root."),
@@ -31,13 +33,17 @@ def explain(
     """Say why RULE does not apply, the nearest miss first.
 
     Every node with the op at which the rule starts is asked. Nodes at which it does apply come before all
-    others.
+    others. A pass that looks at whole graphs is run on a copy without verification, and what it notes is printed.
 
-    JSON keys: file, rule, explanations: a list of rule, node, matched, reason, stopped_at, score.
+    JSON keys: file, rule, explanations: a list of rule, node, matched, reason, stopped_at, score; of a pass also
+    notes, a list of lines.
     """
     from graphopt.compiler import load
-    from graphopt.tools.rules import find_rule
+    from graphopt.tools.rules import find_rule, without_rules
 
+    if without_rules(rule.partition("/")[0]):
+        _print_trial(file, rule, node, most, as_json)
+        return
     name, found = find_rule(rule)
     model = load(file)
     explanations = _at_node(model, found, node) if node is not None else _nearest(model, found, most)
@@ -48,6 +54,31 @@ def explain(
         print_result(_table(explanations[:most]))
     else:
         typer.echo(f"{file} has no node of the op {found.key}, at which {name} starts")
+
+
+def _print_trial(file: Path, name: str, node: str | None, most: int, as_json: bool) -> None:
+    """What a pass, or "PASS/APPLICATION", does to a copy of the model in `file`, and what it says of the rest."""
+    from graphopt.compiler import optimize
+    from graphopt.rewrite.explain import Explanation
+
+    pass_name, _, wanted = name.partition("/")
+    report = optimize(str(file), [pass_name], verify="off").report
+    notes = [note for note in report.passes[0].notes if node is None or note.startswith(f"{node} ")]
+    explanations = [
+        Explanation(a.rule, a.nodes[0], True, f"{a.rule} applies here", a.nodes[0], 1_000_000)
+        for a in report.kept
+        if (node is None or node in a.nodes) and wanted in ("", a.rule)
+    ]
+    if as_json:
+        shown = [e.to_dict() for e in explanations[:most]]
+        print_json({"file": str(file), "rule": name, "explanations": shown, "notes": notes[:most]})
+        return
+    if explanations:
+        print_result(_table(explanations[:most]))
+    for note in notes[:most]:
+        typer.echo(note)
+    if not explanations and not notes:
+        typer.echo(f"{name} finds nothing in {file}")
 
 
 def _nearest(model: Model, rule: Any, most: int) -> list[Explanation]:

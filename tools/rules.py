@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from graphopt.errors import PipelineError, did_you_mean
-from graphopt.pipeline.pass_ import Pass, instantiate
+from graphopt.pipeline.pass_ import GraphPass, Pass, instantiate
 from graphopt.pipeline.registry import Registry, passes
 from graphopt.pipeline.spec import PassSpec
 
@@ -51,3 +51,12 @@ def find_rule(name: str, registry: Registry | None = None) -> tuple[str, Rule]:
     short = [full.rpartition("/")[2] for full in rules]
     hint = did_you_mean(name, rules if "/" in name else short)
     raise PipelineError(f"unknown rule {name!r}{hint}; known: {', '.join(rules) or 'none'}")
+
+
+def without_rules(name: str, registry: Registry | None = None) -> bool:
+    """Whether `name` is a pass of models that shows no rules, so that only running it says what it does."""
+    registry = registry or passes()
+    if name not in registry.names():
+        return False
+    pass_class = registry.get(name)
+    return isinstance(pass_class, type) and issubclass(pass_class, GraphPass) and not hasattr(pass_class, "rules")

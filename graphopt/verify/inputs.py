@@ -28,6 +28,8 @@ LOCAL = frozenset({
 """Ops that treat every position of the spatial dimensions alike: fragments of them may be run on smaller images."""
 NUMERIC = ELEMENTWISE | {"transpose", "concat"}
 """Ops that take integers for numbers, however large."""
+LAYOUT = frozenset({"identity", "cast", "reshape", "unsqueeze", "squeeze", "transpose", "expand"})
+"""Ops that give integers another form: what they are used for afterwards, they are used for."""
 BLOCK = 16381
 """Most numbers that are drawn for one tensor. A prime, so that no axis of a tensor is in step with the block."""
 PRIMES = (7, 11, 13, 17, 19, 23, 29, 31)
@@ -260,15 +262,19 @@ def _draw_integer(
     kind: str,
 ) -> Array:
     low, high = (0, 9) if type_.dtype.startswith("u") else (-4, 5)
+    same = {value}
     for call in calls:
+        if call.op in LAYOUT and call.operands[0] in same:
+            same.update(o for o in call.outputs if o is not None)
         if call.op == "histogram":  # Of numbers beyond its ends it is not said what becomes of them.
             low, high = int(call.fields["low"]), int(call.fields["high"]) + 1
-        if value not in call.operands:
+        read = next((o for o in call.operands if o in same), None)
+        if read is None:
             if _is_settled_target(fragment.graph, call, value):
                 return np.asarray(call.fields["shape"], numpy_dtype(type_.dtype))
             continue
-        position = call.operands.index(value)
-        if call.op in ("reshape", "expand", "fill") and position == len(call.operands) - 1:
+        position = call.operands.index(read)
+        if read == value and call.op in ("reshape", "expand", "fill") and position == len(call.operands) - 1:
             return np.asarray(_target(fragment.graph, call, sizes), numpy_dtype(type_.dtype))
         if position == 1 and call.op in ("gather", "gather_elements", "scatter_elements"):
             extent = _size_of(fragment.graph, call.operands[0], sizes)[call.fields["axis"]]
@@ -277,7 +283,8 @@ def _draw_integer(
             )
         if position == 1 and call.op in ("gather_nd", "scatter_nd"):
             first = call.fields.get("batch_dims", 0)
-            picked = _size_of(fragment.graph, call.operands[0], sizes)[first:][: sizes[value][-1]]
+            depth = _size_of(fragment.graph, read, sizes)[-1]
+            picked = _size_of(fragment.graph, call.operands[0], sizes)[first:][:depth]
             extent = min(picked, default=0)
             return _indices(rng, sizes[value], extent, negative=True).astype(numpy_dtype(type_.dtype))
         if position == 1 and call.op in ("div", "mod"):

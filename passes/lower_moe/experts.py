@@ -32,7 +32,7 @@ class _Writer:
         self.picked = picked
         self.graph: Graph = picked.graph
         self.journal = journal
-        self.anchor: Node = picked.nodes[-1]
+        self.anchor: Node = picked.anchor
 
     def write(self) -> None:
         picked, experts = self.picked, self.picked.experts

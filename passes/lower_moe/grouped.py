@@ -1,6 +1,7 @@
 """Experts on tokens that are sorted by expert, as `torch.nn.functional.grouped_mm` wants them.
 
-    expert of each row, order = sort(ids);  x = tokens[order // k];  ends = cumsum(histogram(expert of each row))
+    expert of each row, order = sort(ids), or order = argsort(ids), expert of each row = ids[order]
+    x = tokens[order // k];  ends = cumsum(histogram(expert of each row))
     y = ... grouped_matmul(x, weights, ends) ...;  result = y[inverse of order]
 
 Whatever happens between the sort and its inverse happens to each row by itself, so that it may as well be done in the
@@ -30,6 +31,8 @@ class Grouped:
 
     graph: Graph
     sort: Call
+    experts: set[Value] = field(default_factory=set)
+    """Ids in the sorted order."""
     rows: dict[Value, Call] = field(default_factory=dict)
     """Values in the sorted order, by what computes them."""
     tokens: dict[Value, int] = field(default_factory=dict)
@@ -49,34 +52,37 @@ class Grouped:
         return self.sort.operands[0]
 
     @property
-    def experts(self) -> Value:
-        return self.sort.outputs[0]
-
-    @property
     def order(self) -> Value:
         return self.sort.outputs[1]
 
     def knows(self, value: Value | None) -> bool:
-        tables = (self.rows, self.tokens, self.counts, self.ends, self.inverses)
-        return value is not None and (value in (self.experts, self.order) or any(value in t for t in tables))
+        tables = (self.experts, self.rows, self.tokens, self.counts, self.ends, self.inverses)
+        return value is not None and (value == self.order or any(value in t for t in tables))
 
 
 def sorts_of(graph: Graph) -> Iterator[Call]:
     """Sorts of one axis of integers, in which order of tokens by expert may be meant."""
+    if not any(graph.key(node) == "grouped_matmul" for node in graph.nodes()):
+        return
     for node in graph.nodes():
         call = graph.call(node) if graph.key(node) == "sort" else None
-        if not isinstance(call, Call) or None in call.outputs:
+        if not isinstance(call, Call) or call.outputs[1] is None or _key_of(graph, call.operands[0]) == "sort":
             continue
         type_ = graph.type(call.operands[0])
         if type_ is not None and type_.rank == 1 and type_.dtype in ("int32", "int64"):
             yield call
 
 
+def _key_of(graph: Graph, value: Value | None) -> str | None:
+    node = None if value is None else graph.producer(value)
+    return None if node is None else graph.key(node)
+
+
 def grouped_by(graph: Graph, sort: Call) -> Grouped:
     """What `sort` sorts for. Raises NotGrouped."""
     if sort.fields["descending"]:
         raise NotGrouped("it puts the last expert first")
-    found = Grouped(graph, sort)
+    found = Grouped(graph, sort, {o for o in sort.outputs[:1] if o is not None})
     for node in graph.nodes():
         if any(found.knows(o) for o in graph.raw_call(node).operands if not isinstance(o, Literal | None)):
             call = graph.call(node)
@@ -93,7 +99,7 @@ def _check(found: Grouped) -> None:
     if not found.exits or not any(c.op == "grouped_matmul" for c in found.calls):
         raise NotGrouped("no product of groups is put back in the order of the tokens")
     kept = [o for c in found.calls if c not in found.exits for o in c.outputs if o is not None and graph.is_output(o)]
-    if kept or any(graph.is_output(o) for o in found.sort.outputs):
+    if kept or any(graph.is_output(o) for o in found.sort.outputs if o is not None):
         raise NotGrouped("an output of the graph is in the order of the experts")
     if not all(are_experts(graph, found.ids, count) for count in groups):
         raise NotGrouped(f"{graph.name(found.ids)} are not certain to be numbers of {groups} experts")
@@ -131,19 +137,21 @@ def _enter(found: Grouped, call: Call) -> None:
     if found.knows(x) or not _holds(_size(graph, x), repeats, _size(graph, found.ids)):
         raise NotGrouped(f"{graph.node_name(call.node)}: not {repeats} rows for each of {graph.name(x)}")
     found.rows[call.outputs[0]] = call
+    if x == found.ids and repeats == 1:
+        found.experts.add(call.outputs[0])
 
 
 def _counts(found: Grouped, call: Call) -> bool:
     """Whether `call` counts the rows of every expert."""
     call_of = found.rows.get(call.operands[0])
-    counted = call.operands[0] == found.experts or (
-        call_of is not None and call_of.op == "cast" and call_of.operands[0] == found.experts
+    counted = call.operands[0] in found.experts or (
+        call_of is not None and call_of.op == "cast" and call_of.operands[0] in found.experts
     )
     return counted and call.fields["low"] == 0 and call.fields["high"] == call.fields["bins"] - 1
 
 
 def _by_rows(found: Grouped, call: Call) -> None:
-    graph, known = found.graph, {*found.rows, found.experts}
+    graph, known = found.graph, {*found.rows, *found.experts}
     strange = [o for o in call.operands if found.knows(o) and o not in known]
     reason = "it reads more than rows" if strange else mixes_rows(graph, call, known)
     if reason is not None:
@@ -183,7 +191,7 @@ class _Writer:
     def __init__(self, found: Grouped, journal: Journal) -> None:
         self.found = found
         self.journal = journal
-        self.values: dict[Value, Value] = {found.experts: found.ids}
+        self.values: dict[Value, Value] = dict.fromkeys(found.experts, found.ids)
 
     def write(self, call: Call) -> None:
         found, operands = self.found, call.operands

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.graph import Graph
 from graphopt.passes.lower_moe.experts import write_experts
+from graphopt.passes.lower_moe.flat import tables_of, write_flat
 from graphopt.passes.lower_moe.grouped import NotGrouped, grouped_by, nodes_of, sorts_of, write_unsorted
 from graphopt.passes.lower_moe.picked import Picked, picked_rows
 from graphopt.passes.lower_moe.rules import FOLLOWING, PREPARING
@@ -34,8 +35,9 @@ class LowerMoe(GraphPass):
     order, and each row picks the matrix of its expert; only where the target is one that runs ONNX, since torch itself
     runs grouped_mm fast. In ONNX: rows that pick matrices (transformers' batched_mm and what the above became) are
     sorted and split by expert; each expert is a product of its own with a weight of its own, and the results are put
-    back in order. No scatter adds anything up, so results do not vary, and experts without a token cost next to
-    nothing. The activation, gates within an expert, biases and norms may be anything that treats each row by itself.
+    back in order. Where ids are a table, tokens by choices (gpt-fast), both axes become one first. No scatter adds
+    anything up, so results do not vary, and experts without a token cost next to nothing. The activation, gates within
+    an expert, biases and norms may be anything that treats each row by itself.
 
     Refused, with the reason: rows that read other rows; ids that are not certain to be numbers of the experts; a sort,
     count or inverse that is not the one of these ids; stacks of weights that are not constant; copies of weights that
@@ -53,6 +55,8 @@ class LowerMoe(GraphPass):
         context.refresh()
         for graph in context.model.regions():
             if graph.storage == "onnx":
+                for table in tables_of(graph):
+                    context.editor(graph).apply("flat-rows", Rounding(), table.nodes, partial(write_flat, table))
                 _split_by_expert(context, graph)
             elif context.target not in (None, "torch"):
                 _unsort(context, graph)
@@ -71,7 +75,7 @@ def _unsort(context: Context, graph: Graph) -> None:
 
 
 def _split_by_expert(context: Context, graph: Any) -> None:
-    for found in list(picked_rows(graph)):
+    for found in picked_rows(graph):
         if not isinstance(found, Picked):
             call, reason = found
             context.notes.append(f"{graph.node_name(call.node)} left alone: {reason}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from graphopt.ir.graph import Call, Dim, Graph, Literal, Node, Value
 from graphopt.ir.row_ops import mixes_rows
@@ -38,6 +39,8 @@ class Picked:
     """Values with a row for each id, computed elsewhere."""
     outputs: tuple[Value, ...]
     """Values that are read elsewhere."""
+    anchor: Node
+    """Before it everything that is read here is computed, and nothing of `outputs` is read elsewhere."""
 
     @property
     def experts(self) -> int:
@@ -51,15 +54,52 @@ class Picked:
 
 
 def picked_rows(graph: Graph) -> Iterator[Picked | tuple[Call, str]]:
-    """Every region of `graph`; where weights are picked and the region is none, the first pick and the reason."""
+    """Every region of `graph`; where weights are picked and the region is none, the first pick and the reason. Each is
+    looked at when it is asked for, so that the one before may have been rewritten."""
     for ids, picks in _picks(graph).items():
-        stacks = {call.outputs[0]: stack for call, stack in picks}
-        calls = [call for call, _ in picks]
-        try:
-            yield _region(graph, ids, calls, stacks)
-        except NotPicked as error:
-            yield calls[0], str(error)
+        for part in _parts(graph, ids, picks):
+            stacks = {call.outputs[0]: stack for call, stack in part}
+            calls = [call for call, _ in part]
+            try:
+                yield _region(graph, ids, calls, stacks)
+            except NotPicked as error:
+                yield calls[0], str(error)
     yield from _overlooked(graph)
+
+
+Picks: TypeAlias = list[tuple[Call, Stack]]
+
+
+def _parts(graph: Graph, ids: Value, picks: Picks) -> list[Picks]:
+    """`picks` by the regions that they are of: layers that share a router have nothing else in common. A value that
+    something else reads too ends one region and is read by the next."""
+    roots: dict[Value, Value] = {call.outputs[0]: call.outputs[0] for call, _ in picks}
+
+    def root(value: Value) -> Value:
+        while roots[value] != value:
+            value = roots[value]
+        return value
+
+    stacks = {call.outputs[0]: stack for call, stack in picks}
+    try:
+        calls = _used(graph, stacks, _rows(graph, ids))
+    except NotPicked:
+        return [picks]  # the reason is found again and said
+    inside = {c.node for c in calls}
+    for call in calls:
+        joined = [root(o) for o in _values(call) if o in roots]
+        kept = [o for o in call.outputs if o is not None and not _leaves(graph, o, inside)]
+        roots.update(dict.fromkeys(joined[1:] + kept, joined[0]) if joined else {})
+    parts: dict[Value, Picks] = {}
+    for pick in picks:
+        parts.setdefault(root(pick[0].outputs[0]), []).append(pick)
+    return list(parts.values())
+
+
+def _used(graph: Graph, stacks: dict[Value, Stack], count: Dim) -> list[Call]:
+    """What is computed row by row of what was picked, as far as weights are used. Raises NotPicked."""
+    reached = _reached(graph, stacks, count)
+    return _between(graph, reached, {c.node for c in reached if any(o in stacks for o in c.operands)})
 
 
 def _reads(graph: Graph) -> Iterator[Call]:
@@ -74,33 +114,41 @@ def _overlooked(graph: Graph) -> Iterator[tuple[Call, str]]:
     """Matrices that are picked and multiplied in a way that is not known here, and what is in the way."""
     for call in _reads(graph):
         table, ids = graph.type(call.operands[0]), graph.type(call.operands[1])
-        if table is None or table.rank != 3 or all(graph.key(u) != "matmul" for u in graph.users(call.outputs[0])):
+        multiplied = any(graph.key(user) in ("matmul", "einsum") for user in graph.users(call.outputs[0]))
+        if table is None or table.rank != 3 or not multiplied:
             continue
         if ids is None or ids.rank != 1:
-            yield call, f"{graph.name(call.operands[1])} is not certain to have one axis"
+            yield call, f"{graph.name(call.operands[1])} is not certain to have one axis, or what follows mixes rows"
         elif stack_of(graph, call.operands[0]) is None:
             yield call, f"{graph.name(call.operands[0])} is not constant"
 
 
-def _picks(graph: Graph) -> dict[Value, list[tuple[Call, Stack]]]:
+def _picks(graph: Graph) -> dict[Value, Picks]:
     """Reads of matrices, and of vectors beside them, that are stacked by expert; by the ids that they are read at."""
-    found: dict[Value, list[tuple[Call, Stack]]] = {}
+    found: dict[Value, Picks] = {}
     for call in _reads(graph):
         ids = graph.type(call.operands[1])
         stack = stack_of(graph, call.operands[0]) if ids is not None and ids.rank == 1 else None
         if stack is not None:
-            found.setdefault(call.operands[1], []).append((call, stack))
+            found.setdefault(call.operands[1], []).extend(_turned(graph, call, stack))
     return {ids: picks for ids, picks in found.items() if any(len(s.shape) == 3 for _, s in picks)}
+
+
+def _turned(graph: Graph, pick: Call, stack: Stack) -> Picks:
+    """`pick`, or what transposes each of its matrices if nothing else reads it."""
+    value = pick.outputs[0]
+    users = [graph.call(user) for user in graph.users(value)]
+    turned = [c for c in users if isinstance(c, Call) and c.op == "transpose" and c.fields["perm"][0] == 0]
+    if not turned or len(turned) < len(users) or graph.is_output(value):
+        return [(pick, stack)]
+    return [(c, Stack(stack.data, tuple(stack.perm[axis] for axis in c.fields["perm"]))) for c in turned]
 
 
 def _region(graph: Graph, ids: Value, picks: list[Call], stacks: dict[Value, Stack]) -> Picked:
     if len({stack.experts for stack in stacks.values()}) != 1:
         raise NotPicked("the weights are of different numbers of experts")
     count = _rows(graph, ids)
-    reached = _reached(graph, stacks, count)
-    ends = {c.node for c in reached if any(o in stacks for o in c.operands)}
-    calls = _between(graph, reached, ends)
-    calls = _wrapped(graph, calls, stacks, count)
+    calls = _wrapped(graph, _used(graph, stacks, count), stacks, count)
     inside = {c.node for c in calls}
     made = {o for c in calls for o in c.outputs if o is not None}
     for value in stacks:
@@ -116,7 +164,22 @@ def _region(graph: Graph, ids: Value, picks: list[Call], stacks: dict[Value, Sta
     for value in outputs:
         if any(u in inside for u in graph.users(value)):
             raise NotPicked(f"{graph.name(value)} is read by the experts and by something else")
-    return Picked(graph, ids, stacks, tuple(picks), tuple(calls), tuple(inputs), tuple(outputs))
+    anchor = _anchor(graph, calls, [ids, *inputs], outputs)
+    turned = dict.fromkeys(graph.producer(c.operands[0]) for c in picks if c.op == "transpose")
+    picks = [c for c in map(graph.call, turned) if isinstance(c, Call)] + picks
+    return Picked(graph, ids, stacks, tuple(picks), tuple(calls), tuple(inputs), tuple(outputs), anchor)
+
+
+def _anchor(graph: Graph, calls: list[Call], inputs: list[Value], outputs: list[Value]) -> Node:
+    places = {node: place for place, node in enumerate(graph.nodes())}
+    inside = {c.node for c in calls}
+    readers = [u for o in outputs for u in graph.users(o) if u not in inside and u in places]
+    last = max(inside, key=places.__getitem__)
+    anchor = min([last, *readers], key=places.__getitem__)
+    for value in inputs:
+        if places.get(graph.producer(value), -1) >= places[anchor]:
+            raise NotPicked(f"{graph.name(value)} is computed after a result of the experts is read")
+    return anchor
 
 
 def _require_rows(

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from graphopt.ir.graph import Call, Graph, Value
 from graphopt.ir.weights import Array, TensorRef
-
-UNCHANGED = frozenset({"reshape", "identity", "cast", "unsqueeze", "squeeze"})
-"""Ops that leave numbers what they are, where those are small integers."""
+from graphopt.passes.value_ranges import value_range
 
 
 @dataclass(frozen=True)
@@ -66,20 +64,7 @@ def stack_of(graph: Graph, value: Value | None) -> Stack | None:
 
 
 def are_experts(graph: Graph, ids: Value, experts: int) -> bool:
-    """Whether `ids` are certainly indices of `experts` experts: what a selection of the best of so many found."""
-    value: Value | None = ids
-    while value is not None:
-        node = graph.producer(value)
-        if node is None:
-            return False
-        call = graph.call(node)
-        if isinstance(call, Call) and call.op in UNCHANGED:
-            value = call.operands[0]
-            continue
-        raw = graph.raw_call(node)
-        if graph.raw_name(node) not in ("aten.topk.default", "ai.onnx::TopK") or value != raw.outputs[1]:
-            return False
-        scores = graph.type(raw.operands[0])
-        axis = int(raw.fields.get("dim", raw.fields.get("axis", -1)))
-        return scores is not None and bool(scores.shape) and scores.shape[axis] == experts  # type: ignore[index]
-    return False
+    """Whether `ids` are certainly numbers of `experts` experts, because of how they are computed: the places of the
+    best scores among so many, say."""
+    found = value_range(graph, ids)
+    return found is not None and found[0] >= 0 and found[1] <= experts - 1

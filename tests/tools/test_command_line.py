@@ -345,6 +345,16 @@ def test_explain_says_when_there_is_no_node_to_ask_about(call, source):
     )
 
 
+def test_explain_of_a_pass_without_rules_says_what_it_does_and_notes(call, tmp_path):
+    """A pass that finds nothing says so; its name may be that of what it applies."""
+    path = tmp_path / "plain.onnx"
+    onnx.save(conv_bn(), path)
+
+    assert "lower-moe finds nothing in" in call("explain", path, "--rule", "lower-moe").stdout
+    data = json.loads(call("explain", path, "--rule", "lower-moe/picked-experts", "--json").stdout)
+    assert (data["rule"], data["explanations"], data["notes"]) == ("lower-moe/picked-experts", [], [])
+
+
 # ---- bench ---------------------------------------------------------------------------------------
 
 

@@ -78,8 +78,18 @@ def _export(
     try:
         return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:
-        name = type(module).__name__
-        raise ModelError(f"torch.export cannot trace {name} with these example inputs: {error}") from error
+        name, advice = type(module).__name__, _advice(str(error))
+        raise ModelError(f"torch.export cannot trace {name} with these example inputs{advice}: {error}") from error
+
+
+def _advice(reason: str) -> str:
+    """What to do about a forward that depends on numbers which are not known while it is traced."""
+    if not any(sign in reason for sign in (".numpy()", ".item()", ".tolist()", "data-dependent")):
+        return ""
+    return (
+        ", because its forward reads numbers out of tensors; choose another way of it if it has one (docs/experts.md "
+        "has those of mixtures of experts)"
+    )
 
 
 def _distinct(example: Any) -> Any:
@@ -101,7 +111,13 @@ def _distinct(example: Any) -> Any:
 
 def _functional(program: Any) -> Any:
     """`program` without mutation, as a copy. Raises UnsupportedError if some is left."""
-    from graphopt.ir.fx.normalise import free_layout, hoist_assertions, invert_by_sorting, unbind_by_selection
+    from graphopt.ir.fx.normalise import (
+        free_layout,
+        hoist_assertions,
+        invert_by_sorting,
+        order_by_sorting,
+        unbind_by_selection,
+    )
     from graphopt.ir.fx.schema import mutating_operators, refuse_mutation
     from graphopt.ir.fx.unstack import unstack_lstm
 
@@ -114,6 +130,7 @@ def _functional(program: Any) -> Any:
     for graph in graphs:
         free_layout(graph)
         unbind_by_selection(graph)
+        order_by_sorting(graph)
         invert_by_sorting(graph)
         unstack_lstm(graph)
     hoist_assertions(functional)

@@ -40,6 +40,21 @@ def unbind_by_selection(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
+def order_by_sorting(graph: fx.Graph) -> None:
+    """Let every argsort be the indices of a sort, of which the vocabulary has a word."""
+    for target in (torch.ops.aten.argsort.default, torch.ops.aten.argsort.stable):
+        for node in graph.find_nodes(op="call_function", target=target):
+            sort = getattr(torch.ops.aten.sort, target._overloadname)
+            with graph.inserting_before(node):
+                found = graph.call_function(sort, node.args, node.kwargs)
+                order = graph.call_function(operator.getitem, (found, 1))
+            found.meta.update(node.meta)
+            found.meta["val"] = (node.args[0].meta["val"], node.meta["val"])
+            order.meta.update(node.meta)
+            node.replace_all_uses_with(order)
+            graph.erase_node(node)
+
+
 def invert_by_sorting(graph: fx.Graph) -> None:
     """Let the inverse of a permutation that a sort found be found by sorting it, where it was written as numbers put
     in their places in memory that is not initialised: there is no word for what such memory holds."""

@@ -94,7 +94,7 @@ def expand(r: Reading) -> Said:
     return Said((r["self"], None), {"shape": tuple(shape)})
 
 
-@reads("concat", "cat.default")
+@reads("concat", "cat.default", "concat.default", "concatenate.default")
 def concat(r: Reading) -> Said:
     xs = tuple(r["tensors"])
     r.keeps_dtype(*xs)

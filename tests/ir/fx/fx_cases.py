@@ -257,6 +257,8 @@ CASES: dict[str, Case] = {
     "cumsum_of_counts": Case("cumsum", lambda x: x.cumsum(0, dtype=torch.int32), (X.round(),), False),
     "sort": Case("sort", lambda x: x.sort(1), (X,), False),
     "sort_down": Case("sort", lambda x: x.round().sort(dim=0, descending=True, stable=True), (X,), False),
+    "argsort": Case("sort", lambda x: x.argsort(0, descending=True), (X,), False),
+    "argsort_stable": Case("sort", lambda x: x.round().argsort(dim=1, stable=True), (X,), False),
     "histc": Case("histogram", lambda x: x.histc(4, 0, 3), (whole(30).float(),), False),
     "grouped_mm": Case(
         "grouped_matmul",  # traced in bfloat16 only, in which sums of such whole numbers are exact
@@ -292,6 +294,8 @@ CASES: dict[str, Case] = {
     "t": Case("transpose", torch.t, (X,)),
     "expand": Case("expand", lambda x: x.expand(2, 3, -1), (rand(1, 4),)),
     "cat": Case("concat", lambda x, y: torch.cat([x, y, x], -1), (X, Y)),
+    "concat": Case("concat", lambda x, y: torch.concat([x, y], 0), (X, Y)),
+    "concatenate": Case("concat", lambda x, y: torch.concatenate([x, y], 1), (X, Y)),
     "stack": Case("stack", lambda x, y: torch.stack([x, y, x], -1), (X, Y), False),
     "split": Case("split", lambda x: x.split(3, 1), (rand(2, 7),)),
     "split_sizes": Case("split", lambda x: x.split([1, 4, 2], 1), (rand(2, 7),)),

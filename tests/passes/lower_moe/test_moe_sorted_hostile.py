@@ -33,10 +33,13 @@ class Sorted(torch.nn.Module):
         self.w2 = torch.nn.Parameter(torch.randn(bins, WIDE, OUT))
         self.bins, self.divisor, self.last_first = bins, divisor, last_first
 
+    def sort(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.sort(ids, descending=self.last_first)
+
     def forward(self, x: torch.Tensor, given: torch.Tensor | None = None) -> Any:
         shares, top = self.gate(x).softmax(-1).topk(CHOICES, -1)
         ids = top.reshape(-1) if given is None else given
-        expert, order = torch.sort(ids, descending=self.last_first)
+        expert, order = self.sort(ids)
         ends = torch.histc(expert.float(), self.bins, 0, self.bins - 1).cumsum(0, dtype=torch.int32)
         rows = x[torch.div(order, self.divisor, rounding_mode="floor")]
         hidden = self.between(grouped(rows, self.w1, ends), expert, order, shares)
@@ -88,6 +91,10 @@ def is_unsorted(result: Any) -> bool:
     return any(a.rule == "grouped-experts" for a in result.report.kept)
 
 
+def picked_in(order: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return ids[order], order
+
+
 KNOWN: dict[str, dict[str, Any]] = {
     "as transformers has it": {},
     "shares of the rows before the second product": {
@@ -96,6 +103,8 @@ KNOWN: dict[str, dict[str, Any]] = {
     "an inverse that is scattered": {
         "inverse": lambda self, order, ids: torch.empty_like(order).index_put((order,), torch.arange(order.shape[0]))
     },
+    "argsort for the order": {"sort": lambda self, ids: picked_in(torch.argsort(ids), ids)},
+    "argsort for the inverse": {"inverse": lambda self, order, ids: torch.argsort(order)},
     "ids that are read elsewhere too": {"final": lambda self, result, y, expert, order, ids: (result, ids * 2)},
 }  # fmt: skip
 
