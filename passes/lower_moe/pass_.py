@@ -18,6 +18,8 @@ from graphopt.rewrite.contract import Rounding
 if TYPE_CHECKING:
     from graphopt.pipeline.context import Context
 
+RUN_GROUPED = (None, "torch", "xla")
+"""Targets of torch models that run products of groups as they are, fast."""
 SPLITS_BY_ROWS = 13
 """The first opset in which Split takes sizes that are computed."""
 
@@ -32,12 +34,12 @@ class LowerMoe(GraphPass):
     treats each row by itself and so may be computed in any order and in any portions.
 
     In torch: tokens that are sorted by expert for grouped_mm, which torch cannot say in ONNX, come back into their
-    order, and each row picks the matrix of its expert; only where the target is one that runs ONNX, since torch itself
-    runs grouped_mm fast. In ONNX: rows that pick matrices (transformers' batched_mm and what the above became) are
-    sorted and split by expert; each expert is a product of its own with a weight of its own, and the results are put
-    back in order. Where ids are a table, tokens by choices (gpt-fast), both axes become one first. No scatter adds
-    anything up, so results do not vary, and experts without a token cost next to nothing. The activation, gates within
-    an expert, biases and norms may be anything that treats each row by itself.
+    order, and each row picks the matrix of its expert; only where the target is one that runs ONNX, since torch
+    itself runs grouped_mm fast, and XLA has ragged_dot. In ONNX: rows that pick matrices (transformers' batched_mm
+    and what the above became) are sorted and split by expert; each expert is a product of its own with a weight of
+    its own, and the results are put back in order. Where ids are a table, tokens by choices (gpt-fast), both axes
+    become one first. No scatter adds anything up, so results do not vary, and experts without a token cost next to
+    nothing. The activation, gates within an expert, biases and norms may be anything that treats each row by itself.
 
     Refused, with the reason: rows that read other rows; ids that are not certain to be numbers of the experts; a sort,
     count or inverse that is not the one of these ids; stacks of weights that are not constant; copies of weights that
@@ -58,7 +60,7 @@ class LowerMoe(GraphPass):
                 for table in tables_of(graph):
                     context.editor(graph).apply("flat-rows", Rounding(), table.nodes, partial(write_flat, table))
                 _split_by_expert(context, graph)
-            elif context.target not in (None, "torch"):
+            elif context.target not in RUN_GROUPED:
                 _unsort(context, graph)
         context.refresh()
         context.run_rules(FOLLOWING)

@@ -147,3 +147,14 @@ def test_onnx_models_are_refused():
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     with pytest.raises(UnsupportedError, match="takes torch models"):
         graphopt.lower(model, "xla")
+
+
+def test_products_of_groups_stay_whole_for_xla():
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+
+    config = transformers.MixtralConfig(hidden_size=16, intermediate_size=24, num_local_experts=4)
+    config._experts_implementation = "grouped_mm"
+    block = MixtralSparseMoeBlock(config).eval()
+    result = graphopt.optimize(block, "lower-moe", target="xla", example_inputs=(torch.randn(1, 5, 16),))
+    assert not result.report.applications
