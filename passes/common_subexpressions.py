@@ -59,7 +59,9 @@ def _redirect(graph: Graph, original: Node, duplicate: Node) -> Callable[[Journa
 def _read_pairs(graph: Graph, original: Node, duplicate: Node) -> list[tuple[Value, Value]]:
     """The outputs of `duplicate` that somebody reads, beside those of `original`."""
     pairs = zip(graph.raw_call(duplicate).outputs, graph.raw_call(original).outputs, strict=True)
-    return [(old, new) for old, new in pairs if old is not None and (graph.users(old) or graph.is_output(old))]
+    return [
+        (old, new) for old, new in pairs if old is not None and (graph.users(old) or graph.is_output(old))
+    ]
 
 
 def _may_merge(graph: Graph, original: Node, duplicate: Node) -> bool:

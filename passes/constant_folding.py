@@ -62,7 +62,9 @@ def fold_constants(editor: Editor, growth: Growth, settled: set[Hashable]) -> bo
             growth.refused[f"cannot be run: {error}"] += len(nodes)
             settled.update(nodes)
             continue
-        application, _ = editor.apply("fold-constants", Exact(), nodes, _store(graph, nodes, outputs, results))
+        application, _ = editor.apply(
+            "fold-constants", Exact(), nodes, _store(graph, nodes, outputs, results)
+        )
         if application.status == "kept":
             kept = True
             growth.left -= max(added, 0)

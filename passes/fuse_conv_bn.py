@@ -58,7 +58,9 @@ class ConvThenMap(ABC):
         affine, channels, weight = self.affine(m), output_channels(m), m.w
         if affine.scale is not None:
             transposed = m.conv.op == "conv_transpose"
-            weight = scale_outputs(weight, affine.scale, transposed=transposed, groups=m.conv.fields["groups"])
+            weight = scale_outputs(
+                weight, affine.scale, transposed=transposed, groups=m.conv.fields["groups"]
+            )
         bias = mapped_bias(m.b, affine, channels, m.w.dtype)
         return getattr(build, m.conv.op)(m.x, weight, bias, like=m.out, **m.conv.fields)
 
@@ -76,7 +78,9 @@ class ConvBatchNorm(ConvThenMap):
     Inference", CVPR 2018, section 3.2.
     """
 
-    def pattern(self, op: PatternOps, x: Var, w: Var, b: Var, scale: Var, shift: Var, mean: Var, var: Var) -> OpPattern:
+    def pattern(
+        self, op: PatternOps, x: Var, w: Var, b: Var, scale: Var, shift: Var, mean: Var, var: Var
+    ) -> OpPattern:
         return batch_norm(op, any_conv(op, x, w, b), scale, shift, mean, var)
 
     def affine(self, m: Match) -> Affine:
@@ -165,7 +169,9 @@ class LinearBatchNorm:
     three dimensions it does not act on the features. Contract: rounding. Source: as for the convolution.
     """
 
-    def pattern(self, op: PatternOps, x: Var, w: Var, b: Var, scale: Var, shift: Var, mean: Var, var: Var) -> OpPattern:
+    def pattern(
+        self, op: PatternOps, x: Var, w: Var, b: Var, scale: Var, shift: Var, mean: Var, var: Var
+    ) -> OpPattern:
         return batch_norm(op, any_linear(op, x, w, b), scale, shift, mean, var)
 
     def check(self, m: Match) -> None:
@@ -192,11 +198,13 @@ class BatchNormConv:
     convolution.
     """
 
-    def pattern(self, op: PatternOps, x: Var, w: Var, b: Var, scale: Var, shift: Var, mean: Var, var: Var) -> OpPattern:
+    def pattern(
+        self, op: PatternOps, x: Var, w: Var, b: Var, scale: Var, shift: Var, mean: Var, var: Var
+    ) -> OpPattern:
         normalised = batch_norm(op, x, scale, shift, mean, var)
-        return op.conv(normalised, const(w), opt(const(b)), stride=any_, pads=any_, dilation=any_, groups=any_).named(
-            "conv"
-        )
+        return op.conv(
+            normalised, const(w), opt(const(b)), stride=any_, pads=any_, dilation=any_, groups=any_
+        ).named("conv")
 
     def check(self, m: Match) -> None:
         if any(m.conv.fields["pads"]):
@@ -241,7 +249,9 @@ class BatchNormLinear(MapThenLinear):
     nothing else reads the batch norm's result. Contract: rounding. Source: linearity.
     """
 
-    def pattern(self, op: PatternOps, x: Var, w: Var, b: Var, scale: Var, shift: Var, mean: Var, var: Var) -> OpPattern:
+    def pattern(
+        self, op: PatternOps, x: Var, w: Var, b: Var, scale: Var, shift: Var, mean: Var, var: Var
+    ) -> OpPattern:
         normalised = batch_norm(op, x, scale, shift, mean, var)
         return op.linear(normalised, const(w), opt(const(b)), trans_w=any_).named("linear")
 
@@ -250,7 +260,9 @@ class BatchNormLinear(MapThenLinear):
 class BatchNormMatmul(MapThenLinear):
     """matmul(s * x + t, w) is linear(x, w * s, w t); preconditions as for a linear layer."""
 
-    def pattern(self, op: PatternOps, x: Var, w: Var, scale: Var, shift: Var, mean: Var, var: Var) -> OpPattern:
+    def pattern(
+        self, op: PatternOps, x: Var, w: Var, scale: Var, shift: Var, mean: Var, var: Var
+    ) -> OpPattern:
         return op.matmul(batch_norm(op, x, scale, shift, mean, var), const(w)).named("linear")
 
 

@@ -36,7 +36,9 @@ class BenchError(GraphoptError):
 
 
 def bench(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Models; all are compared to the first.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Models; all are compared to the first.")
+    ],
     rounds: Annotated[int, typer.Option(min=1, help="Timed runs of each model.")] = 20,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each run.")] = 1,
     dim: Annotated[
@@ -207,7 +209,11 @@ def _difference(first: Sequence[Any], other: Sequence[Any]) -> float | None:
     if len(first) != len(other):
         return None
     for a, b in zip(first, other, strict=True):
-        if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)) or a.shape != b.shape or a.dtype != b.dtype:
+        if (
+            not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray))
+            or a.shape != b.shape
+            or a.dtype != b.dtype
+        ):
             return None
         if a.dtype.kind not in "OU" and a.size and not np.array_equal(a, b):
             wide, other_wide = a.astype(np.float64), b.astype(np.float64)

@@ -46,7 +46,8 @@ def run(
     verify: Annotated[
         Level,
         typer.Option(
-            help="Check each application (match), the whole model too (model), types only (structure) or nothing (off)."
+            help="Check each application (match), the whole model too (model), types only (structure) or "
+            "nothing (off)."
         ),
     ] = Level.match,
     target: Annotated[
@@ -171,7 +172,9 @@ def _require_writable(source: Path, output: Path) -> None:
     replaced = [p for p in (output, output.with_name(f"{output.name}.data")) if p.exists()]
     for data in _data_files(source) if replaced else ():
         if any(data.exists() and data.samefile(path) for path in replaced):
-            raise OutputError(f"{data} holds weights of the input, which is never overwritten; choose another name")
+            raise OutputError(
+                f"{data} holds weights of the input, which is never overwritten; choose another name"
+            )
 
 
 def _data_files(source: Path) -> list[Path]:
