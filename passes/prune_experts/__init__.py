@@ -8,5 +8,6 @@ shows that as a table, as bars and as an SVG picture.
 
 from graphopt.passes.prune_experts.drawing import bars, svg, table
 from graphopt.passes.prune_experts.loads import Load, balance
+from graphopt.passes.prune_experts.pass_ import PruneExperts
 
-__all__ = ["Load", "balance", "bars", "svg", "table"]
+__all__ = ["Load", "PruneExperts", "balance", "bars", "svg", "table"]

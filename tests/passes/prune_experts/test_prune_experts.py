@@ -1,0 +1,48 @@
+"""Experts without a token go, and the block computes what it computed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from expert_models import BLOCKS, FORMS, batches, block, exported
+
+import graphopt
+from graphopt.errors import PipelineError
+from graphopt.verify.execute import model_runner
+
+DEAD = (1, 5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_dead_experts_go_and_nothing_changes(name: str, form: str) -> None:
+    model = exported(block(name, form.split()[0], dead=DEAD), form)
+    expected = [model_runner(model)([x]) for x in batches()]
+    result = graphopt.optimize(model, ["prune-experts{share=0}"], budget=1e-5, calibration=batches())
+    assert [a.status for a in result.report.applications] == ["kept"], result.report.passes[0].notes
+    assert result.report.applications[0].evidence.kind == "executed"
+    assert result.report.passes[0].notes == ["gate.weight: 8 → 6 experts, without 1, 5"]
+    pruned = graphopt.load(result.model, example_inputs=None) if form.endswith("onnx") else None
+    record = result.report.passes[0]
+    assert record.after.parameters < 0.8 * record.before.parameters
+    for x, before in zip(batches(), expected, strict=True):
+        after = model_runner(pruned)([x]) if pruned is not None else [result.model(_torch(x)).detach().numpy()]
+        assert np.abs(after[0] - before[0]).max() <= 1e-5 * np.abs(before[0]).max()
+
+
+def test_a_budget_of_nothing_keeps_experts_that_are_used() -> None:
+    model = exported(block("mixtral"), "grouped_mm fx")
+    result = graphopt.optimize(model, ["prune-experts"], budget=1e-6, calibration=batches())
+    assert not result.report.applications
+    assert result.report.passes[0].notes == ["gate.weight keeps all 8 experts"]
+
+
+def test_it_never_runs_without_a_budget() -> None:
+    with pytest.raises(PipelineError, match="budget"):
+        graphopt.optimize(exported(block("mixtral"), "grouped_mm fx"), ["prune-experts"])
+
+
+def _torch(x):  # type: ignore[no-untyped-def]
+    import torch
+
+    return torch.from_numpy(x)
