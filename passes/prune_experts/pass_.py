@@ -82,8 +82,12 @@ def _prune(options: PruneExperts, context: Context, approximation: Approximation
         most = min(most, int((order <= options.share).all(axis=0).sum()))
     chosen = 0
     while chosen < most:
-        trial = _trial(context.model, number, _kept(load, places.groups, chosen + 1))
-        if trial is None or not approximation.measure(trial) <= approximation.limit:
+        try:
+            trial = _trial(context.model, number, _kept(load, places.groups, chosen + 1))
+        except CannotEmit as reason:
+            context.notes.append(f"{load.name}: a model with fewer experts cannot be written: {reason}")
+            break
+        if not approximation.measure(trial) <= approximation.limit:
             break
         chosen += 1
     if not chosen:
@@ -105,15 +109,11 @@ def _kept(load: Load, groups: int, less: int) -> np.ndarray[Any, Any]:
     return (stay + members.shape[1] * np.arange(groups)[:, None]).reshape(-1)
 
 
-def _trial(model: Model, number: int, keep: np.ndarray[Any, Any], edit: Any = remove) -> Model | None:
-    """A copy of the model without the others, None if it cannot be written."""
+def _trial(model: Model, number: int, keep: np.ndarray[Any, Any], edit: Any = remove) -> Model:
+    """A copy of the model without the others. Raises CannotEmit."""
     copy = model.copy()
     journal = Journal(copy.main)
-    try:
-        edit(places_of(mixtures(copy.main)[number]), keep, journal)
-    except CannotEmit:
-        journal.rollback()
-        return None
+    edit(places_of(mixtures(copy.main)[number]), keep, journal)
     journal.commit()
     copy.refresh()
     return copy
@@ -139,8 +139,6 @@ def _remove(
 def _compared(model: Model, approximation: Approximation, number: int, keep: np.ndarray[Any, Any]) -> Evidence:
     """Removed experts against masked ones, on the tuning data. Raises Rejected."""
     masked, removed = (_trial(model, number, keep, edit) for edit in (mask, remove))
-    if masked is None or removed is None:
-        raise Rejected("it cannot be written to be compared", Evidence("none"))
     worst = 0.0
     try:
         for feed in approximation.feeds:

@@ -225,6 +225,8 @@ def remove(found: Places, keep: np.ndarray[Any, Any], journal: Journal) -> None:
         journal.store(value, SlicedRef(data, [keep if i == axis else None for i in range(data.ndim)]))
     for node in [n for n in graph.nodes() if n in found.calls]:
         call = found.calls[node]
+        if call.op == "histogram":  # no storage writes it in the vocabulary's words
+            call = graph.raw_call(node)
         types = [_type(found, call, o, len(keep)) for o in call.outputs]
         fields = _fields(found, call, len(keep))
         if fields == dict(call.fields):
@@ -278,8 +280,8 @@ def _type(found: Places, call: Call, value: Value | None, kept: int) -> TensorTy
 
 def _fields(found: Places, call: Call, kept: int) -> dict[str, Any]:
     fields = dict(call.fields)
-    if call.op == "histogram":
-        return fields | {"bins": kept, "high": type(fields["high"])(kept - 1)}
+    if call.op == "aten.histc.default":
+        return fields | {"bins": kept, "max": type(fields["max"])(kept - 1)}
     if call.op in ("reshape", "expand") and call.outputs[0] in found.scored and fields.get("shape"):
         *before, last = fields["shape"]
         return fields | {"shape": (*before, _new_size(found, call.outputs[0], kept) if last > 1 else last)}
