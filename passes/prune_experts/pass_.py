@@ -65,6 +65,8 @@ class PruneExperts(GraphPass):
         found = mixtures(context.model.main)
         known = loads(context.model, found, approximation.feeds)
         for number, load in enumerate(known):
+            if context.ledger.exhausted:
+                break
             _prune(self, context, approximation, number, load)
         approximation.settle(approximation.measure(context.model) if context.approximated else approximation.spent)
 

@@ -83,8 +83,7 @@ def _check(found: Places) -> None:
     for value in found.constants:
         if any(u not in found.calls and graph.key(u) != "transpose" for u in graph.users(value)):
             raise NotRemovable(f"{graph.name(value)} is read by something else as well")
-    per_group = -(-mixture.k // max(1, found.groups // 2))
-    found.least = max(found.least, per_group if found.groups > 1 else mixture.k)
+    found.least = max(found.least, mixture.k)  # of each group, of which it may select a single one
 
 
 def _last(graph: Graph, value: Value | None) -> int | None:
@@ -218,7 +217,8 @@ def _other(found: Places, value: Value, size: int | None, where: str, op: str) -
 
 def remove(found: Places, keep: np.ndarray[Any, Any], journal: Journal) -> None:
     """Let only the experts numbered in `keep` stay, as many of each group."""
-    graph, current = found.graph, {}
+    graph = found.graph
+    current: dict[Value, Value] = {}
     for value, axis in found.constants.items():
         data = graph.constant(value)
         assert data is not None

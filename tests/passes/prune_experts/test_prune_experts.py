@@ -39,7 +39,6 @@ def test_a_budget_of_nothing_keeps_experts_that_are_used() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_groups_stay_equally_large(form: str) -> None:
-    """FX has the shape of each group in its nodes; zeros_like of torch cannot be said in the vocabulary and is left."""
     dead = (0, 6, 8, 15)
     model = exported(block("deepseek", form.split()[0], dead=dead, experts=16, groups=4), form)
     expected = [model_runner(model)([x]) for x in batches()]
