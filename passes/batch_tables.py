@@ -80,9 +80,7 @@ def _apply(program: Program, name: str, body: Body, changed: Body, context: RunC
     assert body.table is not None
     graph = body.table.model.main
     nodes = tuple(graph.node_name(n) for n in graph.nodes() if not is_stored(graph, n))
-    kept = context.apply(
-        "table", nodes, lambda: (changed, check_batched(program, body, changed, name, context.verify))
-    )
+    kept = context.apply("table", nodes, lambda: (changed, check_batched(program, body, changed, name, context.verify)))
     if kept is None:
         return program
     context.notes.append(f"{name}/table: {len(nodes)} nodes run once instead of {program.calls.count(name)} times")

@@ -14,6 +14,7 @@ import typer
 from graphopt.errors import GraphoptError
 from graphopt.tools.bench import bench
 from graphopt.tools.dump import dump
+from graphopt.tools.experts import experts
 from graphopt.tools.explain import explain
 from graphopt.tools.fetch_command import fetch_command
 from graphopt.tools.output import print_note
@@ -31,6 +32,7 @@ app.command("run")(run)
 app.command("passes")(passes_command)
 app.command("dump")(dump)
 app.command("explain")(explain)
+app.command("experts")(experts)
 app.command("bench")(bench)
 app.command("fetch")(fetch_command)
 
