@@ -7,6 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.graph import Graph
+from graphopt.passes.lower_moe.dense import Dense, dense_sums
+from graphopt.passes.lower_moe.dense_write import write_picked_terms
 from graphopt.passes.lower_moe.experts import write_experts
 from graphopt.passes.lower_moe.grouped import NotGrouped, grouped_by, nodes_of, sorts_of, write_unsorted
 from graphopt.passes.lower_moe.picked import Picked, picked_rows
@@ -37,6 +39,10 @@ class LowerMoe(GraphPass):
     back in order. No scatter adds anything up, so results do not vary, and experts without a token cost next to
     nothing. The activation, gates within an expert, biases and norms may be anything that treats each row by itself.
 
+    Also in ONNX: sums over all experts that are each computed for every token and weighted by a gate, sum_e g[t, e]
+    f_e(x[t]), where g is certain to be zero but for the ids that topk found: each f_e computes its own tokens then.
+    Promised for finite values: what is infinite times a gate of zero was NaN before.
+
     Refused, with the reason: rows that read other rows; ids that are not certain to be numbers of the experts; a sort,
     count or inverse that is not the one of these ids; stacks of weights that are not constant; copies of weights that
     something else reads.
@@ -54,6 +60,7 @@ class LowerMoe(GraphPass):
         for graph in context.model.regions():
             if graph.storage == "onnx":
                 _split_by_expert(context, graph)
+                _pick_terms(context, graph)
             elif context.target not in (None, "torch"):
                 _unsort(context, graph)
         context.refresh()
@@ -81,3 +88,16 @@ def _split_by_expert(context: Context, graph: Any) -> None:
             context.notes.append(f"{graph.node_name(found.nodes[0])} left alone: {reason}")
             continue
         context.editor(graph).apply("picked-experts", Rounding(), found.nodes, partial(write_experts, found))
+
+
+def _pick_terms(context: Context, graph: Any) -> None:
+    for found in list(dense_sums(graph)):
+        reason = found[1] if not isinstance(found, Dense) else None
+        node = found.nodes[-1] if isinstance(found, Dense) else found[0].node
+        if reason is None and graph.opset < SPLITS_BY_ROWS:
+            reason = f"a Split whose sizes are computed needs opset {SPLITS_BY_ROWS}, the model has {graph.opset}"
+        if not isinstance(found, Dense) or reason is not None:
+            context.notes.append(f"{graph.node_name(node)} left alone: {reason}")
+            continue
+        contract = Rounding(special=False)
+        context.editor(graph).apply("dense-experts", contract, found.nodes, partial(write_picked_terms, found))
