@@ -48,6 +48,10 @@ class Dense:
     sums: tuple[Call, ...]
 
     @property
+    def experts(self) -> int:
+        return len(self.terms)
+
+    @property
     def nodes(self) -> list[Node]:
         """What is replaced, in order."""
         chosen = {c.node for c in (*self.gating, *self.sums, *(c for t in self.terms for c in t.calls))}
@@ -124,7 +128,7 @@ def _dense(
     terms = tuple(_term(graph, value, ids.shape[0], order) for value in by_expert)
     if not any(c.op in PRODUCTS for t in terms for c in t.calls):
         raise NotDense("no product in it is of an expert alone and treats each token by itself")
-    gating = _gating(gates, [i for t in terms for i in t.inputs], source, order)
+    gating = gating_of(gates, [i for t in terms for i in t.inputs], source, order)
     rest = tuple(v for v in leaves if v not in found)
     return Dense(graph, source, k, call.outputs[0], terms, rest, gating, tuple(sums))
 
@@ -188,7 +192,7 @@ def _needed(calls: list[Call], value: Value) -> list[Call]:
     return kept[::-1]
 
 
-def _gating(gates: Gates, inputs: list[Value], source: Value, order: dict[Node, int]) -> tuple[Call, ...]:
+def gating_of(gates: Gates, inputs: list[Value], source: Value, order: dict[Node, int]) -> tuple[Call, ...]:
     """What the facts about `inputs` follow from, back to the choice of experts."""
     graph = gates.graph
     found: dict[Node, Call] = {}

@@ -9,25 +9,29 @@ what they read. See experts.py for sizes that are known at run time.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from graphopt.ir.graph import Call, Graph, Literal, Node, TensorType, Value
 from graphopt.ir.weights import ArrayRef
-from graphopt.passes.lower_moe.dense import Dense, Term
+from graphopt.passes.lower_moe.dense import Dense
+from graphopt.passes.lower_moe.dense_stacks import Stacked
 from graphopt.rewrite.journal import Journal
 
 
 def write_picked_terms(dense: Dense, journal: Journal) -> None:
     """Replace the total of `dense`."""
-    writer = _Writer(dense, journal)
+    writer = _TermWriter(dense, journal)
     journal.replace(dense.total, writer.total())
     journal.doom(dense.nodes)
 
 
-class _Writer:
-    def __init__(self, dense: Dense, journal: Journal) -> None:
+class Writer(ABC):
+    """What sums of terms and of stacks have in common."""
+
+    def __init__(self, dense: Dense | Stacked, journal: Journal) -> None:
         self.dense = dense
         self.graph: Graph = dense.graph
         self.journal = journal
@@ -39,12 +43,12 @@ class _Writer:
         dense = self.dense
         for call in dense.gating:
             types = [None if o is None else self.graph.type(o) for o in call.outputs]
-            self._again(call, call.fields, self.values, types)
+            self.again(call, call.fields, self.values, types)
         order, inverse, counts = self._sorted()
         tokens = self._tokens(order)
-        kinds = [TensorType("int64", (None,))] * len(dense.terms)
+        kinds = [TensorType("int64", (None,))] * dense.experts
         portions = self.journal.insert("ai.onnx::Split", [tokens, counts], {"axis": 0}, before=self.anchor, types=kinds)
-        pieces = [self._term(term, rows) for term, rows in zip(dense.terms, portions, strict=True)]
+        pieces = [self.term(expert, rows) for expert, rows in enumerate(portions)]
         result = self.graph.type(dense.total)
         assert result is not None and result.shape is not None
         flat = TensorType(result.dtype, (None, *result.shape[1:]))
@@ -63,7 +67,7 @@ class _Writer:
 
     def _sorted(self) -> tuple[Value, Value, Value]:
         """The choices in the order of their experts, where each is then, and how many each expert has."""
-        flat, experts = TensorType("int64", (None,)), len(self.dense.terms)
+        flat, experts = TensorType("int64", (None,)), self.dense.experts
         ids = self.insert("reshape", [self.values[self.dense.ids]], {"shape": (-1,)}, flat)
         size = self.insert("shape", [ids], {}, TensorType("int64", (1,)))
         order = self._order(ids, size)
@@ -88,27 +92,16 @@ class _Writer:
     def _numbers(self, values: Sequence[int]) -> Value:
         return self.journal.add_constant(ArrayRef(np.asarray(values, np.int64)), "experts")
 
+    def number(self, value: int) -> Value:
+        return self.journal.add_constant(ArrayRef(np.asarray(value, np.int64)), "expert")
+
     # ---- what they add -------------------------------------------------------------------------------------
 
-    def _term(self, term: Term, rows: Value) -> Value:
-        values = dict(self.values)
-        for value in term.inputs:
-            given = self.values.get(value, value)
-            values[value] = self.insert("gather", [given, rows], {"axis": 0}, self._portion(value))
-        for call in term.calls:
-            fields = dict(call.fields)
-            if call.op == "reshape":
-                fields["shape"] = (-1, *(self._portion(call.outputs[0]).shape or ())[1:])
-            self._again(call, fields, values, [None if o is None else self._portion(o) for o in call.outputs])
-        return values[term.value]
+    @abstractmethod
+    def term(self, expert: int, rows: Value) -> Value:
+        """What `expert` adds for the tokens `rows`."""
 
-    def _portion(self, value: Value) -> TensorType:
-        """The type of `value` for some of its rows."""
-        known = self.graph.type(value)
-        assert known is not None and known.shape is not None
-        return TensorType(known.dtype, (None, *known.shape[1:]))
-
-    def _again(
+    def again(
         self, call: Call, fields: Mapping[str, object], values: dict[Value, Value], types: list[TensorType | None]
     ) -> None:
         """The same op on other values."""
@@ -120,3 +113,27 @@ class _Writer:
         self, op: str, operands: Sequence[Value | None], fields: Mapping[str, object], type_: TensorType | None
     ) -> Value:
         return self.journal.insert(op, operands, fields, before=self.anchor, types=[type_])[0]
+
+
+class _TermWriter(Writer):
+    def __init__(self, dense: Dense, journal: Journal) -> None:
+        super().__init__(dense, journal)
+        self.terms = dense.terms
+
+    def term(self, expert: int, rows: Value) -> Value:
+        term, values = self.terms[expert], dict(self.values)
+        for value in term.inputs:
+            given = self.values.get(value, value)
+            values[value] = self.insert("gather", [given, rows], {"axis": 0}, self._portion(value))
+        for call in term.calls:
+            fields = dict(call.fields)
+            if call.op == "reshape":
+                fields["shape"] = (-1, *(self._portion(call.outputs[0]).shape or ())[1:])
+            self.again(call, fields, values, [None if o is None else self._portion(o) for o in call.outputs])
+        return values[term.value]
+
+    def _portion(self, value: Value) -> TensorType:
+        """The type of `value` for some of its rows."""
+        known = self.graph.type(value)
+        assert known is not None and known.shape is not None
+        return TensorType(known.dtype, (None, *known.shape[1:]))

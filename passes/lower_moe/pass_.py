@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.graph import Graph
 from graphopt.passes.lower_moe.dense import Dense, dense_sums
+from graphopt.passes.lower_moe.dense_stacks import stacked_sums
+from graphopt.passes.lower_moe.dense_stacks_write import write_picked_stacks
 from graphopt.passes.lower_moe.dense_write import write_picked_terms
 from graphopt.passes.lower_moe.experts import write_experts
 from graphopt.passes.lower_moe.grouped import NotGrouped, grouped_by, nodes_of, sorts_of, write_unsorted
@@ -91,13 +93,13 @@ def _split_by_expert(context: Context, graph: Any) -> None:
 
 
 def _pick_terms(context: Context, graph: Any) -> None:
-    for found in list(dense_sums(graph)):
-        reason = found[1] if not isinstance(found, Dense) else None
-        node = found.nodes[-1] if isinstance(found, Dense) else found[0].node
-        if reason is None and graph.opset < SPLITS_BY_ROWS:
-            reason = f"a Split whose sizes are computed needs opset {SPLITS_BY_ROWS}, the model has {graph.opset}"
-        if not isinstance(found, Dense) or reason is not None:
-            context.notes.append(f"{graph.node_name(node)} left alone: {reason}")
+    for found in [*dense_sums(graph), *stacked_sums(graph)]:
+        if isinstance(found, tuple):
+            context.notes.append(f"{graph.node_name(found[0].node)} left alone: {found[1]}")
             continue
-        contract = Rounding(special=False)
-        context.editor(graph).apply("dense-experts", contract, found.nodes, partial(write_picked_terms, found))
+        if graph.opset < SPLITS_BY_ROWS:
+            reason = f"a Split whose sizes are computed needs opset {SPLITS_BY_ROWS}, the model has {graph.opset}"
+            context.notes.append(f"{graph.node_name(found.nodes[-1])} left alone: {reason}")
+            continue
+        write = partial(write_picked_terms if isinstance(found, Dense) else write_picked_stacks, found)
+        context.editor(graph).apply("dense-experts", Rounding(special=False), found.nodes, write)
