@@ -73,6 +73,8 @@ def stacked_sums(graph: Graph) -> Iterator[Stacked | tuple[Call, str]]:
             found = _root(gates, call)
             if found is not None:
                 yield _Search(gates, call, *found, order).result()
+            elif (reason := _dispatched(gates, call)) is not None:
+                yield call, reason
         except NotDense as error:
             if call.op == "reduce_sum":
                 yield call, str(error)
@@ -84,6 +86,8 @@ def _root(gates: Gates, call: Call) -> tuple[Gate, list[int | None]] | None:
         fact, axes = gates.of(call.operands[0]), call.fields["axes"]
         if not _gates_experts(fact) or len(axes) != 1 or call.fields["keepdims"] or fact.roles[axes[0]] != EXPERT:
             return None
+        if len(fact.roles) < 3:  # A sum of gates.
+            return None
         return fact, [axes[0]]
     for number, operand in enumerate(call.operands):
         fact = gates.of(operand)
@@ -92,6 +96,23 @@ def _root(gates: Gates, call: Call) -> tuple[Gate, list[int | None]] | None:
             expert, token = (given[number][fact.roles.index(role)] for role in (EXPERT, TOKEN))
             if expert not in made and made[:1] == token:
                 return fact, [part.index(expert) if expert in part else None for part in given]
+    return None
+
+
+def _dispatched(gates: Gates, call: Call) -> str | None:
+    """Why tokens that an einsum puts into places of experts, [T, E, C] and [T, d] to [E, C, d], are left there."""
+    if call.op != "einsum" or "." in call.fields["equation"]:
+        return None
+    given, made = letters(call)
+    for part, operand in zip(given, call.operands, strict=True):
+        fact, type_ = gates.of(operand), gates.type(operand)
+        if not _gates_experts(fact) or type_ is None or type_.shape is None or len(part) != 3:
+            continue
+        expert, token = (part[fact.roles.index(role)] for role in (EXPERT, TOKEN))
+        (place,) = {*part} - {expert, token}
+        if token not in made and {expert, place} <= {*made} and any(token in p for p in given if p != part):
+            size = type_.shape[part.index(place)]
+            return f"each expert has {size} places, a capacity beyond which tokens are dropped: not lowered exactly"
     return None
 
 

@@ -117,3 +117,23 @@ def test_what_happens_between_the_products_is_right_or_left(compute: Callable[..
 
 def test_gates_that_are_not_zero_are_left() -> None:
     assert not lowered(Stacks(products, lambda scores: torch.softmax(scores, -1))).report.kept
+
+
+def with_capacity(m: Stacks, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+    """As Switch Transformers do it: each expert has 4 places, and tokens beyond them are dropped."""
+    weight, ids = torch.softmax(m.router(x), -1).max(-1)
+    mask = F.one_hot(ids, EXPERTS).to(x.dtype)
+    place = (torch.cumsum(mask, 0) - 1) * mask
+    mask = mask * (place < 4)
+    places = F.one_hot(place.sum(-1).long().clamp(0, 3), 4).to(x.dtype)
+    dispatch = mask[..., None] * places[:, None]
+    y = torch.bmm(F.relu(torch.bmm(torch.einsum("tec,td->ecd", dispatch, x), m.w1)), m.w2)
+    return torch.einsum("tec,ecd->td", dispatch * weight[:, None, None], y)
+
+
+def test_tokens_that_are_dropped_beyond_a_capacity_are_left_with_the_reason() -> None:
+    result = lowered(Stacks(with_capacity))
+    assert not is_lowered(result)
+    assert "each expert has 4 places, a capacity beyond which tokens are dropped" in "\n".join(
+        result.report.passes[0].notes
+    )
