@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from graphopt.ir.graph import Call, Dim, Graph, Literal, Node, TensorType, Value
 from graphopt.ir.row_ops import ALIGNED
 from graphopt.passes.lower_moe.dense import WORTH, NotDense, gating_of
-from graphopt.passes.lower_moe.gates import EXPERT, TOKEN, Gate, Gates
+from graphopt.passes.lower_moe.gates import EXPERT, TOKEN, Fact, Gate, Gates
 
 ALONG_OTHERS = frozenset({"slice", "split"})
 """Ops along one axis of their first operand, which is neither that of experts nor that of tokens."""
@@ -51,6 +52,10 @@ class Stacked:
 
 def without(shape: tuple[Dim, ...], axis: int | None) -> tuple[Dim, ...]:
     return shape if axis is None else (*shape[:axis], *shape[axis + 1 :])
+
+
+def without_letter(part: str, axis: int | None) -> str:
+    return part if axis is None else part[:axis] + part[axis + 1 :]
 
 
 def letters(call: Call) -> tuple[list[str], str]:
@@ -116,7 +121,7 @@ def _dispatched(gates: Gates, call: Call) -> str | None:
     return None
 
 
-def _gates_experts(fact: object) -> bool:
+def _gates_experts(fact: Fact) -> TypeGuard[Gate]:
     return isinstance(fact, Gate) and fact.source is not None and fact.off == 0 and {EXPERT, TOKEN} <= {*fact.roles}
 
 
@@ -237,8 +242,9 @@ class _Search:
             raise NotDense(f"{name}: what it reads has no axis of tokens first")
         if call.op == "einsum":
             given, made = letters(call)
-            parts = ["".join(without(tuple(p), self.axes[v])) for p, v in zip(given, values, strict=True)]
-            token = made.replace(made[self.axes[call.outputs[0]]], "")[:1] if call != self.root else made[:1]
+            made = without_letter(made, self.axes.get(call.outputs[0]))
+            parts = [without_letter(p, self.axes[v]) for p, v in zip(given, values, strict=True)]
+            token = made[:1]
             right = all((p[:1] == token) if r else (token not in p) for p, r in zip(parts, rows, strict=True))
         elif call.op == "matmul":
             right = rows == [True, False] and len(shapes[0]) == 2

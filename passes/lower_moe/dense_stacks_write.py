@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from graphopt.ir.graph import Call, Literal, TensorType, Value
-from graphopt.passes.lower_moe.dense_stacks import Stacked, along, letters
+from graphopt.passes.lower_moe.dense_stacks import Stacked, along, letters, without_letter
 from graphopt.passes.lower_moe.dense_write import Writer
 from graphopt.passes.lower_moe.stacks import ExpertRef
 from graphopt.rewrite.journal import Journal
@@ -48,10 +48,8 @@ class _Writer(Writer):
         fields, axes = dict(call.fields), self.stacked.axes
         if call.op == "einsum":
             given, made = letters(call)
-            parts = [p if (a := axes[o]) is None else p[:a] + p[a + 1 :]
-                     for p, o in zip(given, call.operands, strict=True)]  # fmt: skip
-            axis = axes.get(call.outputs[0])
-            fields["equation"] = ",".join(parts) + "->" + (made if axis is None else made[:axis] + made[axis + 1 :])
+            parts = [without_letter(p, axes[o]) for p, o in zip(given, call.operands, strict=True)]
+            fields["equation"] = ",".join(parts) + "->" + without_letter(made, axes.get(call.outputs[0]))
         elif call.op in ("slice", "split"):
             operand = call.operands[0]
             axis = None if isinstance(operand, Literal | None) else axes[operand]

@@ -101,5 +101,5 @@ def _pick_terms(context: Context, graph: Any) -> None:
             reason = f"a Split whose sizes are computed needs opset {SPLITS_BY_ROWS}, the model has {graph.opset}"
             context.notes.append(f"{graph.node_name(found.nodes[-1])} left alone: {reason}")
             continue
-        write = partial(write_picked_terms if isinstance(found, Dense) else write_picked_stacks, found)
+        write = partial(write_picked_terms, found) if isinstance(found, Dense) else partial(write_picked_stacks, found)
         context.editor(graph).apply("dense-experts", Rounding(special=False), found.nodes, write)
