@@ -7,6 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.graph import Graph
+from graphopt.passes.lower_moe.dense import Dense, dense_sums
+from graphopt.passes.lower_moe.dense_stacks import stacked_sums
+from graphopt.passes.lower_moe.dense_stacks_write import write_picked_stacks
+from graphopt.passes.lower_moe.dense_write import write_picked_terms
 from graphopt.passes.lower_moe.experts import write_experts
 from graphopt.passes.lower_moe.flat import tables_of, write_flat
 from graphopt.passes.lower_moe.grouped import NotGrouped, grouped_by, nodes_of, sorts_of, write_unsorted
@@ -41,6 +45,10 @@ class LowerMoe(GraphPass):
     become one first. No scatter adds anything up, so results do not vary, and experts without a token cost next to
     nothing. The activation, gates within an expert, biases and norms may be anything that treats each row by itself.
 
+    Also in ONNX: sums over all experts that are each computed for every token and weighted by a gate, sum_e g[t, e]
+    f_e(x[t]), where g is certain to be zero but for the ids that topk found: each f_e computes its own tokens then.
+    Promised for finite values: what is infinite times a gate of zero was NaN before.
+
     Refused, with the reason: rows that read other rows; ids that are not certain to be numbers of the experts; a sort,
     count or inverse that is not the one of these ids; stacks of weights that are not constant; copies of weights that
     something else reads.
@@ -60,6 +68,7 @@ class LowerMoe(GraphPass):
                 for table in tables_of(graph):
                     context.editor(graph).apply("flat-rows", Rounding(), table.nodes, partial(write_flat, table))
                 _split_by_expert(context, graph)
+                _pick_terms(context, graph)
             elif context.target not in RUN_GROUPED:
                 _unsort(context, graph)
         context.refresh()
@@ -87,3 +96,16 @@ def _split_by_expert(context: Context, graph: Any) -> None:
             context.notes.append(f"{graph.node_name(found.nodes[0])} left alone: {reason}")
             continue
         context.editor(graph).apply("picked-experts", Rounding(), found.nodes, partial(write_experts, found))
+
+
+def _pick_terms(context: Context, graph: Any) -> None:
+    for found in [*dense_sums(graph), *stacked_sums(graph)]:
+        if isinstance(found, tuple):
+            context.notes.append(f"{graph.node_name(found[0].node)} left alone: {found[1]}")
+            continue
+        if graph.opset < SPLITS_BY_ROWS:
+            reason = f"a Split whose sizes are computed needs opset {SPLITS_BY_ROWS}, the model has {graph.opset}"
+            context.notes.append(f"{graph.node_name(found.nodes[-1])} left alone: {reason}")
+            continue
+        write = partial(write_picked_terms, found) if isinstance(found, Dense) else partial(write_picked_stacks, found)
+        context.editor(graph).apply("dense-experts", Rounding(special=False), found.nodes, write)

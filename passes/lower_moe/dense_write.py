@@ -1,0 +1,139 @@
+"""A sum over all experts as a sum over those that each token picked, in ONNX:
+
+    rows = stable sort of the experts of all choices;  y_e = term_e of the tokens that picked e
+    total = rest + the sum over k of the concatenation of all y_e, put back in the order of the choices
+
+The terms stay what they are, with the weights that they have, and compute fewer rows; gates of those rows are among
+what they read. See experts.py for sizes that are known at run time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from graphopt.ir.graph import Call, Graph, Literal, Node, TensorType, Value
+from graphopt.ir.weights import ArrayRef
+from graphopt.passes.lower_moe.dense import Dense
+from graphopt.passes.lower_moe.dense_stacks import Stacked
+from graphopt.rewrite.journal import Journal
+
+
+def write_picked_terms(dense: Dense, journal: Journal) -> None:
+    """Replace the total of `dense`."""
+    writer = _TermWriter(dense, journal)
+    journal.replace(dense.total, writer.total())
+    journal.doom(dense.nodes)
+
+
+class Writer(ABC):
+    """What sums of terms and of stacks have in common."""
+
+    def __init__(self, dense: Dense | Stacked, journal: Journal) -> None:
+        self.dense = dense
+        self.graph: Graph = dense.graph
+        self.journal = journal
+        self.anchor: Node = dense.nodes[-1]
+        self.values: dict[Value, Value] = {}
+        """What the gating is now."""
+
+    def total(self) -> Value:
+        dense = self.dense
+        for call in dense.gating:
+            types = [None if o is None else self.graph.type(o) for o in call.outputs]
+            self.again(call, call.fields, self.values, types)
+        order, inverse, counts = self._sorted()
+        tokens = self._tokens(order)
+        kinds = [TensorType("int64", (None,))] * dense.experts
+        portions = self.journal.insert("ai.onnx::Split", [tokens, counts], {"axis": 0}, before=self.anchor, types=kinds)
+        pieces = [self.term(expert, rows) for expert, rows in enumerate(portions)]
+        result = self.graph.type(dense.total)
+        assert result is not None and result.shape is not None
+        flat = TensorType(result.dtype, (None, *result.shape[1:]))
+        joined = self.insert("concat", pieces, {"axis": 0}, flat)
+        total = self.insert("gather", [joined, inverse], {"axis": 0}, flat)
+        if dense.k > 1:
+            by_token = (dense.k, *result.shape[1:])
+            kind = TensorType(result.dtype, (result.shape[0], *by_token))
+            total = self.insert("reshape", [total], {"shape": (-1, *by_token)}, kind)
+            total = self.insert("reduce_sum", [total], {"axes": (1,), "keepdims": False}, result)
+        for value in dense.rest:
+            total = self.insert("add", [total, value], {}, result)
+        return total
+
+    # ---- which tokens --------------------------------------------------------------------------------------
+
+    def _sorted(self) -> tuple[Value, Value, Value]:
+        """The choices in the order of their experts, where each is then, and how many each expert has."""
+        flat, experts = TensorType("int64", (None,)), self.dense.experts
+        ids = self.insert("reshape", [self.values[self.dense.ids]], {"shape": (-1,)}, flat)
+        size = self.insert("shape", [ids], {}, TensorType("int64", (1,)))
+        order = self._order(ids, size)
+        column = self.insert("unsqueeze", [ids], {"axes": (1,)}, TensorType("int64", (None, 1)))
+        hits = self.insert("equal", [column, self._numbers(range(experts))], {}, TensorType("bool", (None, experts)))
+        ones = self.insert("cast", [hits], {"dtype": "int64"}, TensorType("int64", (None, experts)))
+        fields = {"axes": (0,), "keepdims": False}
+        counts = self.insert("reduce_sum", [ones], fields, TensorType("int64", (experts,)))
+        return order, self._order(order, size), counts
+
+    def _order(self, x: Value, size: Value) -> Value:
+        fields = {"axis": 0, "largest": 0, "sorted": 1}
+        types = [TensorType("int64", (None,))] * 2
+        return self.journal.insert("ai.onnx::TopK", [x, size], fields, before=self.anchor, types=types)[1]
+
+    def _tokens(self, order: Value) -> Value:
+        """The token of each choice."""
+        flat = TensorType("int64", (None,))
+        k = self.journal.add_constant(ArrayRef(np.asarray(self.dense.k, np.int64)), "choices")
+        return self.insert("div", [order, k], {"rounding": "trunc"}, flat)
+
+    def _numbers(self, values: Sequence[int]) -> Value:
+        return self.journal.add_constant(ArrayRef(np.asarray(values, np.int64)), "experts")
+
+    def number(self, value: int) -> Value:
+        return self.journal.add_constant(ArrayRef(np.asarray(value, np.int64)), "expert")
+
+    # ---- what they add -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def term(self, expert: int, rows: Value) -> Value:
+        """What `expert` adds for the tokens `rows`."""
+
+    def again(
+        self, call: Call, fields: Mapping[str, object], values: dict[Value, Value], types: list[TensorType | None]
+    ) -> None:
+        """The same op on other values."""
+        operands = [o if o is None or isinstance(o, Literal) else values.get(o, o) for o in call.operands]
+        written = self.journal.insert(call.op, operands, fields, before=self.anchor, types=types)
+        values.update({o: w for o, w in zip(call.outputs, written, strict=True) if o is not None})
+
+    def insert(
+        self, op: str, operands: Sequence[Value | None], fields: Mapping[str, object], type_: TensorType | None
+    ) -> Value:
+        return self.journal.insert(op, operands, fields, before=self.anchor, types=[type_])[0]
+
+
+class _TermWriter(Writer):
+    def __init__(self, dense: Dense, journal: Journal) -> None:
+        super().__init__(dense, journal)
+        self.terms = dense.terms
+
+    def term(self, expert: int, rows: Value) -> Value:
+        term, values = self.terms[expert], dict(self.values)
+        for value in term.inputs:
+            given = self.values.get(value, value)
+            values[value] = self.insert("gather", [given, rows], {"axis": 0}, self._portion(value))
+        for call in term.calls:
+            fields = dict(call.fields)
+            if call.op == "reshape":
+                fields["shape"] = (-1, *(self._portion(call.outputs[0]).shape or ())[1:])
+            self.again(call, fields, values, [None if o is None else self._portion(o) for o in call.outputs])
+        return values[term.value]
+
+    def _portion(self, value: Value) -> TensorType:
+        """The type of `value` for some of its rows."""
+        known = self.graph.type(value)
+        assert known is not None and known.shape is not None
+        return TensorType(known.dtype, (None, *known.shape[1:]))
