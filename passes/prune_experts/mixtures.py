@@ -15,11 +15,11 @@ import numpy as np
 
 from graphopt.ir.graph import Call, Graph, Literal, Node, TensorType, Value
 from graphopt.ir.weights import FLOATS
-from graphopt.passes.lower_moe.stacks import UNCHANGED, stack_of
+from graphopt.passes.lower_moe.stacks import stack_of
 
 SELECTIONS = frozenset({"topk", "aten.topk.default", "ai.onnx::TopK"})
 """topk in the vocabulary, and as the storages have it where nobody has asked for an order."""
-RENUMBERED = UNCHANGED | {"mod"}
+RENUMBERED = frozenset({"reshape", "identity", "cast", "unsqueeze", "squeeze", "mod"})
 """Ops behind which small integers are still the same numbers of experts; `lower-moe` writes them modulo E."""
 
 
