@@ -239,6 +239,23 @@ def _reshaped(gates: Gates, call: Call, value: Value, type_: TensorType) -> Fact
     return replace(fact, roles=tuple(OTHER if size == 1 else next(roles) for size in after))
 
 
+def _unsqueeze(gates: Gates, call: Call, value: Value, type_: TensorType) -> Fact:
+    fact = gates.of(call.operands[0])
+    if fact is None:
+        return None
+    roles = iter(fact.roles)
+    return replace(
+        fact, roles=tuple(OTHER if a in call.fields["axes"] else next(roles) for a in range(type_.rank or 0))
+    )
+
+
+def _squeeze(gates: Gates, call: Call, value: Value, type_: TensorType) -> Fact:
+    fact, axes = gates.of(call.operands[0]), call.fields["axes"]
+    if fact is None or any(fact.roles[a] in (TOKEN, EXPERT) for a in axes):
+        return None
+    return replace(fact, roles=tuple(r for a, r in enumerate(fact.roles) if a not in axes))
+
+
 def _transpose(gates: Gates, call: Call, value: Value, type_: TensorType) -> Fact:
     fact = gates.of(call.operands[0])
     return None if fact is None else replace(fact, roles=tuple(fact.roles[a] for a in call.fields["perm"]))
@@ -297,7 +314,9 @@ RULES: Mapping[str, Callable[[Gates, Call, Value, TensorType], Fact]] = {
     **dict.fromkeys(("cast", "identity"), _same),
     **dict.fromkeys(("topk", "arg_max"), _topk),
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_mean"), _reduce),
-    **dict.fromkeys(("reshape", "squeeze", "unsqueeze"), _reshaped),
+    "reshape": _reshaped,
+    "squeeze": _squeeze,
+    "unsqueeze": _unsqueeze,
     "one_hot": _one_hot,
     "scatter_elements": _scatter,
     "softmax": _softmax,

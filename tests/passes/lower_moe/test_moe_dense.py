@@ -251,3 +251,15 @@ def test_experts_of_two_routers_are_left_with_the_reason() -> None:
 
     result = lowered(Two(scattered))
     assert is_lowered(result) or "experts of several routers" in reasons(result)
+
+
+@pytest.mark.parametrize("count", [1, EXPERTS])
+def test_a_fixed_number_of_tokens_is_as_in_torch(count: int) -> None:
+    block, x = Experts(one_hot).eval(), torch.randn(count, WIDE)
+    program = torch.onnx.export(block, (x,), dynamo=True, verbose=False)
+    assert program is not None
+    result = graphopt.optimize(program.model_proto, "lower-moe", target="onnxruntime")
+    assert is_lowered(result)
+    run = onnxruntime.InferenceSession(result.model.SerializeToString())
+    (found,) = run.run(None, {run.get_inputs()[0].name: x.numpy()})
+    np.testing.assert_allclose(found, block(x).detach().numpy(), rtol=1e-5, atol=1e-5)
