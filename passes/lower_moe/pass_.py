@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from graphopt.ir.graph import Graph
+from graphopt.ir.graph import Call, Graph
 from graphopt.passes.lower_moe.dense import Dense, dense_sums
-from graphopt.passes.lower_moe.dense_stacks import stacked_sums
+from graphopt.passes.lower_moe.dense_stacks import Stacked, stacked_sums
 from graphopt.passes.lower_moe.dense_stacks_write import write_picked_stacks
 from graphopt.passes.lower_moe.dense_write import write_picked_terms
 from graphopt.passes.lower_moe.experts import write_experts
@@ -99,7 +100,9 @@ def _split_by_expert(context: Context, graph: Any) -> None:
 
 
 def _pick_terms(context: Context, graph: Any) -> None:
-    for found in [*dense_sums(graph), *stacked_sums(graph)]:
+    """One sum after the other, each found in the graph as the one before has left it."""
+    seen: set[str] = set()
+    while (found := _next_sum(graph, seen)) is not None:
         if isinstance(found, tuple):
             context.notes.append(f"{graph.node_name(found[0].node)} left alone: {found[1]}")
             continue
@@ -109,3 +112,14 @@ def _pick_terms(context: Context, graph: Any) -> None:
             continue
         write = partial(write_picked_terms, found) if isinstance(found, Dense) else partial(write_picked_stacks, found)
         context.editor(graph).apply("dense-experts", Rounding(special=False), found.nodes, write)
+
+
+def _next_sum(graph: Graph, seen: set[str]) -> Dense | Stacked | tuple[Call, str] | None:
+    """The first sum of gated experts that is not in `seen`, by the name of its result, which it is added to."""
+    for found in chain(dense_sums(graph), stacked_sums(graph)):
+        last = found[0].node if isinstance(found, tuple) else found.nodes[-1]
+        name = graph.name(graph.results(last)[0])
+        if name not in seen:
+            seen.add(name)
+            return found
+    return None

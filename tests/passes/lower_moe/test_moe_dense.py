@@ -263,3 +263,9 @@ def test_a_fixed_number_of_tokens_is_as_in_torch(count: int) -> None:
     run = onnxruntime.InferenceSession(result.model.SerializeToString())
     (found,) = run.run(None, {run.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(found, block(x).detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_every_layer_of_a_model_is_lowered() -> None:
+    layers = torch.nn.Sequential(Experts(scattered), Experts(compared), Experts(one_hot))
+    result = lowered(layers)
+    assert [a.rule for a in result.report.kept].count("dense-experts") == 3
