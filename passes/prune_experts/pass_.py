@@ -37,8 +37,8 @@ class PruneExperts(GraphPass):
     Mathematics: a router selects the k best of E scores; without some of the experts it selects the k best of the
     others. Experts go by the number of tokens that are routed to them on the tuning data, the least first, one mixture
     after the other in the order of the graph; of each group of a router with groups equally many. Where the gates are
-    normalised after the selection, as in Mixtral, or each is a sigmoid of its own, removing an expert without a token changes nothing on
-    that data; where they are a softmax over all E, the others take over what it had.
+    normalised after the selection, as in Mixtral, or each is a sigmoid of its own, removing an expert without a token
+    changes nothing on that data; where they are a softmax over all E, the others take over what it had.
 
     Refused, with the reason: scores or numbers of experts that leave the graph or are used in a way that is not known;
     weights that are not constant or read by something else; fewer experts than are selected.
