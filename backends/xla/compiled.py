@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from graphopt.backends.ort_inputs import InputError, InputType, check_input
 from graphopt.backends.signature import Signature, require_constant, result_of
 from graphopt.backends.xla.arrays import device_of, exact_types, from_jax, to_jax
 from graphopt.backends.xla.function import function_of, weights_of
+from graphopt.backends.xla.portable import write_portable
 from graphopt.backends.xla.settings import Settings
 from graphopt.ir.fx.tensors import DTYPE_NAMES, TORCH_DTYPES
 
@@ -67,6 +69,17 @@ class CompiledXla:
         remaining = iter([from_jax(r) for r in results if r is not None])
         leaves = [result_of(argument, remaining) for argument in self.signature.outputs]
         return pytree.tree_unflatten(leaves, self.signature.result)
+
+    def save(self, path: str | Path, platforms: Sequence[str] = ("cpu", "tpu")) -> None:
+        """Write the model, weights included, as a file that JAX runs without torch and graphopt:
+        `jax.export.deserialize(path.read_bytes()).call(*inputs)`, the tensors of the inputs in order, gives the list of
+        the tensors of the outputs. For "tpu" it is lowered here and compiled there.
+
+        Raises:
+            UnsupportedError: the model takes inputs of several sizes.
+            OSError: the file cannot be written.
+        """
+        write_portable(self._run, self._weights, self._types, Path(path), platforms, self.settings.precision)
 
 
 def _input_types(program: ExportedProgram) -> list[InputType]:

@@ -3,9 +3,9 @@
 The program is run once in torch on a CPU; each op that is met with new sizes, dtypes and attributes is run in JAX too,
 on the very operands that it had in torch.
 
-Bound: 256 eps of the largest value of the result, eps that of its dtype; integers, booleans, infinities and NaNs have
-to be the same. Equal numbers may be put into different order by sorts and selections: positions are compared by what
-they point at, which is the other result.
+Bound: 256 eps of the largest value of the result, eps that of its dtype and at most float32's, and 4 eps of a dtype
+with fewer bits than float32; integers, booleans, infinities and NaNs have to be the same. Equal numbers may be put into
+different order by sorts and selections: positions are compared by what they point at, which is the other result.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from graphopt.errors import UnsupportedError
 
 FACTOR = 256
 """Times eps of the largest value: what sums over a few thousand terms in another order may differ by."""
+FINAL = 4
+"""Times eps of a dtype of fewer bits than float32, in which results are rounded while sums are float32."""
 PORTION = 1 << 28
 """Bytes of operands from where on the ops that were met are compared; they are compiled together, which takes a fifth
 of the time that it takes one by one."""
@@ -147,5 +149,6 @@ def difference(expected: torch.Tensor, got: torch.Tensor) -> str | None:
         return "infinities or NaNs elsewhere"
     scale = float(np.max(np.abs(a[finite]), initial=0.0))
     worst = float(np.max(np.abs(a[finite] - b[finite]), initial=0.0))
-    allowed = FACTOR * torch.finfo(expected.dtype).eps * scale
+    eps, single = torch.finfo(expected.dtype).eps, torch.finfo(torch.float32).eps
+    allowed = (FACTOR * min(eps, single) + (FINAL * eps if eps > single else 0)) * scale
     return None if worst <= allowed else f"by {worst:.3g}, allowed {allowed:.3g}"

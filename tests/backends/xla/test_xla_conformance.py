@@ -119,3 +119,9 @@ def test_differences_are_told_from_rounding():
     assert difference(x, x.reshape(2, 1)) is not None
     assert difference(torch.tensor([1, 2]), torch.tensor([1, 3])) is not None
     assert difference(torch.zeros(0), torch.zeros(0)) is None
+
+
+def test_low_precision_has_a_bound_of_its_own():
+    x = torch.tensor([1.0, 2.0], dtype=torch.bfloat16)
+    assert difference(x, x * 1.02) is None
+    assert difference(x, x * 1.1) is not None
