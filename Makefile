@@ -4,7 +4,7 @@
 #   make test    the test-suite
 #   make lint    ruff, and mypy --strict on the package as it is installed
 #   make zoo     all 43 real models (or MODELS="id id") beside onnxsim, onnxslim and onnxoptimizer
-#   make bench   the rewriting engine beside others; cost of verification; memory at 3 GB; schedules; whole samplers; pruning; low rank; experts
+#   make bench   the rewriting engine beside others; cost of verification; memory at 3 GB; schedules; whole samplers; pruning; low rank; experts; backends
 #   make clean   remove .venv and what was built (fetched models in .zoo stay)
 
 PYTHON ?= python3
@@ -51,6 +51,7 @@ bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.prune_and_tune
 	$(BIN)/python -m benchmarks.low_rank
 	$(BIN)/python -m benchmarks.moe
+	$(BIN)/python -m benchmarks.backends
 
 clean:
 	rm -rf $(VENV) build *.egg-info
