@@ -41,7 +41,7 @@ def write_portable(
                 "without dynamic_shapes"
             )
     with exact_types(precision):
-        shapes = [jax.ShapeDtypeStruct(t.shape, jnp.dtype(t.dtype)) for t in types]  # type: ignore[arg-type]
+        shapes = [jax.ShapeDtypeStruct(t.shape, jnp.dtype(t.dtype)) for t in types]
         exported = export.export(jax.jit(lambda *inputs: run(weights, inputs)), platforms=list(platforms))(*shapes)
         data = exported.serialize()
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
