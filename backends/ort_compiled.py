@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from graphopt.backends.ort_inputs import InputError, InputType, check_input, input_type, name_inputs
+from graphopt.backends.inputs import InputError, InputType, check_input, name_inputs
 from graphopt.backends.ort_values import is_native, run_arrays
 from graphopt.errors import GraphoptError
 from graphopt.ir.weights import numpy_dtype
 
+_NAMES = {"float": "float32", "double": "float64"}
+_TENSOR = re.compile(r"tensor\((?P<element>\w+)\)")
+
 
 class RunError(GraphoptError, RuntimeError):
     """onnxruntime failed while it ran a model; the message is its own."""
+
+
+def _input_type(argument: Any, is_scalar: bool) -> InputType:
+    """The type of an onnxruntime NodeArg, which has the empty shape both for a scalar and for an open
+    rank."""
+    found = _TENSOR.fullmatch(argument.type)
+    element = found["element"] if found else None
+    dtype = None if element in (None, "string") else _NAMES.get(element or "", element)
+    shape = tuple(argument.shape) if argument.shape or is_scalar else None
+    return InputType(argument.name, argument.type, dtype, shape)
 
 
 class Compiled:
@@ -38,10 +52,10 @@ class Compiled:
         """The `onnxruntime.InferenceSession`."""
         self.notes = tuple(notes)
         """What was changed in the model for onnxruntime's sake."""
-        self.input_types = tuple(input_type(a, a.name in scalars) for a in session.get_inputs())
-        self._optional = {a.name: input_type(a, False) for a in session.get_overridable_initializers()}
+        self.input_types = tuple(_input_type(a, a.name in scalars) for a in session.get_inputs())
+        self._optional = {a.name: _input_type(a, False) for a in session.get_overridable_initializers()}
         self._bound = bound
-        results = [input_type(a, False) for a in session.get_outputs()]
+        results = [_input_type(a, False) for a in session.get_outputs()]
         self._output_names = tuple(t.name for t in results)
         # Strings, sequences and optionals cannot be bound.
         self._plain = any(t.dtype is None for t in (*self.input_types, *results))

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.export.graph_signature import ConstantArgument, SymIntArgument
+from torch.export.graph_signature import ConstantArgument
 from torch.utils import _pytree as pytree
 
 from graphopt.backends.ort_compiled import Compiled, RunError
-from graphopt.backends.ort_inputs import InputError, InputType, check_input
-from graphopt.backends.signature import Signature, require_constant, result_of
-from graphopt.ir.fx.tensors import DTYPE_NAMES, TORCH_DTYPES, to_numpy, to_torch
+from graphopt.backends.signature import Signature, require_constant, result_of, tensor_of
+from graphopt.ir.fx.tensors import DTYPE_NAMES, to_numpy, to_torch
 from graphopt.ir.onnx.dtypes import DATA_TYPES
 
 
@@ -48,7 +47,7 @@ class CompiledModule(Compiled):
             if isinstance(argument, ConstantArgument):
                 require_constant(argument, value)
             else:
-                tensors.append(_tensor(argument, value, next(types)))
+                tensors.append(tensor_of(argument, value, next(types)))
         results = self._run_bound(tensors) if self._bound else self._run_copied(tensors)
         remaining = iter(results)
         leaves = [result_of(argument, remaining) for argument in self.signature.outputs]
@@ -70,21 +69,3 @@ class CompiledModule(Compiled):
         except Exception as error:  # onnxruntime raises a class of its own for each of its status codes
             raise RunError(f"onnxruntime failed while it ran the model: {error}") from error
         return [torch.from_dlpack(value) for value in binding.get_outputs()]
-
-
-def _tensor(argument: Any, value: Any, expected: InputType) -> torch.Tensor:
-    """`value` as a contiguous CPU tensor of the type that the session expects."""
-    if isinstance(argument, SymIntArgument) and isinstance(value, int):
-        value = torch.tensor(value, dtype=TORCH_DTYPES[expected.dtype or "int64"])
-    if not isinstance(value, torch.Tensor):
-        raise InputError(
-            f"input {expected.name!r} is {expected}, got {type(value).__name__}; give a torch.Tensor"
-        )
-    if value.device.type != "cpu":
-        raise InputError(f"input {expected.name!r} is on {value.device}; move it to the CPU with .cpu()")
-    if value.dtype not in DTYPE_NAMES:
-        raise InputError(f"input {expected.name!r} is {expected}, got {value.dtype}")
-    check_input(expected, DTYPE_NAMES[value.dtype], value.shape)
-    return value.detach().resolve_neg().contiguous()
-
-

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.export.exported_program import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, SymIntArgument
 
-from graphopt.backends.ort_inputs import InputError
+from graphopt.backends.inputs import InputError, InputType, check_input
 from graphopt.errors import did_you_mean
+from graphopt.ir.fx.tensors import DTYPE_NAMES, TORCH_DTYPES
 
 
 class Signature:
@@ -91,3 +93,23 @@ def result_of(argument: Any, remaining: Iterator[Any]) -> Any:
         return argument.value
     tensor = next(remaining)
     return int(tensor) if isinstance(argument, SymIntArgument) else tensor
+
+
+def tensor_of(argument: Any, value: Any, expected: InputType) -> torch.Tensor:
+    """`value` as a contiguous CPU tensor of the type that is expected.
+
+    Raises:
+        InputError: it is none, lies elsewhere, or has another dtype, rank or size.
+    """
+    if isinstance(argument, SymIntArgument) and isinstance(value, int):
+        value = torch.tensor(value, dtype=TORCH_DTYPES[expected.dtype or "int64"])
+    if not isinstance(value, torch.Tensor):
+        raise InputError(
+            f"input {expected.name!r} is {expected}, got {type(value).__name__}; give a torch.Tensor"
+        )
+    if value.device.type != "cpu":
+        raise InputError(f"input {expected.name!r} is on {value.device}; move it to the CPU with .cpu()")
+    if value.dtype not in DTYPE_NAMES:
+        raise InputError(f"input {expected.name!r} is {expected}, got {value.dtype}")
+    check_input(expected, DTYPE_NAMES[value.dtype], value.shape)
+    return value.detach().resolve_neg().contiguous()

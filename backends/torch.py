@@ -21,6 +21,7 @@ class TorchBackend(Backend):
     """Gives the optimised program as a `torch.nn.Module` that is called as the original was."""
 
     name: ClassVar[str] = "torch"
+    features: ClassVar[frozenset[str]] = frozenset({"aten::_grouped_mm"})
 
     def lower(self, model: Model, **options: Any) -> Callable[..., Any]:
         """The module of an FX model. It shares its weights with the model that was given.

@@ -18,7 +18,7 @@ from graphopt.tools.output import print_json, print_result
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from graphopt.backends.ort_inputs import InputType
+    from graphopt.backends.inputs import InputType
 
 DEFAULT_BATCH, DEFAULT_SIZE = 1, 16
 """What a size that the model leaves open is taken to be: in front, and elsewhere."""

@@ -25,6 +25,7 @@ class XlaBackend(Backend):
     options."""
 
     name: ClassVar[str] = "xla"
+    features: ClassVar[frozenset[str]] = frozenset({"aten::_grouped_mm"})
 
     def lower(self, model: Model, **options: Any) -> Callable[..., Any]:
         """A `CompiledXla`. Every op of the model has been compared with torch's, unless check=False.

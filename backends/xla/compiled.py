@@ -9,16 +9,16 @@ from typing import Any
 import jax
 import torch
 from torch.export.exported_program import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, SymIntArgument
+from torch.export.graph_signature import ConstantArgument
 from torch.utils import _pytree as pytree
 
-from graphopt.backends.ort_inputs import InputError, InputType, check_input
-from graphopt.backends.signature import Signature, require_constant, result_of
+from graphopt.backends.inputs import InputError, InputType
+from graphopt.backends.signature import Signature, require_constant, result_of, tensor_of
 from graphopt.backends.xla.arrays import device_of, exact_types, from_jax, to_jax
 from graphopt.backends.xla.function import function_of, weights_of
 from graphopt.backends.xla.portable import write_portable
 from graphopt.backends.xla.settings import Settings
-from graphopt.ir.fx.tensors import DTYPE_NAMES, TORCH_DTYPES
+from graphopt.ir.fx.tensors import DTYPE_NAMES
 
 
 class CompiledXla:
@@ -98,16 +98,10 @@ def _input_types(program: ExportedProgram) -> list[InputType]:
 
 def _checked(argument: Any, value: Any, expected: InputType, sizes: dict[str, int]) -> torch.Tensor:
     """`value` as a tensor of the type that the program expects; `sizes` are those of the symbols seen so far."""
-    if isinstance(argument, SymIntArgument) and isinstance(value, int):
-        value = torch.tensor(value, dtype=TORCH_DTYPES["int64"])
-    if not isinstance(value, torch.Tensor):
-        raise InputError(f"input {expected.name!r} is {expected}, got {type(value).__name__}; give a torch.Tensor")
-    if value.dtype not in DTYPE_NAMES:
-        raise InputError(f"input {expected.name!r} is {expected}, got {value.dtype}")
-    check_input(expected, DTYPE_NAMES[value.dtype], value.shape)
-    for symbol, size in zip(expected.shape or (), value.shape, strict=True):
+    tensor = tensor_of(argument, value, expected)
+    for symbol, size in zip(expected.shape or (), tensor.shape, strict=True):
         if isinstance(symbol, str) and sizes.setdefault(symbol, size) != size:
             raise InputError(
                 f"input {expected.name!r} is {expected}, and {symbol} is {sizes[symbol]} elsewhere, {size} here"
             )
-    return value
+    return tensor

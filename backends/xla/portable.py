@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from graphopt.backends.ort_inputs import InputType
+from graphopt.backends.inputs import InputType
 from graphopt.backends.xla.arrays import exact_types
 from graphopt.errors import UnsupportedError
 

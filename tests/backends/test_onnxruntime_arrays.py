@@ -12,9 +12,9 @@ from onnx import TensorProto
 from onnx_models import conv_bn, model, node, save_conv_bn, value
 
 import graphopt
+from graphopt.backends.inputs import InputError
 from graphopt.backends.onnxruntime import OnnxRuntimeBackend
 from graphopt.backends.ort_compiled import Compiled, RunError
-from graphopt.backends.ort_inputs import InputError
 from graphopt.backends.ort_session import open_session
 from graphopt.backends.ort_settings import Settings
 from graphopt.errors import ModelError, PipelineError, UnsupportedError

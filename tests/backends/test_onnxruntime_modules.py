@@ -9,7 +9,7 @@ from torch import nn
 from torch.export import Dim
 
 import graphopt
-from graphopt.backends.ort_inputs import InputError
+from graphopt.backends.inputs import InputError
 from graphopt.errors import MissingExtraError, PipelineError, UnsupportedError
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from graphopt.backends.ort_inputs import InputType
+from graphopt.backends.inputs import InputType
 from graphopt.tools.bench import BenchError, interleave, make_feeds
 
 

@@ -1,30 +1,16 @@
 """Each kernel of our own, and the check that holds every kernel against torch."""
 
-import importlib.util
+from xla_support import Function, torch  # first: it skips where JAX is missing  # isort: skip
 
+import jax
+import numpy as np
 import pytest
+import torch.nn.functional as F
 
-torch = pytest.importorskip("torch")
-jax = pytest.importorskip("jax", reason="JAX is not installed: pip install 'graphopt[xla]'")
-if importlib.util.find_spec("torchax") is None:
-    pytest.skip("torchax is not installed: pip install 'graphopt[xla]'", allow_module_level=True)
-
-import numpy as np  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-
-from graphopt.backends.xla import kernels  # noqa: E402
-from graphopt.backends.xla.conformance import check_ops, difference  # noqa: E402
-from graphopt.backends.xla.function import decomposed  # noqa: E402
-from graphopt.errors import UnsupportedError  # noqa: E402
-
-
-class Function(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args):
-        return self.function(*args)
+from graphopt.backends.xla import kernels
+from graphopt.backends.xla.conformance import check_ops, difference
+from graphopt.backends.xla.function import decomposed
+from graphopt.errors import UnsupportedError
 
 
 def checked(function, *args):

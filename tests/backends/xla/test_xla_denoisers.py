@@ -1,16 +1,12 @@
 """Denoisers of diffusers on XLA, in float32 and bfloat16."""
 
-import importlib.util
+from xla_support import torch  # first: it skips where JAX is missing  # isort: skip
 
 import pytest
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-pytest.importorskip("jax", reason="JAX is not installed: pip install 'graphopt[xla]'")
-if importlib.util.find_spec("torchax") is None:
-    pytest.skip("torchax is not installed: pip install 'graphopt[xla]'", allow_module_level=True)
+import graphopt
 
-import graphopt  # noqa: E402
+diffusers = pytest.importorskip("diffusers")
 
 
 def pixart():

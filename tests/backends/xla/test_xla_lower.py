@@ -1,17 +1,12 @@
 """Models on XLA: equal to torch, in its dtypes, and refused where they would not be."""
 
-import importlib.util
+from xla_support import Function, torch  # first: it skips where JAX is missing  # isort: skip
 
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("jax", reason="JAX is not installed: pip install 'graphopt[xla]'")
-if importlib.util.find_spec("torchax") is None:
-    pytest.skip("torchax is not installed: pip install 'graphopt[xla]'", allow_module_level=True)
-
-import graphopt  # noqa: E402
-from graphopt.backends.ort_inputs import InputError  # noqa: E402
-from graphopt.errors import PipelineError, UnsupportedError  # noqa: E402
+import graphopt
+from graphopt.backends.inputs import InputError
+from graphopt.errors import PipelineError, UnsupportedError
 
 
 def lowered(module, *args, **options):
@@ -24,15 +19,6 @@ def largest_error(module, run, *args, **kwargs):
     got = torch.utils._pytree.tree_leaves(run(*args, **kwargs))
     assert [x.dtype for x in got] == [x.dtype for x in expected]
     return max(float((x - y).abs().max() / x.abs().max()) for x, y in zip(expected, got, strict=True))
-
-
-class Function(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args):
-        return self.function(*args)
 
 
 def test_conv_batch_norm_and_relu_equal_torch():

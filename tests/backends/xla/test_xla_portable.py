@@ -1,19 +1,15 @@
 """Models as files that JAX runs without torch."""
 
-import importlib.util
+from xla_support import torch  # first: it skips where JAX is missing  # isort: skip
+
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("jax", reason="JAX is not installed: pip install 'graphopt[xla]'")
-if importlib.util.find_spec("torchax") is None:
-    pytest.skip("torchax is not installed: pip install 'graphopt[xla]'", allow_module_level=True)
-
-import graphopt  # noqa: E402
-from graphopt.errors import UnsupportedError  # noqa: E402
+import graphopt
+from graphopt.errors import UnsupportedError
 
 READER = """
 import sys

@@ -1,9 +1,8 @@
-"""Inputs of a call against the inputs of a session: names, number, dtypes, ranks and sizes, before
-onnxruntime looks."""
+"""Inputs of a call against what a compiled model takes: names, number, dtypes, ranks and sizes, before its runtime
+looks."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,17 +14,13 @@ class InputError(GraphoptError, ValueError):
     """A compiled model was called with inputs that are not its own."""
 
 
-_NAMES = {"float": "float32", "double": "float64"}
-_TENSOR = re.compile(r"tensor\((?P<element>\w+)\)")
-
-
 @dataclass(frozen=True)
 class InputType:
-    """One input of a session."""
+    """One input of a compiled model."""
 
     name: str
     text: str
-    """onnxruntime's name of the type, "tensor(float)"."""
+    """The runtime's name of the type, such as "tensor(float)"."""
     dtype: str | None
     """numpy's name of the element type; None for strings, sequences and optionals, which are not checked."""
     shape: tuple[int | str | None, ...] | None
@@ -34,16 +29,6 @@ class InputType:
     def __str__(self) -> str:
         sizes = "*" if self.shape is None else ",".join("?" if d is None else str(d) for d in self.shape)
         return f"{self.dtype or self.text}[{sizes}]"
-
-
-def input_type(argument: Any, is_scalar: bool) -> InputType:
-    """The type of an onnxruntime NodeArg, which has the empty shape both for a scalar and for an open
-    rank."""
-    found = _TENSOR.fullmatch(argument.type)
-    element = found["element"] if found else None
-    dtype = None if element in (None, "string") else _NAMES.get(element or "", element)
-    shape = tuple(argument.shape) if argument.shape or is_scalar else None
-    return InputType(argument.name, argument.type, dtype, shape)
 
 
 def name_inputs(
