@@ -4,18 +4,19 @@
     total = rest + the sum over k of the concatenation of all y_e, put back in the order of the choices
 
 The terms stay what they are, with the weights that they have, and compute fewer rows; gates of those rows are among
-what they read. See experts.py for sizes that are known at run time.
+what they read.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from graphopt.ir.graph import Call, Graph, Literal, Node, TensorType, Value
+from graphopt.ir.graph import Call, Literal, TensorType, Value
 from graphopt.ir.weights import ArrayRef
+from graphopt.passes.lower_moe.by_expert import ExpertWriter
 from graphopt.passes.lower_moe.dense import Dense
 from graphopt.passes.lower_moe.dense_stacks import Stacked
 from graphopt.rewrite.journal import Journal
@@ -28,14 +29,12 @@ def write_picked_terms(dense: Dense, journal: Journal) -> None:
     journal.doom(dense.nodes)
 
 
-class Writer(ABC):
+class Writer(ExpertWriter, ABC):
     """What sums of terms and of stacks have in common."""
 
     def __init__(self, dense: Dense | Stacked, journal: Journal) -> None:
+        super().__init__(dense.graph, journal, dense.nodes[-1], dense.experts)
         self.dense = dense
-        self.graph: Graph = dense.graph
-        self.journal = journal
-        self.anchor: Node = dense.nodes[-1]
         self.values: dict[Value, Value] = {}
         """What the gating is now."""
 
@@ -44,10 +43,10 @@ class Writer(ABC):
         for call in dense.gating:
             types = [None if o is None else self.graph.type(o) for o in call.outputs]
             self.again(call, call.fields, self.values, types)
-        order, inverse, counts = self._sorted()
-        tokens = self._tokens(order)
-        kinds = [TensorType("int64", (None,))] * dense.experts
-        portions = self.journal.insert("ai.onnx::Split", [tokens, counts], {"axis": 0}, before=self.anchor, types=kinds)
+        numbers = TensorType("int64", (None,))
+        ids = self.insert("reshape", [self.values[dense.ids]], {"shape": (-1,)}, numbers)
+        order, inverse, counts = self.orders(ids)
+        portions = self.portions(self._tokens(order), counts, numbers)
         pieces = [self.term(expert, rows) for expert, rows in enumerate(portions)]
         result = self.graph.type(dense.total)
         assert result is not None and result.shape is not None
@@ -63,39 +62,14 @@ class Writer(ABC):
             total = self.insert("add", [total, value], {}, result)
         return total
 
-    # ---- which tokens --------------------------------------------------------------------------------------
-
-    def _sorted(self) -> tuple[Value, Value, Value]:
-        """The choices in the order of their experts, where each is then, and how many each expert has."""
-        flat, experts = TensorType("int64", (None,)), self.dense.experts
-        ids = self.insert("reshape", [self.values[self.dense.ids]], {"shape": (-1,)}, flat)
-        size = self.insert("shape", [ids], {}, TensorType("int64", (1,)))
-        order = self._order(ids, size)
-        column = self.insert("unsqueeze", [ids], {"axes": (1,)}, TensorType("int64", (None, 1)))
-        hits = self.insert("equal", [column, self._numbers(range(experts))], {}, TensorType("bool", (None, experts)))
-        ones = self.insert("cast", [hits], {"dtype": "int64"}, TensorType("int64", (None, experts)))
-        fields = {"axes": (0,), "keepdims": False}
-        counts = self.insert("reduce_sum", [ones], fields, TensorType("int64", (experts,)))
-        return order, self._order(order, size), counts
-
-    def _order(self, x: Value, size: Value) -> Value:
-        fields = {"axis": 0, "largest": 0, "sorted": 1}
-        types = [TensorType("int64", (None,))] * 2
-        return self.journal.insert("ai.onnx::TopK", [x, size], fields, before=self.anchor, types=types)[1]
-
     def _tokens(self, order: Value) -> Value:
         """The token of each choice."""
         flat = TensorType("int64", (None,))
         k = self.journal.add_constant(ArrayRef(np.asarray(self.dense.k, np.int64)), "choices")
         return self.insert("div", [order, k], {"rounding": "trunc"}, flat)
 
-    def _numbers(self, values: Sequence[int]) -> Value:
-        return self.journal.add_constant(ArrayRef(np.asarray(values, np.int64)), "experts")
-
     def number(self, value: int) -> Value:
         return self.journal.add_constant(ArrayRef(np.asarray(value, np.int64)), "expert")
-
-    # ---- what they add -------------------------------------------------------------------------------------
 
     @abstractmethod
     def term(self, expert: int, rows: Value) -> Value:
@@ -108,11 +82,6 @@ class Writer(ABC):
         operands = [o if o is None or isinstance(o, Literal) else values.get(o, o) for o in call.operands]
         written = self.journal.insert(call.op, operands, fields, before=self.anchor, types=types)
         values.update({o: w for o, w in zip(call.outputs, written, strict=True) if o is not None})
-
-    def insert(
-        self, op: str, operands: Sequence[Value | None], fields: Mapping[str, object], type_: TensorType | None
-    ) -> Value:
-        return self.journal.insert(op, operands, fields, before=self.anchor, types=[type_])[0]
 
 
 class _TermWriter(Writer):

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from graphopt.ir.graph import Call, Graph, Literal, Node, TensorType, Value
-from graphopt.ir.weights import ArrayRef, TensorRef
+from graphopt.ir.graph import Call, Literal, TensorType, Value
+from graphopt.ir.weights import TensorRef
+from graphopt.passes.lower_moe.by_expert import ExpertWriter
 from graphopt.passes.lower_moe.picked import Picked
 from graphopt.passes.lower_moe.stacks import Stack
 from graphopt.rewrite.journal import Journal
@@ -27,18 +26,15 @@ def write_experts(picked: Picked, journal: Journal) -> None:
     journal.doom(picked.nodes)
 
 
-class _Writer:
+class _Writer(ExpertWriter):
     def __init__(self, picked: Picked, journal: Journal) -> None:
+        super().__init__(picked.graph, journal, picked.anchor, picked.experts)
         self.picked = picked
-        self.graph: Graph = picked.graph
-        self.journal = journal
-        self.anchor: Node = picked.anchor
 
     def write(self) -> None:
         picked, experts = self.picked, self.picked.experts
         ids = self._in_range(picked.ids)
-        order, inverse = self._orders(ids)
-        counts = self._counts(ids)
+        order, inverse, counts = self.orders(ids)
         parts = {value: self._split(value, order, counts) for value in picked.inputs}
         results: dict[Value, list[Value]] = {output: [] for output in picked.outputs}
         for expert in range(experts):
@@ -60,49 +56,15 @@ class _Writer:
         if known.dtype != "int64":
             wide = self.insert("cast", [ids], {"dtype": "int64"}, TensorType("int64", known.shape))
         return self.insert(
-            "mod", [wide, self._numbers(self.picked.experts)], {"fmod": False}, TensorType("int64", known.shape)
+            "mod", [wide, self.numbers(self.experts)], {"fmod": False}, TensorType("int64", known.shape)
         )
-
-    def _orders(self, ids: Value) -> tuple[Value, Value]:
-        """The rows in the order of their experts, and where each row is then."""
-        type_ = self.graph.type(ids)
-        size = self.insert("shape", [ids], {}, TensorType("int64", (1,)))
-        _, order = self._sorted(ids, size, type_)
-        _, inverse = self._sorted(order, size, type_)
-        return order, inverse
-
-    def _sorted(self, x: Value, size: Value, type_: TensorType | None) -> Sequence[Value]:
-        fields = {"axis": 0, "largest": 0, "sorted": 1}
-        return self.journal.insert("ai.onnx::TopK", [x, size], fields, before=self.anchor, types=[type_, type_])
-
-    def _counts(self, ids: Value) -> Value:
-        """How many rows each expert has."""
-        known, experts = self.graph.type(ids), self.picked.experts
-        assert known is not None and known.shape is not None
-        rows = known.shape[0]
-        column = self.insert("unsqueeze", [ids], {"axes": (1,)}, TensorType("int64", (rows, 1)))
-        numbers = self._numbers(*range(experts))
-        hits = self.insert("equal", [column, numbers], {}, TensorType("bool", (rows, experts)))
-        ones = self.insert("cast", [hits], {"dtype": "int64"}, TensorType("int64", (rows, experts)))
-        return self.insert("reduce_sum", [ones], {"axes": (0,), "keepdims": False}, TensorType("int64", (experts,)))
 
     def _split(self, value: Value, order: Value, counts: Value) -> Sequence[Value]:
         """The rows of `value` that each expert has."""
         known = self.graph.type(value)
         assert known is not None and known.shape is not None
         ordered = self.insert("gather", [value, order], {"axis": 0}, known)
-        types = [TensorType(known.dtype, (None, *known.shape[1:]))] * self.picked.experts
-        if len(types) == 1:
-            return [ordered]
-        return self.journal.insert("ai.onnx::Split", [ordered, counts], {"axis": 0}, before=self.anchor, types=types)
-
-    def _numbers(self, *values: int) -> Value:
-        return self.journal.add_constant(ArrayRef(np.asarray(values, np.int64)), "experts")
-
-    def insert(
-        self, op: str, operands: Sequence[Value | None], fields: Mapping[str, object], type_: TensorType | None
-    ) -> Value:
-        return self.journal.insert(op, operands, fields, before=self.anchor, types=[type_])[0]
+        return self.portions(ordered, counts, TensorType(known.dtype, (None, *known.shape[1:])))
 
 
 class _Body:

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from graphopt.ir.graph import Call, Graph
+from graphopt.ir.graph import Call, Graph, Node
 from graphopt.passes.lower_moe.dense import Dense, dense_sums
 from graphopt.passes.lower_moe.dense_stacks import Stacked, stacked_sums
 from graphopt.passes.lower_moe.dense_stacks_write import write_picked_stacks
@@ -23,8 +23,8 @@ from graphopt.rewrite.contract import Rounding
 if TYPE_CHECKING:
     from graphopt.pipeline.context import Context
 
-RUN_GROUPED = (None, "torch", "xla")
-"""Targets of torch models that run products of groups as they are, fast."""
+GROUPED = "aten::_grouped_mm"
+"""The feature of targets that run products of groups as they are."""
 SPLITS_BY_ROWS = 13
 """The first opset in which Split takes sizes that are computed."""
 
@@ -70,7 +70,7 @@ class LowerMoe(GraphPass):
                     context.editor(graph).apply("flat-rows", Rounding(), table.nodes, partial(write_flat, table))
                 _split_by_expert(context, graph)
                 _pick_terms(context, graph)
-            elif context.target not in RUN_GROUPED:
+            elif context.target is not None and GROUPED not in context.features:
                 _unsort(context, graph)
         context.refresh()
         context.run_rules(FOLLOWING)
@@ -92,11 +92,17 @@ def _split_by_expert(context: Context, graph: Any) -> None:
             call, reason = found
             context.notes.append(f"{graph.node_name(call.node)} left alone: {reason}")
             continue
-        if graph.opset < SPLITS_BY_ROWS:
-            reason = f"a Split whose sizes are computed needs opset {SPLITS_BY_ROWS}, the model has {graph.opset}"
-            context.notes.append(f"{graph.node_name(found.nodes[0])} left alone: {reason}")
-            continue
-        context.editor(graph).apply("picked-experts", Rounding(), found.nodes, partial(write_experts, found))
+        if _can_split(context, graph, found.nodes[0]):
+            context.editor(graph).apply("picked-experts", Rounding(), found.nodes, partial(write_experts, found))
+
+
+def _can_split(context: Context, graph: Any, node: Node) -> bool:
+    """Whether the model's opset has what experts are written with; if not, `node` is left alone, which is noted."""
+    if graph.opset >= SPLITS_BY_ROWS:
+        return True
+    reason = f"a Split whose sizes are computed needs opset {SPLITS_BY_ROWS}, the model has {graph.opset}"
+    context.notes.append(f"{graph.node_name(node)} left alone: {reason}")
+    return False
 
 
 def _pick_terms(context: Context, graph: Any) -> None:
@@ -106,12 +112,9 @@ def _pick_terms(context: Context, graph: Any) -> None:
         if isinstance(found, tuple):
             context.notes.append(f"{graph.node_name(found[0].node)} left alone: {found[1]}")
             continue
-        if graph.opset < SPLITS_BY_ROWS:
-            reason = f"a Split whose sizes are computed needs opset {SPLITS_BY_ROWS}, the model has {graph.opset}"
-            context.notes.append(f"{graph.node_name(found.nodes[-1])} left alone: {reason}")
-            continue
         write = partial(write_picked_terms, found) if isinstance(found, Dense) else partial(write_picked_stacks, found)
-        context.editor(graph).apply("dense-experts", Rounding(special=False), found.nodes, write)
+        if _can_split(context, graph, found.nodes[-1]):
+            context.editor(graph).apply("dense-experts", Rounding(special=False), found.nodes, write)
 
 
 def _next_sum(graph: Graph, seen: set[str]) -> Dense | Stacked | tuple[Call, str] | None:

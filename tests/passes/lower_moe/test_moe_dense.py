@@ -10,11 +10,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from dense_checks import WIDE, exported, is_lowered, lowered
 from torch.nn import functional as F
 
 import graphopt
 
-EXPERTS, K, WIDE, HIDDEN = 6, 2, 8, 12
+EXPERTS, K, HIDDEN = 6, 2, 12
 Gating = Callable[[torch.Tensor], list[torch.Tensor]]
 """From the scores of the experts [T, E] to a gate [T, 1] for each."""
 
@@ -122,32 +123,6 @@ class Missing(Experts):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gates = self.gating(self.router(x))
         return sum((gates[e] * self.expert(x, e) for e in range(1, EXPERTS)), torch.zeros_like(x))
-
-
-def exported(block: torch.nn.Module) -> onnx.ModelProto:
-    sizes = ({0: torch.export.Dim("tokens", min=1, max=4096)},)
-    x = torch.randn(5, WIDE)
-    program = torch.onnx.export(block.eval(), (x,), dynamo=True, dynamic_shapes=sizes, verbose=False)
-    assert program is not None
-    return program.model_proto
-
-
-def lowered(block: torch.nn.Module) -> Any:
-    """What the pass makes of `block`, equal to torch for several numbers of tokens whether verified or not."""
-    for verify in ("off", "match"):
-        result = graphopt.optimize(exported(block), "lower-moe", target="onnxruntime", verify=verify)
-        run = onnxruntime.InferenceSession(result.model.SerializeToString())
-        for count in (1, 7, 64):
-            x = torch.randn(count, WIDE, generator=torch.Generator().manual_seed(count))
-            (found,) = run.run(None, {run.get_inputs()[0].name: x.numpy()})
-            expected = block(x).detach().numpy()
-            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
-    assert not result.report.undone
-    return result
-
-
-def is_lowered(result: Any) -> bool:
-    return any(a.rule == "dense-experts" for a in result.report.kept)
 
 
 def reasons(result: Any) -> str:

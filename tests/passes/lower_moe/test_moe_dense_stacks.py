@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
+from dense_checks import WIDE, is_lowered, lowered
 from torch.nn import functional as F
 
-import graphopt
-
-EXPERTS, K, WIDE, HIDDEN = 6, 2, 8, 12
+EXPERTS, K, HIDDEN = 6, 2, 12
 
 
 def picked(scores: torch.Tensor) -> torch.Tensor:
@@ -70,32 +65,6 @@ def over_tokens(m: Stacks, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor
 
 def over_experts(m: Stacks, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
     return ((x @ m.w1).cumsum(0) @ m.w2 * gates.T[..., None]).sum(0)
-
-
-def exported(block: torch.nn.Module) -> onnx.ModelProto:
-    sizes = ({0: torch.export.Dim("tokens", min=1, max=4096)},)
-    program = torch.onnx.export(
-        block.eval(), (torch.randn(5, WIDE),), dynamo=True, dynamic_shapes=sizes, verbose=False
-    )  # fmt: skip
-    assert program is not None
-    return program.model_proto
-
-
-def lowered(block: torch.nn.Module) -> Any:
-    for verify in ("off", "match"):
-        result = graphopt.optimize(exported(block), "lower-moe", target="onnxruntime", verify=verify)
-        run = onnxruntime.InferenceSession(result.model.SerializeToString())
-        for count in (1, 7, 64):
-            x = torch.randn(count, WIDE, generator=torch.Generator().manual_seed(count))
-            (found,) = run.run(None, {run.get_inputs()[0].name: x.numpy()})
-            expected = block(x).detach().numpy()
-            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
-    assert not result.report.undone
-    return result
-
-
-def is_lowered(result: Any) -> bool:
-    return any(a.rule == "dense-experts" for a in result.report.kept)
 
 
 FORMS = [products, einsum_by_token, einsum_by_expert, repeated]
