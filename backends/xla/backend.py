@@ -13,6 +13,7 @@ from graphopt.pipeline.backend import Backend
 
 if TYPE_CHECKING:
     from graphopt.backends.xla.compiled import CompiledXla
+    from graphopt.backends.xla.onnx_compiled import CompiledOnnx
 
 MISSING = (
     "backend 'xla' needs JAX and torchax ({error}); install them with pip install 'graphopt[xla]', which pins the "
@@ -21,27 +22,28 @@ MISSING = (
 
 
 class XlaBackend(Backend):
-    """Runs torch models with XLA, through torchax and JAX. `graphopt.backends.xla.settings.Settings` documents the
-    options."""
+    """Runs torch models with XLA through torchax and JAX, ONNX models through the vocabulary.
+    `graphopt.backends.xla.settings.Settings` documents the options."""
 
     name: ClassVar[str] = "xla"
     features: ClassVar[frozenset[str]] = frozenset({"aten::_grouped_mm"})
 
     def lower(self, model: Model, **options: Any) -> Callable[..., Any]:
-        """A `CompiledXla`. Every op of the model has been compared with torch's, unless check=False.
+        """A `CompiledXla` for a torch model, a `CompiledOnnx` for an ONNX model. Unless check=False, every op of the
+        model has been compared with torch's or onnxruntime's; if an ONNX model leaves sizes open, in the first call.
 
         Raises:
             PipelineError: unknown option or bad value.
-            UnsupportedError: JAX is not installed or has no device of the platform; an op has no kernel, or one that
-                differs from torch.
+            UnsupportedError: JAX is not installed or has no device of the platform; an op has no kernel, is not in the
+                vocabulary, or differs from torch or onnxruntime.
         """
         from graphopt.backends.xla.settings import Settings
 
         settings = read_options(Settings, self.name, options)
-        if model.storage != "fx":
-            raise UnsupportedError(f"backend {self.name!r} takes torch models, not {model.storage!r}")
+        if model.storage not in ("fx", "onnx"):
+            raise UnsupportedError(f"backend {self.name!r} takes torch and ONNX models, not {model.storage!r}")
         _require_jax()
-        return _lowered(model, settings)
+        return _lowered(model, settings) if model.storage == "fx" else _lowered_onnx(model, settings)
 
 
 def _require_jax() -> None:
@@ -66,3 +68,9 @@ def _lowered(model: Any, settings: Any) -> CompiledXla:
         checked = check_ops(program, [to_torch(array) for array in whole_feeds(model, model.examples())])
         notes.append(f"{checked} ops of distinct sizes agree with torch")
     return CompiledXla(program, settings, notes)
+
+
+def _lowered_onnx(model: Any, settings: Any) -> CompiledOnnx:
+    from graphopt.backends.xla.onnx_compiled import CompiledOnnx
+
+    return CompiledOnnx(model, settings)

@@ -67,7 +67,7 @@ def convolution(
     kernel, between, step = weight, (1,) * spatial, stride
     pads = [(p, p) for p in padding]
     if transposed:
-        kernel, between, step = _flipped(weight, groups), stride, (1,) * spatial
+        kernel, between, step = flipped(weight, groups), stride, (1,) * spatial
         reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
         pads = [(r - p, r - p + o) for r, p, o in zip(reach, padding, output_padding, strict=True)]
     y = jax.lax.conv_general_dilated(
@@ -78,7 +78,7 @@ def convolution(
     return y if batched else y[0]
 
 
-def _flipped(weight: Any, groups: int) -> Any:
+def flipped(weight: Any, groups: int) -> Any:
     """[in, out/groups, *kernel] as the kernel [out, in/groups, *kernel] of the convolution that it transposes."""
     inputs, outputs, *kernel = weight.shape
     grouped = weight.reshape(groups, inputs // groups, outputs, *kernel).swapaxes(1, 2)
@@ -122,7 +122,7 @@ def attention(
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     scores = jnp.einsum("...ld,...sd->...ls", query, key, preferred_element_type=wide) * jnp.asarray(factor, wide)
     if is_causal:
-        mask = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+        scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores, -jnp.inf)
     if mask is not None:
         scores = jnp.where(mask, scores, -jnp.inf) if mask.dtype == bool else scores + mask.astype(wide)
     # A masked score is -inf; the largest of a row that has no other is taken as 0, so that its weights are 0 / 0.

@@ -17,6 +17,16 @@ from graphopt.backends.xla.arrays import exact_types
 from graphopt.errors import UnsupportedError
 
 
+def require_fixed(types: Sequence[InputType]) -> None:
+    """Raises UnsupportedError unless all sizes of the inputs are fixed."""
+    for type_ in types:
+        if type_.shape is None or not all(isinstance(d, int) for d in type_.shape):
+            raise UnsupportedError(
+                f"backend 'xla': input {type_.name!r} is {type_}; a file is for fixed sizes, so give the model "
+                "none that are open"
+            )
+
+
 def write_portable(
     run: Callable[..., Any],
     weights: Sequence[Any],
@@ -34,12 +44,7 @@ def write_portable(
         UnsupportedError: an input of no fixed size.
         OSError: the file cannot be written.
     """
-    for type_ in types:
-        if type_.shape is None or not all(isinstance(d, int) for d in type_.shape):
-            raise UnsupportedError(
-                f"backend 'xla': input {type_.name!r} is {type_}; a file is for fixed sizes, so lower the model "
-                "without dynamic_shapes"
-            )
+    require_fixed(types)
     with exact_types(precision):
         shapes = [jax.ShapeDtypeStruct(t.shape, jnp.dtype(t.dtype)) for t in types]
         exported = export.export(jax.jit(lambda *inputs: run(weights, inputs)), platforms=list(platforms))(*shapes)

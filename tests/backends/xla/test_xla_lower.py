@@ -125,16 +125,6 @@ def test_wrong_options_are_errors():
         lowered(module, torch.randn(3), platform="tpu")
 
 
-def test_onnx_models_are_refused():
-    import onnx.helper as helper
-
-    value = [helper.make_tensor_value_info(n, 1, [2]) for n in "xy"]
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
-    with pytest.raises(UnsupportedError, match="takes torch models"):
-        graphopt.lower(model, "xla")
-
-
 def test_products_of_groups_stay_whole_for_xla():
     transformers = pytest.importorskip("transformers")
     from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
