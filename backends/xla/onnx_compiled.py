@@ -14,8 +14,9 @@ import numpy as np
 from graphopt.backends.inputs import InputError, InputType, check_input, name_inputs
 from graphopt.backends.xla.arrays import device_of, exact_types
 from graphopt.backends.xla.onnx_check import CannotCheck, check_calls
-from graphopt.backends.xla.onnx_function import OnnxFunction, require_vocabulary
+from graphopt.backends.xla.onnx_function import OnnxFunction
 from graphopt.backends.xla.onnx_sizes import at_sizes, inlined
+from graphopt.backends.xla.onnx_steps import require_vocabulary
 from graphopt.backends.xla.portable import require_fixed, write_portable
 from graphopt.backends.xla.settings import Settings
 from graphopt.errors import UnsupportedError
