@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from fx_cases import CASES
 
+from benchmarks.op_cases.torch_ops import CASES
 from graphopt.ir.fx.load import load_torch
 from graphopt.ir.fx.storage import FxGraph
 from graphopt.ir.fx.tensors import to_numpy

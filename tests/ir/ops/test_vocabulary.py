@@ -9,28 +9,9 @@ import sys
 import textwrap
 
 import pytest
-import test_elementwise_meanings
-import test_indexing_meanings
-import test_layout_meanings
-import test_linear_meanings
-import test_normalization_meanings
-import test_recurrent_meanings
-import test_reduction_meanings
-import test_spatial_meanings
 
+from benchmarks.op_cases import CASES
 from graphopt.ir.ops import OPS, REQUIRED, Fill
-
-FAMILIES = (
-    test_elementwise_meanings,
-    test_indexing_meanings,
-    test_layout_meanings,
-    test_linear_meanings,
-    test_normalization_meanings,
-    test_recurrent_meanings,
-    test_reduction_meanings,
-    test_spatial_meanings,
-)
-CASES = [case for family in FAMILIES for case in family.CASES]
 
 
 def names_read(meaning: object) -> set[str]:
