@@ -8,7 +8,7 @@ axis, which no dtype cuts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from torch.export.exported_program import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec, OutputKind
 
 from graphopt.backends.xla.kernels import RANDOM, kernel_of
+from graphopt.backends.xla.torch_calls import readable_calls
 from graphopt.errors import UnsupportedError
 from graphopt.ir.fx.tensors import DTYPE_NAMES
 
@@ -28,19 +29,32 @@ POSITIONS = frozenset({"topk", "sort", "argsort", "argmax", "argmin", "max", "mi
 
 
 def decomposed(program: ExportedProgram) -> ExportedProgram:
-    """`program` with ops that no kernel is known for taken apart by torch; `program` itself if all are known.
+    """`program` with ops that no kernel is known for said in the vocabulary or taken apart by torch. It may be changed.
 
     Raises:
         UnsupportedError: an op that is known neither way, naming all of them; a buffer that the program writes.
     """
     _require_pure(program)
-    while missing := _missing(program):
+    program, missing = taken_apart(program)
+    if missing:
+        named = ", ".join(sorted(_described(target) for target in missing))
+        raise UnsupportedError(f"backend 'xla' has no kernel for {named}")
+    return program
+
+
+def taken_apart(program: ExportedProgram) -> tuple[ExportedProgram, set[Any]]:
+    """`program` with ops that no kernel is known for said in the vocabulary, or taken apart by torch, as far as these
+    can; and the ops that are left of them."""
+    while True:
+        calls = readable_calls(program)
+        missing = _missing(program, calls)
         table = _rules(missing)
         if not table:
-            named = ", ".join(sorted(_described(target) for target in missing))
-            raise UnsupportedError(f"backend 'xla' has no kernel for {named}")
+            break
         program = program.run_decompositions(table)
-    return program
+    for node, call in calls.items():
+        node.target = call
+    return program, missing
 
 
 def _rules(targets: set[Any]) -> dict[Any, Any]:
@@ -66,11 +80,11 @@ def _require_pure(program: ExportedProgram) -> None:
         )
 
 
-def _missing(program: ExportedProgram) -> set[Any]:
-    """Ops without a kernel, in branches too."""
+def _missing(program: ExportedProgram, calls: Mapping[torch.fx.Node, Any]) -> set[Any]:
+    """Ops without a kernel that are not among `calls` either, in branches too."""
     graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
-    targets = {node.target for graph in graphs for node in graph.nodes if node.op == "call_function"}
-    ops = {t for t in targets if isinstance(t, torch._ops.OpOverload | torch._ops.HigherOrderOperator)}
+    nodes = [node for graph in graphs for node in graph.nodes if node.op == "call_function" and node not in calls]
+    ops = {n.target for n in nodes if isinstance(n.target, torch._ops.OpOverload | torch._ops.HigherOrderOperator)}
     return {t for t in ops if t is not torch.ops.higher_order.cond and kernel_of(t) is None}
 
 

@@ -19,13 +19,20 @@ RANDOM = ("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "ra
           "normal", "uniform", "exponential", "native_dropout", "dropout")  # fmt: skip
 """Ops that draw random numbers: JAX's generators give others than torch's, so that no check could hold them equal."""
 
+FAILING = frozenset({"aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding", "aten.pad.default"})
+"""Ops of which torchax's kernel fails for some arguments: padding by a name, repeated borders. They are said in the
+vocabulary, or taken apart."""
+
 
 def kernel_of(target: Any) -> Kernel | None:
-    """The kernel of the op `target`, an OpOverload or higher-order op; None if there is none."""
+    """The kernel of the op `target`, an OpOverload, a higher-order op or a `torch_calls.VocabularyCall`; None if there
+    is none."""
+    if (said := getattr(target, "in_jax", None)) is not None:
+        return said  # type: ignore[no-any-return]
     own = OWN.get(str(target))
     if own is not None or not isinstance(target, torch._ops.OpOverload):
         return own
-    if target.overloadpacket.__name__.rstrip("_") in RANDOM:
+    if target.overloadpacket.__name__.rstrip("_") in RANDOM or str(target) in FAILING:
         return None
     registered = _torchax().get(target) or _torchax().get(target.overloadpacket)
     return registered.func if registered is not None and registered.is_jax_function else None
@@ -154,6 +161,13 @@ def grouped_matmul(x: Any, weights: Any, ends: Any, bias: Any = None, out_dtype:
     return jnp.where(jnp.arange(len(x))[:, None] < ends[-1], product, 0)
 
 
+def constant_pad(x: Any, pads: Sequence[int], value: Any = 0) -> Any:
+    """aten.constant_pad_nd: begin and end of the last axis, of the one before it, and so on; negative ones cut off."""
+    pairs = list(zip(pads[::2], pads[1::2], strict=True))[::-1]
+    around = [(0, 0)] * (x.ndim - len(pairs)) + pairs
+    return jax.lax.pad(x, jnp.asarray(value, x.dtype), [(begin, end, 0) for begin, end in around])
+
+
 OWN: dict[str, Kernel] = {
     "aten.convolution.default": convolution,
     **{f"aten.conv{n}d.default": _conv(False) for n in (1, 2, 3)},
@@ -164,6 +178,7 @@ OWN: dict[str, Kernel] = {
     "aten._grouped_mm.default": grouped_matmul,
     "transformers.grouped_mm_fallback.default": grouped_matmul,
     "aten._int_mm.default": int_matmul,
+    "aten.constant_pad_nd.default": constant_pad,
     "aten.sym_size.int": lambda x, dim: x.shape[dim],
     "aten.sym_numel.default": lambda x: x.size,
     "aten._assert_scalar.default": lambda *_: None,
