@@ -18,7 +18,7 @@ class Settings:
     """How float32 products are computed where the hardware has faster, coarser ways (TPUs: "default" is one pass of
     bfloat16, "high" three, "highest" float32). On CPUs all are float32."""
     check: bool = True
-    """Whether every op is compared with torch's on numbers, on the CPU, before the model is handed over."""
+    """Whether every op is compared with torch's or onnxruntime's on numbers, on the CPU, before it is run."""
 
     def __post_init__(self) -> None:
         if self.platform not in PLATFORMS:
