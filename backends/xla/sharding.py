@@ -42,8 +42,8 @@ def require_divisible(program: Program, count: int) -> None:
     """
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise PipelineError(f"backend 'xla': devices is {count!r}, expected a positive integer")
-    shape = program.interface.sample.shape or ()
-    if count > 1 and (not shape or int(shape[0]) % count):
+    batch = (program.interface.sample.shape or (1,))[0]
+    if not isinstance(batch, int) or batch % count:
         raise UnsupportedError(
             f"backend 'xla': the sample is {program.interface.sample}, and its first axis cannot be divided over "
             f"{count} devices; build the program with a batch that is a multiple of {count}"
