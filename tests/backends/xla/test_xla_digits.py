@@ -41,7 +41,7 @@ def dit():
 def test_a_dit_taken_apart_draws_the_same_digits(dit):
     for labels in (LABELS, LABELS + 1):
         expected = sample(load_dit(), NOISE, labels, solver(), STEPS, guidance=SCALE)
-        assert distance(dit(NOISE, class_labels=labels, negative_class_labels=ANY), expected) <= 1e-5
+        assert distance(dit(NOISE, class_labels=labels, negative_class_labels=ANY), expected) <= 3e-6
     assert dit.compilations == 1 and dit.notes == ("49 ops of distinct sizes agree with torch",)
     assert {name for name, _ in dit.program.bodies["denoiser"].units()} == {"prologue", "table", "step"}
 
@@ -49,7 +49,7 @@ def test_a_dit_taken_apart_draws_the_same_digits(dit):
 def test_a_unet_draws_the_same_digits():
     run = program(load_unet(), scheduler()).lower("xla", check=False)
     expected = sample(load_unet(), NOISE, LABELS, scheduler(), STEPS, guidance=SCALE)
-    assert distance(run(NOISE, class_labels=LABELS, negative_class_labels=ANY), expected) <= 1e-5
+    assert distance(run(NOISE, class_labels=LABELS, negative_class_labels=ANY), expected) <= 3e-6
 
 
 READER = """
@@ -74,5 +74,5 @@ def test_a_file_of_the_whole_loop_runs_in_a_process_without_torch(dit, tmp_path)
     files = [str(tmp_path / name) for name in ("digits.stablehlo", "feeds.npz", "digits.npy")]
     subprocess.run([sys.executable, "-c", READER, *files], check=True)
     expected = sample(load_dit(), NOISE, LABELS, solver(), STEPS, guidance=SCALE)
-    assert distance(np.load(files[2]), expected) <= 1e-5
+    assert distance(np.load(files[2]), expected) <= 3e-6
     assert sorted(p.name for p in tmp_path.iterdir()) == ["digits.npy", "digits.stablehlo", "feeds.npz"]

@@ -33,11 +33,10 @@ def products(run):
 
 @pytest.fixture(scope="module")
 def dit():
-    """A DiT with a learned variance, and the same taken apart; constants are those of torch in both."""
+    """A DiT with a learned variance, and the same taken apart."""
     module, example = tiny("dit")
     guidance = Guidance(2.0, "calls")
     program = graphopt.Sampler(module, SCHEDULERS["DPM++ 2M"](), 5, example_inputs=example, guidance=guidance)
-    program = graphopt.optimize(program, ["clean-up"], verify="off").program
     return program, graphopt.optimize(program, ["hoist"], verify="off").program
 
 
@@ -49,8 +48,8 @@ def test_what_is_known_before_the_loop_is_computed_before_it(dit):
     assert apart.hlo().count(" while(") == 1
     assert (products(whole), products(apart)) == ((0, 74), (24, 50))
     expected = whole.program(NOISE, **LABELS)
-    assert distance(whole(NOISE, **LABELS), expected) <= 1e-5
-    assert distance(apart(NOISE, **LABELS), expected) <= 1e-5
+    assert distance(whole(NOISE, **LABELS), expected) <= 2e-6
+    assert distance(apart(NOISE, **LABELS), expected) <= 2e-6
 
 
 @pytest.fixture(scope="module")
