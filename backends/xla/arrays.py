@@ -34,6 +34,11 @@ def devices_of(platform: str) -> list[Any]:
         raise UnsupportedError(f"backend 'xla': no device of platform {platform!r} here, only {found}") from error
 
 
+def device_of(platform: str) -> Any:
+    """The first of `devices_of(platform)`."""
+    return devices_of(platform)[0]
+
+
 def to_jax(tensor: torch.Tensor, device: Any = None) -> Any:
     """A copy of `tensor` as a JAX array of the same dtype."""
     return jax.device_put(np.ascontiguousarray(to_numpy(tensor)).reshape(tuple(tensor.shape)), device)

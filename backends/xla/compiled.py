@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from graphopt.backends.inputs import InputError, InputType
 from graphopt.backends.signature import Signature, require_constant, result_of, tensor_of
-from graphopt.backends.xla.arrays import devices_of, exact_types, from_jax, to_jax
+from graphopt.backends.xla.arrays import device_of, exact_types, from_jax, to_jax
 from graphopt.backends.xla.function import function_of, weights_of
 from graphopt.backends.xla.jitted import Jitted
 from graphopt.backends.xla.portable import write_portable
@@ -39,7 +39,7 @@ class CompiledXla(Jitted):
         self.signature = Signature(program)
         self.notes = tuple(notes)
         """What was done or found on the way, for a reader."""
-        self._device = devices_of(settings.platform)[0]
+        self._device = device_of(settings.platform)
         self._types = _input_types(program)
         with exact_types(settings.precision):
             self._weights = [to_jax(tensor, self._device) for tensor in weights_of(program)]
