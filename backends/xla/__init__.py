@@ -2,11 +2,12 @@
 
 Torch: `kernels` knows how each torch op is said in JAX, `function` makes a program a function of JAX arrays and holds
 every result against the type that torch gave it, `conformance` holds every op of a program against torch on numbers,
-`compiled` is what a model becomes.
+`compiled` is what a model becomes. A sampling program becomes `program`: `units` are its graphs, `loop` and `row` what
+runs them, `sharding` divides its samples over devices.
 
 ONNX, by way of the vocabulary: `domain` runs the meanings of its ops on JAX arrays, `calls` has kernels for some,
-`onnx_sizes` fixes the sizes of a model, `onnx_function` makes it a function, `onnx_check` holds every call against
-onnxruntime, `onnx_compiled` is what a model becomes.
+`onnx_sizes` fixes the sizes of a model, `onnx_steps` and `onnx_function` make it a function, `onnx_check` holds every
+call against onnxruntime, `onnx_compiled` is what a model becomes. `torch_calls` lets torch ops run that way too.
 
 Both: `bound` says what may differ, `portable` writes a model as a file that needs JAX alone.
 """

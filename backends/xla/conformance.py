@@ -131,7 +131,8 @@ class Conformance:
 
     def add(self, node: torch.fx.Node, leaves: list[Any], structure: Any, expected: Any) -> None:
         """Collect an op, unless its like was."""
-        nodes = self.seen.setdefault((node.target, *map(_key, leaves), str(structure)), [])
+        target = getattr(node.target, "target", node.target)  # behind a VocabularyCall
+        nodes = self.seen.setdefault((target, *map(_key, leaves), str(structure)), [])
         nodes.append(node)
         if len(nodes) == 1:
             results = list(expected) if isinstance(expected, list | tuple) else [expected]

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from graphopt.backends.inputs import InputError, InputType, check_input, name_inputs
 from graphopt.backends.xla.arrays import device_of, exact_types
+from graphopt.backends.xla.jitted import Jitted
 from graphopt.backends.xla.onnx_check import CannotCheck, check_calls
 from graphopt.backends.xla.onnx_function import OnnxFunction
 from graphopt.backends.xla.onnx_sizes import at_sizes, inlined
 from graphopt.backends.xla.onnx_steps import require_vocabulary
-from graphopt.backends.xla.portable import require_fixed, write_portable
+from graphopt.backends.xla.portable import write_portable
 from graphopt.backends.xla.settings import Settings
 from graphopt.errors import UnsupportedError
 from graphopt.ir.onnx.model import OnnxModel
@@ -31,14 +33,15 @@ Sizes = tuple[tuple[int, ...], ...]
 class _AtSizes:
     """The model at one combination of input sizes."""
 
+    model: OnnxModel
     function: OnnxFunction
-    weights: list[Any]
-    run: Any
-    checked: int | None
+    weights: list[Any] | None = None
+    """On the device; None as long as nobody has asked for them."""
+    checked: int | None = None
     """How many calls agree with onnxruntime; None if they have not been compared."""
 
 
-class CompiledOnnx:
+class CompiledOnnx(Jitted):
     """An ONNX model on XLA.
 
     Called with one array per input by position, by input name, or with one dict; returns the list of outputs as
@@ -53,34 +56,28 @@ class CompiledOnnx:
             UnsupportedError: no device of the platform that is asked for; an input that is no tensor; ops that are not
                 in the vocabulary whatever the sizes; and, if all sizes are fixed, what `__call__` says.
         """
-        self.settings = settings
+        super().__init__(self._traced, settings)
         self._device = device_of(settings.platform)
         self._model = inlined(model)
-        self._compiled: dict[Sizes, _AtSizes] = {}
+        self._prepared: dict[Sizes, _AtSizes] = {}
         graph = self._model.main
         inputs = [v for v in graph.inputs() if not v.is_initializer()]
         self.input_types = tuple(_input_type(graph.name(v), graph.type(v)) for v in inputs)
         self.output_names = tuple(graph.name(v) for v in graph.outputs())
-        shapes = tuple(t.shape for t in self.input_types)
-        if all(s is not None and all(isinstance(d, int) for d in s) for s in shapes):
-            self._prepare(shapes)
+        if (sizes := self._fixed_sizes()) is None:
+            require_vocabulary(graph)
         else:
-            require_vocabulary(self._model.main)
+            self._check_drawn(self._at(sizes))
 
     @property
     def input_names(self) -> tuple[str, ...]:
         return tuple(t.name for t in self.input_types)
 
     @property
-    def compilations(self) -> int:
-        """For how many combinations of input sizes the model has been compiled."""
-        return sum(int(at.run._cache_size()) for at in self._compiled.values())
-
-    @property
     def notes(self) -> tuple[str, ...]:
         """What was done or found on the way, for a reader."""
-        return tuple(f"{at.checked} ops of distinct sizes agree with onnxruntime" for at in self._compiled.values()
-                     if at.checked is not None)  # fmt: skip
+        counts = [at.checked for at in self._prepared.values() if at.checked is not None]
+        return tuple(f"{count} ops of distinct sizes agree with onnxruntime" for count in counts)
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[Array]:
         """Run the model.
@@ -92,10 +89,26 @@ class CompiledOnnx:
         """
         given = name_inputs(self.input_types, (), args, kwargs)
         feeds = [_checked(t, given[t.name]) for t in self.input_types]
-        at = self._at(feeds)
+        at = self._at(tuple(feed.shape for feed in feeds))
+        self._check(at, feeds)
         with exact_types(self.settings.precision):
-            results = at.run(at.weights, [jax.device_put(feed, self._device) for feed in feeds])
+            results = self._run(self._weights(at), [jax.device_put(feed, self._device) for feed in feeds])
         return [np.asarray(r) for r in results]
+
+    def arguments(self) -> tuple[list[Any], list[Any]]:
+        """The weights, and the inputs in order.
+
+        Raises:
+            UnsupportedError: the model takes inputs of several sizes.
+        """
+        sizes = self._fixed_sizes()
+        if sizes is None:
+            types = ", ".join(f"{t.name!r} {t}" for t in self.input_types)
+            raise UnsupportedError(f"backend 'xla': the inputs are {types}, and fixed sizes are needed; fix them first")
+        with exact_types(self.settings.precision):
+            weights = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in self._weights(self._at(sizes))]
+            dtypes = [jnp.dtype(t.dtype) for t in self.input_types]
+            return weights, [jax.ShapeDtypeStruct(s, d) for s, d in zip(sizes, dtypes, strict=True)]
 
     def save(self, path: str | Path, platforms: Sequence[str] = ("cpu", "tpu")) -> None:
         """Write the model, weights included, as a file that JAX runs without graphopt; see `CompiledXla.save`.
@@ -104,40 +117,55 @@ class CompiledOnnx:
             UnsupportedError: the model takes inputs of several sizes.
             OSError: the file cannot be written.
         """
-        require_fixed(self.input_types)
-        (at,) = self._compiled.values()
-        write_portable(at.run, at.weights, self.input_types, Path(path), platforms, self.settings.precision)
+        inputs = self.arguments()[1]
+        weights = self._weights(self._at(tuple(x.shape for x in inputs)))
+        write_portable(
+            lambda *inputs: self._function(weights, inputs), inputs, Path(path), platforms, self.settings.precision
+        )
 
-    def _prepare(self, shapes: Any) -> None:
-        """Find out at once what is to be said of a model of fixed sizes. onnxruntime may reject drawn numbers (indices
-        beyond an axis): then those of the first call are compared."""
-        model, at = self._add(shapes)
-        with suppress(CannotCheck):
-            self._check(at, whole_feeds(model))
+    def _traced(self, weights: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+        """What is compiled: which function it is, the sizes of the inputs say."""
+        return self._at(tuple(x.shape for x in inputs)).function(weights, inputs)
 
-    def _at(self, feeds: list[Array]) -> _AtSizes:
-        shapes = tuple(feed.shape for feed in feeds)
-        at = self._compiled.get(shapes) or self._add(shapes)[1]
+    def _fixed_sizes(self) -> Sizes | None:
+        """Those of the inputs, if none is open."""
+        shapes: list[tuple[int, ...]] = []
+        for type_ in self.input_types:
+            sizes = tuple(d for d in type_.shape or () if isinstance(d, int))
+            if type_.shape is None or len(sizes) < len(type_.shape):
+                return None
+            shapes.append(sizes)
+        return tuple(shapes)
+
+    def _at(self, sizes: Sizes) -> _AtSizes:
+        if sizes not in self._prepared:
+            model = at_sizes(self._model, dict(zip(self.input_names, sizes, strict=True)))
+            self._prepared[sizes] = _AtSizes(model, OnnxFunction(model.main))
+        return self._prepared[sizes]
+
+    def _weights(self, at: _AtSizes) -> list[Any]:
+        if at.weights is None:
+            with exact_types(self.settings.precision):
+                at.weights = [jax.device_put(ref.numpy(), self._device) for ref in at.function.weights.values()]
+        return at.weights
+
+    def _check_drawn(self, at: _AtSizes) -> None:
+        """Compare on drawn numbers. onnxruntime may reject them (indices beyond an axis): then those of the first call
+        are compared."""
+        if self.settings.check:
+            with suppress(CannotCheck):
+                at.checked = check_calls(at.function, whole_feeds(at.model))
+
+    def _check(self, at: _AtSizes, feeds: list[Array]) -> None:
+        if not self.settings.check or at.checked is not None:
+            return
         try:
-            self._check(at, feeds)
+            at.checked = check_calls(at.function, feeds)
         except CannotCheck as error:
             raise UnsupportedError(
                 f"backend 'xla' compares every op with onnxruntime, which cannot run the model: {error}; pass "
                 "check=False to run it unchecked"
             ) from error
-        return at
-
-    def _add(self, shapes: Sizes) -> tuple[OnnxModel, _AtSizes]:
-        model = at_sizes(self._model, dict(zip(self.input_names, shapes, strict=True)))
-        function = OnnxFunction(model.main)
-        with exact_types(self.settings.precision):
-            weights = [jax.device_put(ref.numpy(), self._device) for ref in function.weights.values()]
-        at = self._compiled[shapes] = _AtSizes(function, weights, jax.jit(function), None)
-        return model, at
-
-    def _check(self, at: _AtSizes, feeds: list[Array]) -> None:
-        if self.settings.check and at.checked is None:
-            at.checked = check_calls(at.function, feeds)
 
 
 def _input_type(name: str, type_: Any) -> InputType:
