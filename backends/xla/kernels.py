@@ -161,6 +161,19 @@ def grouped_matmul(x: Any, weights: Any, ends: Any, bias: Any = None, out_dtype:
     return jnp.where(jnp.arange(len(x))[:, None] < ends[-1], product, 0)
 
 
+def layer_norm(
+    x: Any, shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = True
+) -> Any:
+    """aten.layer_norm over the last len(shape) axes, multiplied by 1 / deviation as in torch; in float32 where the
+    dtype is a lower one."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    given, axes = x.astype(wide), tuple(range(x.ndim - len(shape), x.ndim))
+    scale = jax.lax.rsqrt(jnp.var(given, axes, keepdims=True) + eps)
+    y = (given - jnp.mean(given, axes, keepdims=True)) * scale
+    y = y if weight is None else y * weight.astype(wide)
+    return (y if bias is None else y + bias.astype(wide)).astype(x.dtype)
+
+
 def constant_pad(x: Any, pads: Sequence[int], value: Any = 0) -> Any:
     """aten.constant_pad_nd: begin and end of the last axis, of the one before it, and so on; negative ones cut off."""
     pairs = list(zip(pads[::2], pads[1::2], strict=True))[::-1]
@@ -178,6 +191,7 @@ OWN: dict[str, Kernel] = {
     "aten._grouped_mm.default": grouped_matmul,
     "transformers.grouped_mm_fallback.default": grouped_matmul,
     "aten._int_mm.default": int_matmul,
+    "aten.layer_norm.default": layer_norm,
     "aten.constant_pad_nd.default": constant_pad,
     "aten.sym_size.int": lambda x, dim: x.shape[dim],
     "aten.sym_numel.default": lambda x: x.size,
