@@ -92,6 +92,24 @@ def test_a_kernel_that_loses_nan_is_caught(monkeypatch):
         checked(torch.relu, torch.tensor([1.0, float("nan")]))
 
 
+def test_positions_may_only_differ_where_numbers_are_equal(monkeypatch):
+    def other_way_round(x, k, *_):
+        values, places = jax.lax.top_k(x, k)
+        return values, places[..., ::-1].astype("int64")
+
+    monkeypatch.setitem(kernels.OWN, "aten.topk.default", other_way_round)
+    assert checked(lambda x: x.topk(2), torch.tensor([[2.0, 1.0, 2.0, 0.0]])) == 1
+    with pytest.raises(UnsupportedError, match="topk.*differs from torch: 2 of 2 numbers"):
+        checked(lambda x: x.topk(2), torch.tensor([[3.0, 1.0, 2.0, 0.0]]))
+
+
+def test_all_ops_that_differ_are_named_at_once(monkeypatch):
+    monkeypatch.setitem(kernels.OWN, "aten.relu.default", lambda x: x)
+    monkeypatch.setitem(kernels.OWN, "aten.exp.default", lambda x: x)
+    with pytest.raises(UnsupportedError, match=r"aten\.relu\.default.*aten\.exp\.default"):
+        checked(lambda x: x.relu().exp(), randn(3, 4))
+
+
 def test_results_of_fewer_bits_than_torch_are_refused(monkeypatch):
     import graphopt
 

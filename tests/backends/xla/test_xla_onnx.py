@@ -68,11 +68,13 @@ def test_a_convolution_with_batch_norm_equals_onnxruntime():
 
 def test_what_depends_on_sizes_is_computed_once_for_each_combination_of_them():
     proto = by_sizes()
+    before = proto.SerializeToString()
     run = graphopt.lower(proto, "xla")
     assert run.compilations == 0
     for shape in ((2, 3, 4), (3, 2, 5), (2, 3, 4)):
         assert largest_error(proto.SerializeToString(), run, {"x": random(*shape) + 3}) < 1e-6
     assert run.compilations == 2
+    assert proto.SerializeToString() == before
 
 
 def test_a_model_of_fixed_sizes_is_checked_before_it_is_handed_over(monkeypatch):
