@@ -14,9 +14,10 @@ from torch.utils import _pytree as pytree
 
 from graphopt.backends.inputs import InputError, InputType
 from graphopt.backends.signature import Signature, require_constant, result_of, tensor_of
+from graphopt.backends.xla.ahead import CompiledAhead, compile_ahead
 from graphopt.backends.xla.arrays import device_of, exact_types, from_jax, to_jax
 from graphopt.backends.xla.function import function_of, weights_of
-from graphopt.backends.xla.portable import write_portable
+from graphopt.backends.xla.portable import fixed_shapes, write_portable
 from graphopt.backends.xla.settings import Settings
 from graphopt.ir.fx.tensors import DTYPE_NAMES
 
@@ -41,7 +42,8 @@ class CompiledXla:
         self._types = _input_types(program)
         with exact_types(settings.precision):
             self._weights = [to_jax(tensor, self._device) for tensor in weights_of(program)]
-        self._run = jax.jit(function_of(program))
+        self._function = function_of(program)
+        self._run = jax.jit(self._function)
 
     @property
     def compilations(self) -> int:
@@ -80,6 +82,19 @@ class CompiledXla:
             OSError: the file cannot be written.
         """
         write_portable(self._run, self._weights, self._types, Path(path), platforms, self.settings.precision)
+
+    def compile_for(self, topology: str) -> CompiledAhead:
+        """The model compiled for a TPU, such as "v5e:2x2", by libtpu; none is needed. The executable takes the weights
+        and the inputs, in the order of the program's signature. It is compiled, not run.
+
+        Raises:
+            PipelineError: libtpu knows no such topology.
+            MissingExtraError: libtpu is not installed; the message says how.
+            UnsupportedError: the model takes inputs of several sizes, or libtpu does not compile it.
+        """
+        with exact_types(self.settings.precision):
+            inputs = fixed_shapes(self._types)
+        return compile_ahead(self._function, (self._weights, inputs), topology, self.settings.precision)
 
 
 def _input_types(program: ExportedProgram) -> list[InputType]:

@@ -154,6 +154,33 @@ def grouped_matmul(x: Any, weights: Any, ends: Any, bias: Any = None, out_dtype:
     return jnp.where(jnp.arange(len(x))[:, None] < ends[-1], product, 0)
 
 
+def group_norm(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = True) -> Any:
+    """aten.group_norm of [N, C, *spatial]; see `_grouped`."""
+    return _grouped(x, weight, bias, groups, eps)[0]
+
+
+def native_group_norm(x: Any, weight: Any, bias: Any, n: int, c: int, size: int, groups: int, eps: float) -> Any:
+    """aten.native_group_norm of [N, C, *spatial], with mean and 1 / deviation [N, groups]."""
+    return _grouped(x, weight, bias, groups, eps)
+
+
+def _grouped(x: Any, weight: Any, bias: Any, groups: int, eps: float) -> tuple[Any, Any, Any]:
+    """Statistics and sums are of float32 where the dtype is a lower one, as in torch. torchax has a loop here, which
+    nothing fuses with."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    parts = x.astype(wide).reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+    axes = tuple(range(2, parts.ndim))
+    mean = parts.mean(axes, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.square(parts - mean).mean(axes, keepdims=True) + eps)
+    y = ((parts - mean) * scale).reshape(x.shape)
+    per_channel = (-1, *(1,) * (x.ndim - 2))
+    if weight is not None:
+        y = y * weight.astype(wide).reshape(per_channel)
+    if bias is not None:
+        y = y + bias.astype(wide).reshape(per_channel)
+    return y.astype(x.dtype), mean.reshape(-1, groups).astype(x.dtype), scale.reshape(-1, groups).astype(x.dtype)
+
+
 OWN: dict[str, Kernel] = {
     "aten.convolution.default": convolution,
     **{f"aten.conv{n}d.default": _conv(False) for n in (1, 2, 3)},
@@ -161,6 +188,8 @@ OWN: dict[str, Kernel] = {
     "aten.conv_transpose2d.input": _conv(True),
     "aten.conv_transpose3d.input": _conv(True),
     "aten.scaled_dot_product_attention.default": attention,
+    "aten.group_norm.default": group_norm,
+    "aten.native_group_norm.default": native_group_norm,
     "aten._grouped_mm.default": grouped_matmul,
     "transformers.grouped_mm_fallback.default": grouped_matmul,
     "aten._int_mm.default": int_matmul,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +12,7 @@ from jax import export
 
 from graphopt.backends.inputs import InputType
 from graphopt.backends.xla.arrays import exact_types
+from graphopt.backends.xla.files import write_bytes
 from graphopt.errors import UnsupportedError
 
 
@@ -34,19 +33,23 @@ def write_portable(
         UnsupportedError: an input of no fixed size.
         OSError: the file cannot be written.
     """
+    with exact_types(precision):
+        shapes = fixed_shapes(types)
+        exported = export.export(jax.jit(lambda *inputs: run(weights, inputs)), platforms=list(platforms))(*shapes)
+        data = exported.serialize()
+    write_bytes(path, data)
+
+
+def fixed_shapes(types: Sequence[InputType]) -> list[Any]:
+    """The inputs' shapes and dtypes, to trace a function with; 64-bit types have to be allowed.
+
+    Raises:
+        UnsupportedError: an input of no fixed size.
+    """
     for type_ in types:
         if type_.shape is None or not all(isinstance(d, int) for d in type_.shape):
             raise UnsupportedError(
-                f"backend 'xla': input {type_.name!r} is {type_}; a file is for fixed sizes, so lower the model "
-                "without dynamic_shapes"
+                f"backend 'xla': input {type_.name!r} is {type_}; files and executables are for fixed sizes, so lower "
+                "the model without dynamic_shapes"
             )
-    with exact_types(precision):
-        shapes = [jax.ShapeDtypeStruct(t.shape, jnp.dtype(t.dtype)) for t in types]
-        exported = export.export(jax.jit(lambda *inputs: run(weights, inputs)), platforms=list(platforms))(*shapes)
-        data = exported.serialize()
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return [jax.ShapeDtypeStruct(t.shape, jnp.dtype(t.dtype)) for t in types]

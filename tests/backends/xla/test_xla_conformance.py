@@ -59,6 +59,15 @@ def test_attention_masks_scales_and_groups():
     checked(lambda q, k, v, m: attend(q, k, v, m), q, wide_k, wide_v, masked_row)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_groups_are_normalised_without_a_loop(dtype):
+    x, weight, bias = (y.to(dtype) for y in (5 + randn(2, 6, 4, 3), randn(6), randn(6)))
+    assert checked(lambda x, w, b: F.group_norm(x, 3, w, b), x, weight, bias) == 1
+    assert checked(lambda x: F.group_norm(x, 2, None, None, 0.1), x) == 1
+    assert checked(lambda x, w: torch.native_group_norm(x, w, None, 2, 6, 12, 3, 1e-5), x, weight) >= 1
+    assert "while" not in jax.jit(kernels.group_norm, static_argnums=1).lower(x.float().numpy(), 3).as_text()
+
+
 def test_products_of_groups_with_empty_groups():
     ends = torch.tensor([0, 3, 3, 7], dtype=torch.int32)
     x, weights = randn(7, 6), randn(4, 6, 5)
