@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from graphopt.backends.ort_builder import Builder, inline, new_input
-from graphopt.errors import UnsupportedError
+from graphopt.backends.program_inputs import require_names
+from graphopt.backends.program_rows import called_bodies
 from graphopt.ir.graph import TensorType
-from graphopt.program.body import Body, Feed, Unit
+from graphopt.program.body import Feed, Unit
 from graphopt.program.interface import NEGATIVE
 from graphopt.program.program import Program
-
-RESERVED = ("noise", "initial_scale", "step_noise", "guidance_scale", "sample", "row")
-"""Names of inputs and outputs that are not conditions."""
 
 
 @dataclass(eq=False)
@@ -82,13 +80,8 @@ def condition_inputs(program: Program, builder: Builder) -> list[Branch]:
     Raises:
         UnsupportedError: a condition has the name of another input or output.
     """
+    require_names(program)
     conditions = program.interface.conditions
-    for condition in conditions:
-        if condition.name in RESERVED:
-            raise UnsupportedError(
-                f"a condition is named {condition.name!r}, as is an input or output of the program itself; rename "
-                "that argument of the denoiser"
-            )
     own = {c.name: new_input(builder.graph, c.name, c.type) for c in conditions}
     if program.guidance is None:
         return [Branch(own)]
@@ -120,13 +113,3 @@ def output_types(unit: Unit) -> list[TensorType | None]:
     """The types of a unit's outputs, as far as they are known."""
     main = unit.model.main
     return [main.type(value) for value in main.outputs()]
-
-
-def called_bodies(program: Program) -> dict[str, Body]:
-    """The bodies that rows call, by name."""
-    return {name: body for name, body in program.bodies.items() if name in program.calls}
-
-
-def calling_rows(program: Program, name: str) -> list[int]:
-    """The rows that call a body."""
-    return [row for row, called in enumerate(program.calls) if called == name]

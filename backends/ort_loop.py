@@ -16,8 +16,6 @@ import onnx_ir as ir
 from graphopt.backends.ort_branches import (
     Branch,
     Parts,
-    called_bodies,
-    calling_rows,
     condition_inputs,
     evaluate_prologues,
     feed_value,
@@ -25,6 +23,7 @@ from graphopt.backends.ort_branches import (
 )
 from graphopt.backends.ort_builder import Builder, Imports, empty_graph, input_with_default, new_input
 from graphopt.backends.ort_row import RowWriter
+from graphopt.backends.program_rows import called_bodies, calling_rows
 from graphopt.ir.graph import TensorType
 from graphopt.ir.weights import Array, numpy_dtype
 from graphopt.program.body import Body

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from graphopt.backends.ort_branches import called_bodies
 from graphopt.backends.ort_compiled import RunError
 from graphopt.backends.ort_loop import loop_model
 from graphopt.backends.ort_repair import without_idle_squeezes
@@ -19,14 +17,14 @@ from graphopt.backends.ort_sessions import ProgramSessions
 from graphopt.backends.ort_settings import Settings
 from graphopt.backends.ort_tables import constant_tables
 from graphopt.backends.ort_values import is_native, run_arrays
+from graphopt.backends.program_inputs import read_call
+from graphopt.backends.program_rows import called_bodies
 from graphopt.errors import PipelineError
 from graphopt.ir.onnx.save import Carried, save_model
-from graphopt.ir.weights import Array, numpy_dtype
+from graphopt.ir.weights import Array
 from graphopt.program.guidance import Scale
-from graphopt.program.interface import NEGATIVE
-from graphopt.program.noise import draw_noise
 from graphopt.program.program import Program
-from graphopt.program.runner import check_sample, concatenate, like, scales_of, to_numpy
+from graphopt.program.runner import check_sample, concatenate, like, to_numpy
 
 FORMS = ("auto", "loop", "sessions")
 Callback = Callable[[int, Any], Any]
@@ -130,28 +128,15 @@ class CompiledProgram:
         conditions: Mapping[str, Any],
     ) -> Any:
         program = self.program
-        check_sample(program.interface.sample, start)
-        given = self._conditions(conditions)
-        initial = self._number(program.schedule.init_noise_sigma if initial_scale is None else initial_scale)
-        step_noise = draw_noise(program.schedule, start.shape, initial.dtype.name, _source(generator, start))
-        scale = self._guidance_scale(guidance_scale)
-        first = to_numpy(start)
+        inputs = read_call(program, start, initial_scale, generator, guidance_scale, conditions)
         if callback is None and self.form == "loop":
-            result = self._run_loop(first, given, step_noise, scale, initial)
-        else:
-            report = None if callback is None else self._reporter(callback, start)
-            branches = program.interface.branches(given, concatenate, guided=program.guidance is not None)
-            result = self._sessions.run(first * initial, branches, step_noise, scale, report)
-        return like(start, result)
+            return like(start, self._run_loop(inputs.by_name()))
+        report = None if callback is None else self._reporter(callback, start)
+        branches = program.interface.branches(inputs.conditions, concatenate, guided=program.guidance is not None)
+        first = inputs.noise * inputs.initial_scale
+        return like(start, self._sessions.run(first, branches, inputs.step_noise, inputs.guidance_scale, report))
 
-    def _run_loop(
-        self, noise: Array, given: Mapping[str, Array], step_noise: Array, scale: Array | None, initial: Array
-    ) -> Array:
-        feeds = {"noise": noise, "initial_scale": initial, **given}
-        if len(step_noise):
-            feeds["step_noise"] = step_noise
-        if scale is not None:
-            feeds["guidance_scale"] = scale
+    def _run_loop(self, feeds: Mapping[str, Array]) -> Array:
         native = all(is_native(array.dtype) for array in feeds.values())
         bound = self._settings.io_binding is True
         try:
@@ -159,27 +144,6 @@ class CompiledProgram:
         except Exception as error:  # onnxruntime raises a class of its own for each of its status codes
             raise RunError(f"onnxruntime failed while it ran the program: {error}") from error
         return result
-
-    def _conditions(self, conditions: Mapping[str, Any]) -> dict[str, Array]:
-        """By input name; what is not given for the unconditional branch is that of the conditional one."""
-        interface, guided = self.program.interface, self.program.guidance is not None
-        given = {name: to_numpy(value) for name, value in interface.gather(conditions, guided=guided).items()}
-        if guided:
-            for condition in interface.conditions:
-                if condition.branched:
-                    given.setdefault(NEGATIVE + condition.name, given[condition.name])
-        return given
-
-    def _guidance_scale(self, given: Scale | None) -> Array | None:
-        """A number, or one for each row where the program has it so."""
-        scales = scales_of(self.program, given)
-        guidance = self.program.guidance
-        if guidance is None:
-            return None
-        return self._number(scales if guidance.varies else scales[0])
-
-    def _number(self, value: float | Sequence[float]) -> Array:
-        return np.asarray(value).astype(numpy_dtype(self.program.interface.sample.dtype))
 
     def _reporter(self, callback: Callback, start: Any) -> Callable[[int, Array], Array | None]:
         def report(row: int, sample: Array) -> Array | None:
@@ -196,12 +160,3 @@ class CompiledProgram:
 def runnable(model: Any) -> ir.Model:
     """An OnnxModel's graph as onnxruntime takes it."""
     return without_idle_squeezes(model)[0]
-
-
-def _source(generator: Any, start: Any) -> Any:
-    """Without a generator torch samples draw from torch's own, as in diffusers, so that torch.manual_seed counts."""
-    if generator is None and not isinstance(start, np.ndarray):
-        import torch
-
-        return torch.default_generator
-    return generator

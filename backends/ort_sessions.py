@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.backends.ort_branches import calling_rows
 from graphopt.backends.ort_compiled import RunError
 from graphopt.backends.ort_residents import Residents
 from graphopt.backends.ort_settings import Settings
 from graphopt.backends.ort_step import input_name, step_model
 from graphopt.backends.ort_values import from_ort, to_ort
+from graphopt.backends.program_rows import calling_rows
 from graphopt.ir.onnx.dtypes import DATA_TYPES
 from graphopt.ir.weights import Array
 from graphopt.program.body import Feed, Unit

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.backends.ort_branches import called_bodies, calling_rows
 from graphopt.backends.ort_session import open_session
 from graphopt.backends.ort_settings import Settings
+from graphopt.backends.program_rows import called_bodies, calling_rows
 from graphopt.ir.weights import Array
 from graphopt.program.body import Body
 from graphopt.program.program import Program

@@ -13,6 +13,8 @@ from graphopt.pipeline.backend import Backend
 
 if TYPE_CHECKING:
     from graphopt.backends.xla.compiled import CompiledXla
+    from graphopt.backends.xla.program import CompiledXlaProgram
+    from graphopt.program.program import Program
 
 MISSING = (
     "backend 'xla' needs JAX and torchax ({error}); install them with pip install 'graphopt[xla]', which pins the "
@@ -42,6 +44,26 @@ class XlaBackend(Backend):
             raise UnsupportedError(f"backend {self.name!r} takes torch models, not {model.storage!r}")
         _require_jax()
         return _lowered(model, settings)
+
+    def lower_program(self, program: Program, **options: Any) -> CompiledXlaProgram:
+        """A `CompiledXlaProgram`: the whole loop compiled as one function. Every op of its graphs has been compared
+        with torch's, unless check=False.
+
+        Raises:
+            PipelineError: unknown option or bad value.
+            UnsupportedError: JAX is not installed or has no device of the platform; a graph is not torch's; an op has
+                no kernel, or one that differs from torch.
+        """
+        from graphopt.backends.xla.settings import Settings
+
+        settings = read_options(Settings, self.name, options)
+        program = program.convert(self.name)
+        if program.storage != "fx":
+            raise UnsupportedError(f"backend {self.name!r} takes programs of torch models, not of {program.storage!r}")
+        _require_jax()
+        from graphopt.backends.xla.program import CompiledXlaProgram
+
+        return CompiledXlaProgram(program, settings)
 
 
 def _require_jax() -> None:

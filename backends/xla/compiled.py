@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import torch
 from torch.export.exported_program import ExportedProgram
 from torch.export.graph_signature import ConstantArgument
@@ -14,15 +15,16 @@ from torch.utils import _pytree as pytree
 
 from graphopt.backends.inputs import InputError, InputType
 from graphopt.backends.signature import Signature, require_constant, result_of, tensor_of
-from graphopt.backends.xla.ahead import CompiledAhead, compile_ahead
 from graphopt.backends.xla.arrays import device_of, exact_types, from_jax, to_jax
 from graphopt.backends.xla.function import function_of, weights_of
-from graphopt.backends.xla.portable import fixed_shapes, write_portable
+from graphopt.backends.xla.jitted import Jitted
+from graphopt.backends.xla.portable import write_portable
 from graphopt.backends.xla.settings import Settings
+from graphopt.errors import UnsupportedError
 from graphopt.ir.fx.tensors import DTYPE_NAMES
 
 
-class CompiledXla:
+class CompiledXla(Jitted):
     """A torch model on XLA: called like the module, tensors on the CPU in and out, without gradients.
 
     It is compiled at the first call, and again for inputs of other sizes where the model allows them.
@@ -37,18 +39,27 @@ class CompiledXla:
         self.signature = Signature(program)
         self.notes = tuple(notes)
         """What was done or found on the way, for a reader."""
-        self.settings = settings
         self._device = device_of(settings.platform)
         self._types = _input_types(program)
         with exact_types(settings.precision):
             self._weights = [to_jax(tensor, self._device) for tensor in weights_of(program)]
-        self._function = function_of(program)
-        self._run = jax.jit(self._function)
+        super().__init__(function_of(program), settings)
 
-    @property
-    def compilations(self) -> int:
-        """For how many sizes of inputs the model has been compiled."""
-        return int(self._run._cache_size())
+    def arguments(self) -> tuple[list[Any], list[Any]]:
+        """The weights, and the tensors of the inputs in order.
+
+        Raises:
+            UnsupportedError: the model takes inputs of several sizes.
+        """
+        for type_ in self._types:
+            if type_.shape is None or not all(isinstance(d, int) for d in type_.shape):
+                raise UnsupportedError(
+                    f"backend 'xla': input {type_.name!r} is {type_}, and fixed sizes are needed; lower the model "
+                    "without dynamic_shapes"
+                )
+        with exact_types(self.settings.precision):
+            weights = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in self._weights]
+            return weights, [jax.ShapeDtypeStruct(t.shape, jnp.dtype(t.dtype)) for t in self._types]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model.
@@ -81,20 +92,11 @@ class CompiledXla:
             UnsupportedError: the model takes inputs of several sizes.
             OSError: the file cannot be written.
         """
-        write_portable(self._run, self._weights, self._types, Path(path), platforms, self.settings.precision)
 
-    def compile_for(self, topology: str) -> CompiledAhead:
-        """The model compiled for a TPU, such as "v5e:2x2", by libtpu; none is needed. The executable takes the weights
-        and the inputs, in the order of the program's signature. It is compiled, not run.
+        def run(*inputs: Any) -> Any:
+            return self._function(self._weights, inputs)
 
-        Raises:
-            PipelineError: libtpu knows no such topology.
-            MissingExtraError: libtpu is not installed; the message says how.
-            UnsupportedError: the model takes inputs of several sizes, or libtpu does not compile it.
-        """
-        with exact_types(self.settings.precision):
-            inputs = fixed_shapes(self._types)
-        return compile_ahead(self._function, (self._weights, inputs), topology, self.settings.precision)
+        write_portable(run, self.arguments()[1], Path(path), platforms, self.settings.precision)
 
 
 def _input_types(program: ExportedProgram) -> list[InputType]:

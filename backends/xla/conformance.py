@@ -40,11 +40,10 @@ def check_ops(program: ExportedProgram, inputs: Sequence[torch.Tensor]) -> int:
     Raises:
         UnsupportedError: an op differs, naming it, its operands and by how much.
     """
-    checker = _Checker(program.graph_module)
-    args = arguments(program.graph_signature.input_specs, weights_of(program), inputs)
-    checker.run(*args, enable_io_processing=False)
-    checker.compare()
-    return len(checker.seen)
+    conformance = Conformance()
+    conformance.run(program, inputs)
+    conformance.compare()
+    return len(conformance.seen)
 
 
 @dataclass(frozen=True)
@@ -92,33 +91,36 @@ class _Case:
         return f"backend 'xla': {self.node.name} ({self.node.target}) of operands {sizes}"
 
 
-class _Checker(torch.fx.Interpreter):  # type: ignore[misc]
-    """Runs a program in torch and collects its ops."""
+class Conformance:
+    """The ops of one program or of several: each that is met with other sizes, dtypes or attributes is compared."""
 
-    def __init__(self, module: torch.fx.GraphModule) -> None:
-        super().__init__(module)
+    def __init__(self) -> None:
         self.seen: set[Any] = set()
-        self.cases: list[_Case] = []
+        """What tells compared ops apart."""
+        self._cases: list[_Case] = []
 
-    def run_node(self, node: torch.fx.Node) -> Any:
-        with torch.no_grad():
-            expected = super().run_node(node)
-        kernel = kernel_of(node.target) if node.op == "call_function" else None
-        if kernel is None or not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(expected)):
-            return expected
-        leaves, structure = pytree.tree_flatten(self.fetch_args_kwargs_from_env(node))
-        signature = (node.target, *map(_key, leaves), str(structure))
-        if signature not in self.seen:
-            self.seen.add(signature)
-            results = list(expected) if isinstance(expected, list | tuple) else [expected]
-            self.cases.append(_Case(node, leaves, structure, results))
-            if sum(x.nbytes for case in self.cases for x in case.operands) > PORTION:
-                self.compare()
-        return expected
+    def run(self, program: ExportedProgram, inputs: Sequence[torch.Tensor]) -> list[Any]:
+        """What `program` gives in torch; its ops are collected, and compared from a number of bytes on."""
+        args = arguments(program.graph_signature.input_specs, weights_of(program), inputs)
+        return list(_Collector(program.graph_module, self).run(*args, enable_io_processing=False))
+
+    def add(self, case: _Case) -> None:
+        """Collect an op, unless its like was."""
+        signature = (case.node.target, *map(_key, case.leaves), str(case.structure))
+        if signature in self.seen:
+            return
+        self.seen.add(signature)
+        self._cases.append(case)
+        if sum(x.nbytes for case in self._cases for x in case.operands) > PORTION:
+            self.compare()
 
     def compare(self) -> None:
-        """Compare what was collected, and forget it."""
-        cases, self.cases = self.cases, []
+        """Compare what was collected, and forget it.
+
+        Raises:
+            UnsupportedError: an op differs, naming it, its operands and by how much.
+        """
+        cases, self._cases = self._cases, []
 
         def run(feeds: Sequence[Sequence[Any]]) -> list[list[Any]]:
             return [case.run(feed) for case, feed in zip(cases, feeds, strict=True)]
@@ -127,6 +129,24 @@ class _Checker(torch.fx.Interpreter):  # type: ignore[misc]
             own = jax.jit(run)([[to_jax(x) for x in case.operands] for case in cases])
         for case, results in zip(cases, own, strict=True):
             case.require_equal(results)
+
+
+class _Collector(torch.fx.Interpreter):  # type: ignore[misc]
+    """Runs a program in torch and hands over its ops."""
+
+    def __init__(self, module: torch.fx.GraphModule, conformance: Conformance) -> None:
+        super().__init__(module)
+        self._conformance = conformance
+
+    def run_node(self, node: torch.fx.Node) -> Any:
+        with torch.no_grad():
+            expected = super().run_node(node)
+        kernel = kernel_of(node.target) if node.op == "call_function" else None
+        if kernel is not None and any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(expected)):
+            leaves, structure = pytree.tree_flatten(self.fetch_args_kwargs_from_env(node))
+            results = list(expected) if isinstance(expected, list | tuple) else [expected]
+            self._conformance.add(_Case(node, leaves, structure, results))
+        return expected
 
 
 def _key(leaf: Any) -> Any:

@@ -1,0 +1,65 @@
+"""A function of JAX arrays and its settings: what a compiled model and a compiled program have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from graphopt.backends.xla.ahead import CompiledAhead, compile_ahead
+from graphopt.backends.xla.arrays import exact_types
+from graphopt.backends.xla.settings import Settings
+
+
+class Jitted(ABC):
+    """Something that XLA compiles at its first call."""
+
+    def __init__(self, function: Callable[[Any, Any], Any], settings: Settings, out_shardings: Any = None) -> None:
+        """
+        Args:
+            function: of weights and inputs, pytrees of arrays.
+            settings: how it is compiled.
+            out_shardings: as `jax.jit` takes it; None leaves it to XLA.
+        """
+        self.settings = settings
+        self._function = function
+        self._run = jax.jit(function, out_shardings=out_shardings)
+
+    @property
+    def compilations(self) -> int:
+        """How often it has been compiled."""
+        return int(self._run._cache_size())
+
+    def function(self) -> Callable[[Any, Any], Any]:
+        """The function of weights and inputs that is compiled: pure, of JAX arrays, for any transformation of JAX.
+
+        It is traced with 64-bit types, as `graphopt.backends.xla.arrays.exact_types` switches them on, or what torch
+        computes with 64 bits is refused.
+        """
+        return self._function
+
+    @abstractmethod
+    def arguments(self) -> tuple[Any, Any]:
+        """What `function()` takes, as pytrees of `jax.ShapeDtypeStruct`.
+
+        Raises:
+            UnsupportedError: sizes of the inputs are open.
+        """
+
+    def hlo(self) -> str:
+        """What XLA makes of it on this platform: the optimised HLO as text. Compiles it once more."""
+        with exact_types(self.settings.precision):
+            return str(self._run.lower(*self.arguments()).compile().as_text())
+
+    def compile_for(self, topology: str) -> CompiledAhead:
+        """Compiled for one chip of a TPU topology such as "v5e:2x2", by libtpu; no TPU is needed, and nothing is run on
+        one. The executable takes the leaves of `arguments()` in order.
+
+        Raises:
+            PipelineError: libtpu knows no such topology.
+            MissingExtraError: libtpu is not installed; the message says how.
+            UnsupportedError: sizes of the inputs are open, or libtpu does not compile it.
+        """
+        return compile_ahead(self._function, self.arguments(), topology, self.settings.precision)

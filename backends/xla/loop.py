@@ -1,0 +1,102 @@
+"""A sampling program as one function of JAX arrays: what is known before the loop, then one scan over the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from graphopt.backends.program_rows import called_bodies, calling_rows
+from graphopt.backends.xla.row import RowArithmetic
+from graphopt.ir.weights import Array
+from graphopt.program.body import Known
+from graphopt.program.program import Program
+from graphopt.program.runner import timestep_table
+
+RunUnit: TypeAlias = Callable[[Any, Sequence[Any]], list[Any]]
+"""A unit's results, of all weights of the program and of the unit's inputs."""
+Branches: TypeAlias = Mapping[str, Sequence[Known]]
+"""What each call of a body knows before the loop, by body. Results of a table are stacked: [rows that call it, ...]."""
+
+
+class SamplingLoop:
+    """f(weights, feeds): the final sample, for the feeds of `graphopt.backends.program_inputs`.
+
+    Prologues are evaluated once, tables for all rows together: a table for one row becomes one for all by `vmap`. The
+    rows are one `lax.scan`, whose carry are the schedule's live tensors and whose scanned inputs are its coefficients.
+    Where rows call several bodies, a `lax.switch` on the row's body runs one of them.
+    """
+
+    def __init__(self, program: Program, units: Mapping[tuple[str, str], RunUnit]) -> None:
+        """`units`: what runs the program's graphs, by body and unit name."""
+        self._program = program
+        self._units = units
+        self._bodies = called_bodies(program)
+        self._arithmetic = RowArithmetic(program)
+
+    def __call__(self, weights: Any, feeds: Mapping[str, Any]) -> Any:
+        guided = self._program.guidance is not None
+        branches = self._program.interface.branches(feeds, jnp.concatenate, guided=guided)
+        known = {name: [self._before_loop(weights, name, branch) for branch in branches] for name in self._bodies}
+
+        def row(state: tuple[Any, ...], scanned: Mapping[str, Any]) -> tuple[tuple[Any, ...], None]:
+            seen = self._arithmetic.seen(state, scanned)
+            outputs = self._denoise(weights, known, seen, scanned)
+            prediction = self._arithmetic.prediction(outputs, scanned, feeds)
+            return self._arithmetic.next_state(state, prediction, scanned, feeds), None
+
+        scanned = {**self._arithmetic.tables(feeds), **self._calls()}
+        final, _ = jax.lax.scan(row, self._arithmetic.first_state(feeds), scanned)
+        return self._arithmetic.sample(final)
+
+    def _calls(self) -> dict[str, Array]:
+        """For each row its timestep, the number of its body, and its place among the rows that call that body."""
+        calls = self._program.calls
+        names, places = list(self._bodies), np.zeros(len(calls), np.int32)
+        for name in names:
+            rows = calling_rows(self._program, name)
+            places[rows] = np.arange(len(rows))
+        return {
+            "timestep": timestep_table(self._program, range(len(calls))),
+            "body": np.asarray([names.index(name) for name in calls], np.int32),
+            "place": places,
+        }
+
+    def _before_loop(self, weights: Any, name: str, conditions: Mapping[str, Any]) -> Known:
+        """What one branch of the guidance knows of a body's prologue and table."""
+        body, known = self._bodies[name], Known(conditions)
+        if body.prologue is not None:
+            results = self._units[name, "prologue"](weights, known.feeds(body.prologue))
+            known = replace(known, prologue=results)
+        if (table := body.table) is None:
+            return known
+
+        def tabulate(timestep: Any) -> list[Any]:
+            return self._units[name, "table"](weights, replace(known, timestep=timestep).feeds(table))
+
+        times = jnp.asarray(timestep_table(self._program, calling_rows(self._program, name)))
+        return replace(known, table=tabulate(times) if body.batched else jax.vmap(tabulate)(times))
+
+    def _denoise(self, weights: Any, known: Branches, seen: Any, scanned: Mapping[str, Any]) -> list[Any]:
+        """The denoiser's output for each branch, by the body that the row calls."""
+        calls = [partial(self._call, weights, name, known[name]) for name in self._bodies]
+        if len(calls) == 1:
+            return calls[0](seen, scanned)
+        results: list[Any] = jax.lax.switch(scanned["body"], calls, seen, scanned)
+        return results
+
+    def _call(
+        self, weights: Any, name: str, branches: Sequence[Known], seen: Any, scanned: Mapping[str, Any]
+    ) -> list[Any]:
+        step = self._bodies[name].step
+        outputs = []
+        for known in branches:
+            table = [jax.lax.dynamic_index_in_dim(v, scanned["place"], keepdims=False) for v in known.table]
+            present = replace(known, table=table, timestep=scanned["timestep"], sample=seen)
+            outputs.append(self._units[name, "step"](weights, present.feeds(step))[0])
+        return outputs

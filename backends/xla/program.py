@@ -1,0 +1,126 @@
+"""What a sampling program becomes on XLA: a callable that is called as the program was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from graphopt.backends.program_inputs import input_types, read_call, require_names
+from graphopt.backends.xla.arrays import device_of, exact_types, to_jax
+from graphopt.backends.xla.jitted import Jitted
+from graphopt.backends.xla.loop import SamplingLoop
+from graphopt.backends.xla.portable import write_portable
+from graphopt.backends.xla.row import wide_dtype
+from graphopt.backends.xla.settings import Settings
+from graphopt.backends.xla.units import Units
+from graphopt.errors import UnsupportedError
+from graphopt.program.guidance import Scale
+from graphopt.program.program import Program
+from graphopt.program.runner import like
+
+
+class CompiledXlaProgram(Jitted):
+    """A program on XLA, with the signature of `Program.__call__`: arrays or tensors in, the same kind out.
+
+    It is compiled once, at the first call: conditions, noise and scales are inputs. Holds nothing of a request, so a
+    result can never be stale.
+    """
+
+    def __init__(self, program: Program, settings: Settings) -> None:
+        """`program`: one whose graphs are torch's.
+
+        Raises:
+            UnsupportedError: no device of the platform that is asked for; an op has no kernel, or one that differs from
+                torch; a condition has the name of another input.
+        """
+        require_names(program)
+        self.program = program
+        self._numbers = wide_dtype(program.interface.sample.dtype)
+        self._device = device_of(settings.platform)
+        units = Units(program)
+        self.notes = (f"{units.check()} ops of distinct sizes agree with torch",) if settings.check else ()
+        """What was done or found on the way, for a reader."""
+        with exact_types(settings.precision):
+            self._weights = [to_jax(tensor, self._device) for tensor in units.weights]
+        super().__init__(SamplingLoop(program, units.functions), settings)
+
+    def arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        """The weights, and the inputs by name: `noise`, `initial_scale`, the conditions, and where the program has them
+        `negative_<condition>`, `guidance_scale` and `step_noise`."""
+        with exact_types(self.settings.precision):
+            weights = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in self._weights]
+            types = input_types(self.program, self._numbers)
+            return weights, {name: jax.ShapeDtypeStruct(t.shape, jnp.dtype(t.dtype)) for name, t in types.items()}
+
+    def __call__(
+        self,
+        noise: Any,
+        generator: Any = None,
+        *,
+        guidance_scale: Scale | None = None,
+        callback: Any = None,
+        **conditions: Any,
+    ) -> Any:
+        """Sample; see `Program.__call__`. The generator may also be a seed, as torch's CPU generator takes it.
+
+        Raises:
+            ModelError: a condition is missing, unknown or of another type.
+            UnsupportedError: a callback is given: between rows nothing leaves the compiled loop. Or, when it is
+                compiled, an op that XLA computes in other types than torch.
+        """
+        return self._sample(noise, None, generator, guidance_scale, callback, conditions)
+
+    def run(
+        self,
+        sample: Any,
+        generator: Any = None,
+        *,
+        guidance_scale: Scale | None = None,
+        callback: Any = None,
+        **conditions: Any,
+    ) -> Any:
+        """As calling it, from a `sample` that has the scale of the first row already (image to image)."""
+        return self._sample(sample, 1.0, generator, guidance_scale, callback, conditions)
+
+    def _sample(
+        self,
+        start: Any,
+        initial_scale: float | None,
+        generator: Any,
+        guidance_scale: Scale | None,
+        callback: Any,
+        conditions: Mapping[str, Any],
+    ) -> Any:
+        if callback is not None:
+            raise UnsupportedError(
+                "backend 'xla': a callback is told of every row, and the compiled loop hands out none of them; call "
+                "the program itself, or lower it to 'onnxruntime'"
+            )
+        inputs = read_call(
+            self.program, start, initial_scale, generator, guidance_scale, conditions, self._numbers
+        )
+        with exact_types(self.settings.precision):
+            feeds = {name: jax.device_put(array, self._device) for name, array in inputs.by_name().items()}
+            return like(start, np.array(self._run(self._weights, feeds)))
+
+    def save(self, path: str | Path, platforms: Sequence[str] = ("cpu", "tpu")) -> None:
+        """Write the whole loop, weights included, as a file that JAX runs without torch and graphopt:
+        `jax.export.deserialize(bytearray(path.read_bytes())).call(feeds)` gives the final sample for a dict of the
+        inputs of `arguments` but `initial_scale`. For "tpu" it is lowered here and compiled there.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        _, feeds = self.arguments()
+        del feeds["initial_scale"]
+        scale = np.asarray(self.program.schedule.init_noise_sigma).astype(self._numbers)
+
+        def sample(given: Mapping[str, Any]) -> Any:
+            return self._function(self._weights, {**given, "initial_scale": scale})
+
+        write_portable(sample, [feeds], Path(path), platforms, self.settings.precision)
