@@ -154,6 +154,22 @@ def grouped_matmul(x: Any, weights: Any, ends: Any, bias: Any = None, out_dtype:
     return jnp.where(jnp.arange(len(x))[:, None] < ends[-1], product, 0)
 
 
+def batch_norm(
+    x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float, cudnn: bool = True
+) -> Any:
+    """aten.batch_norm of [N, C, *spatial] by the running statistics; in float32 where the dtype is a lower one."""
+    if training:
+        raise UnsupportedError("backend 'xla': a batch norm in training mode; call eval() on the model")
+    wide, per_channel = jnp.promote_types(x.dtype, jnp.float32), (-1, *(1,) * (x.ndim - 2))
+
+    def spread(statistic: Any) -> Any:
+        return statistic.astype(wide).reshape(per_channel)
+
+    y = (x.astype(wide) - spread(mean)) * jax.lax.rsqrt(spread(var) + eps)
+    y = y if weight is None else y * spread(weight)
+    return (y if bias is None else y + spread(bias)).astype(x.dtype)
+
+
 def group_norm(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = True) -> Any:
     """aten.group_norm of [N, C, *spatial]; see `_grouped`."""
     return _grouped(x, weight, bias, groups, eps)[0]
@@ -188,6 +204,7 @@ OWN: dict[str, Kernel] = {
     "aten.conv_transpose2d.input": _conv(True),
     "aten.conv_transpose3d.input": _conv(True),
     "aten.scaled_dot_product_attention.default": attention,
+    "aten.batch_norm.default": batch_norm,
     "aten.group_norm.default": group_norm,
     "aten.native_group_norm.default": native_group_norm,
     "aten._grouped_mm.default": grouped_matmul,

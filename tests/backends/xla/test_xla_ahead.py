@@ -125,6 +125,19 @@ def test_folded_batch_norms_save_flops_and_bytes(plain):
 
 
 @tpu
+def test_bfloat16_halves_weights_and_saves_bytes(plain):
+    calibration = [(IMAGE,), (IMAGE.flip(0),)]
+    narrow = graphopt.optimize(
+        ConvNet().eval(), "bf16", example_inputs=(IMAGE,), budget=0.02, calibration=calibration
+    )
+    report = compiled(narrow).report
+    assert report.bytes_accessed < plain.report.bytes_accessed
+    own, other = (r.argument_padding.logical_bytes - IMAGE.nbytes for r in (report, plain.report))
+    assert own == other / 2
+    assert any(layout.startswith("bf16") for layout in report.layouts)
+
+
+@tpu
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("family", ["unet", "pixart", "sd3"])
 def test_denoisers_are_compiled(family, topology):

@@ -8,6 +8,7 @@ import pytest
 import torch.nn.functional as F
 
 from graphopt.backends.xla import kernels
+from graphopt.backends.xla.arrays import from_jax, to_jax
 from graphopt.backends.xla.conformance import check_ops, difference
 from graphopt.backends.xla.function import decomposed
 from graphopt.errors import UnsupportedError
@@ -66,6 +67,18 @@ def test_groups_are_normalised_without_a_loop(dtype):
     assert checked(lambda x: F.group_norm(x, 2, None, None, 0.1), x) == 1
     assert checked(lambda x, w: torch.native_group_norm(x, w, None, 2, 6, 12, 3, 1e-5), x, weight) >= 1
     assert "while" not in jax.jit(kernels.group_norm, static_argnums=1).lower(x.float().numpy(), 3).as_text()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batch_norms_by_running_statistics(dtype):
+    x, mean, weight, bias, var = (y.to(dtype) for y in (randn(2, 3, 4), *randn(3, 3), randn(3).abs() + 0.1))
+    for scale, shift in ((weight, bias), (None, None)):
+        got = jax.jit(kernels.batch_norm, static_argnums=(5, 6, 7))(
+            *(None if y is None else to_jax(y) for y in (x, scale, shift, mean, var)), False, 0.1, 1e-5
+        )
+        assert difference(F.batch_norm(x, mean, var, scale, shift), from_jax(got)) is None
+    with pytest.raises(UnsupportedError, match="training mode"):
+        kernels.batch_norm(x, None, None, mean, var, True, 0.1, 1e-5)
 
 
 def test_products_of_groups_with_empty_groups():
