@@ -80,7 +80,7 @@ class Bf16(GraphPass):
             if context.ledger.exhausted:
                 break
             if (conversion := self._conversion(graph, node, converter)) is not None:
-                kind = "product" if conversion.call.op in PRODUCTS else "following"
+                kind = "product" if graph.key(node) in PRODUCTS else "following"
                 _, journal = editor.apply(
                     kind, contract, conversion.nodes, conversion.write, declared=conversion.declared
                 )
@@ -125,8 +125,7 @@ class Converter:
         computed = [o for o in wide if graph.constant(o) is None]
         if call.op not in PRODUCTS and not any(o in self._narrow for o in computed):
             return None
-        narrow = {o: self._narrow[o] for o in wide if o in self._narrow}
-        return Conversion(graph, call, narrow)
+        return Conversion(graph, graph.raw_call(node), {o: self._narrow[o] for o in wide if o in self._narrow})
 
     def follow(self, conversion: Conversion, journal: Journal) -> None:
         """Remember what a conversion wrote, if it was kept."""
@@ -141,10 +140,11 @@ def _is_wide(graph: Graph, value: Value) -> bool:
 
 @dataclass
 class Conversion:
-    """One op and how it is written in bfloat16."""
+    """One op and how it is written in bfloat16: as the storage has it, on other operands."""
 
     graph: Graph
     call: Call
+    """The raw call."""
     narrow: Mapping[Value, Value]
     """Operands that are known in bfloat16."""
     written: dict[Value, Value] = field(default_factory=dict)
