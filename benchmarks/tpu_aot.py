@@ -132,7 +132,9 @@ def main(
         for dtype in ("float32", "bfloat16"):
             model, examples, cost = MODELS[name](dtype)
             for chip in chips:
-                table.add_row(name, dtype, chip, *cells(compiled(model, examples, chip)), cost)
+                row = cells(compiled(model, examples, chip))
+                typer.echo(f"{name}, {dtype}, {chip}: {' '.join(row)} {cost}", err=True)  # it takes minutes
+                table.add_row(name, dtype, chip, *row, cost)
     console.print(table)
     passes = Table("pass", "chip", "", title=f"Before and after passes ({NOT_RUN})")
     for column in COLUMNS:

@@ -21,17 +21,22 @@ def exact_types(precision: str = "highest") -> Iterator[None]:
         yield
 
 
-def device_of(platform: str) -> Any:
-    """The first device of `platform`.
+def devices_of(platform: str) -> list[Any]:
+    """The devices of `platform`.
 
     Raises:
         UnsupportedError: there is none.
     """
     try:
-        return jax.devices(platform)[0]
+        return list(jax.devices(platform))
     except RuntimeError as error:
         found = ", ".join(sorted({d.platform for d in jax.devices()}))
         raise UnsupportedError(f"backend 'xla': no device of platform {platform!r} here, only {found}") from error
+
+
+def device_of(platform: str) -> Any:
+    """The first of `devices_of(platform)`."""
+    return devices_of(platform)[0]
 
 
 def to_jax(tensor: torch.Tensor, device: Any = None) -> Any:

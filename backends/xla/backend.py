@@ -45,14 +45,14 @@ class XlaBackend(Backend):
         _require_jax()
         return _lowered(model, settings)
 
-    def lower_program(self, program: Program, **options: Any) -> CompiledXlaProgram:
+    def lower_program(self, program: Program, *, devices: int = 1, **options: Any) -> CompiledXlaProgram:
         """A `CompiledXlaProgram`: the whole loop compiled as one function. Every op of its graphs has been compared
-        with torch's, unless check=False.
+        with torch's, unless check=False. Its constructor documents `devices`.
 
         Raises:
             PipelineError: unknown option or bad value.
-            UnsupportedError: JAX is not installed or has no device of the platform; a graph is not torch's; an op has
-                no kernel, or one that differs from torch.
+            UnsupportedError: JAX is not installed or has too few devices of the platform; a graph is not torch's; an op
+                has no kernel, or one that differs from torch.
         """
         from graphopt.backends.xla.settings import Settings
 
@@ -63,7 +63,7 @@ class XlaBackend(Backend):
         _require_jax()
         from graphopt.backends.xla.program import CompiledXlaProgram
 
-        return CompiledXlaProgram(program, settings)
+        return CompiledXlaProgram(program, settings, devices)
 
 
 def _require_jax() -> None:

@@ -8,7 +8,7 @@ axis, which no dtype cuts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,8 @@ from torch._decomp import get_decompositions
 from torch.export.exported_program import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec, OutputKind
 
+from graphopt.backends.xla.arrays import to_jax
+from graphopt.backends.xla.constants import constants_of
 from graphopt.backends.xla.kernels import RANDOM, kernel_of
 from graphopt.errors import UnsupportedError
 from graphopt.ir.fx.tensors import DTYPE_NAMES
@@ -77,6 +79,11 @@ def _missing(program: ExportedProgram) -> set[Any]:
 class Interpreter(torch.fx.Interpreter):  # type: ignore[misc]
     """Runs a graph on JAX arrays."""
 
+    def __init__(self, module: torch.fx.GraphModule, constants: Mapping[torch.fx.Node, torch.Tensor] | None = None):
+        """`constants`: results that are known already."""
+        super().__init__(module)
+        self._constants = constants or {}
+
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if target is torch.ops.higher_order.cond:
             return _cond(*args)
@@ -84,6 +91,8 @@ class Interpreter(torch.fx.Interpreter):  # type: ignore[misc]
         return super().call_function(target, args, kwargs) if kernel is None else kernel(*args, **kwargs)
 
     def run_node(self, node: torch.fx.Node) -> Any:
+        if (known := self._constants.get(node)) is not None:
+            return to_jax(known)
         result = super().run_node(node)
         declared = node.meta.get("val")
         if node.op != "call_function" or declared is None:
@@ -134,11 +143,11 @@ def function_of(program: ExportedProgram) -> Callable[[Sequence[Any], Sequence[A
     Raises, when it is traced:
         UnsupportedError: an op gives another dtype or other sizes in JAX than in torch.
     """
-    specs = program.graph_signature.input_specs
+    specs, constants = program.graph_signature.input_specs, constants_of(program.graph_module)
 
     def function(weights: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         args = arguments(specs, weights, inputs)
-        return list(Interpreter(program.graph_module).run(*args, enable_io_processing=False))
+        return list(Interpreter(program.graph_module, constants).run(*args, enable_io_processing=False))
 
     return function
 

@@ -16,16 +16,16 @@ from graphopt.backends.xla.settings import Settings
 class Jitted(ABC):
     """Something that XLA compiles at its first call."""
 
-    def __init__(self, function: Callable[[Any, Any], Any], settings: Settings, out_shardings: Any = None) -> None:
+    def __init__(self, function: Callable[[Any, Any], Any], settings: Settings, **options: Any) -> None:
         """
         Args:
             function: of weights and inputs, pytrees of arrays.
             settings: how it is compiled.
-            out_shardings: as `jax.jit` takes it; None leaves it to XLA.
+            options: of `jax.jit`.
         """
         self.settings = settings
         self._function = function
-        self._run = jax.jit(function, out_shardings=out_shardings)
+        self._run = jax.jit(function, **options)
 
     @property
     def compilations(self) -> int:

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from graphopt.backends.program_inputs import input_types, read_call, require_names
-from graphopt.backends.xla.arrays import device_of, exact_types, to_jax
+from graphopt.backends.xla.arrays import exact_types, to_jax
 from graphopt.backends.xla.jitted import Jitted
 from graphopt.backends.xla.loop import SamplingLoop
 from graphopt.backends.xla.portable import write_portable
 from graphopt.backends.xla.row import wide_dtype
 from graphopt.backends.xla.settings import Settings
+from graphopt.backends.xla.sharding import everywhere, input_shardings, mesh_of, require_divisible
 from graphopt.backends.xla.units import Units
 from graphopt.errors import UnsupportedError
 from graphopt.program.guidance import Scale
@@ -31,23 +32,38 @@ class CompiledXlaProgram(Jitted):
     result can never be stale.
     """
 
-    def __init__(self, program: Program, settings: Settings) -> None:
-        """`program`: one whose graphs are torch's.
+    def __init__(self, program: Program, settings: Settings, devices: int = 1) -> None:
+        """
+        Args:
+            program: one whose graphs are torch's.
+            settings: how it is compiled.
+            devices: over how many devices of the platform the samples of a call are divided. Each has all weights. With
+                Guidance(mode="batch") samples go to another device and back in every row, as the two halves of the
+                denoiser's batch are divided too; with mode="calls" they stay.
 
         Raises:
-            UnsupportedError: no device of the platform that is asked for; an op has no kernel, or one that differs from
-                torch; a condition has the name of another input.
+            PipelineError: `devices` is no positive integer.
+            UnsupportedError: fewer devices of the platform, or a batch that cannot be divided by them; an op has no
+                kernel, or one that differs from torch; a condition has the name of another input.
         """
         require_names(program)
+        require_divisible(program, devices)
         self.program = program
         self._numbers = wide_dtype(program.interface.sample.dtype)
-        self._device = device_of(settings.platform)
+        mesh = mesh_of(settings.platform, devices)
+        whole, divided = everywhere(mesh), input_shardings(program, mesh)
+        self._places = {name: divided.get(name, whole) for name in input_types(program, self._numbers)}
         units = Units(program)
         self.notes = (f"{units.check()} ops of distinct sizes agree with torch",) if settings.check else ()
         """What was done or found on the way, for a reader."""
         with exact_types(settings.precision):
-            self._weights = [to_jax(tensor, self._device) for tensor in units.weights]
-        super().__init__(SamplingLoop(program, units.functions), settings)
+            self._weights = [to_jax(tensor, whole) for tensor in units.weights]
+        super().__init__(
+            SamplingLoop(program, units.functions),
+            settings,
+            in_shardings=(whole, self._places),
+            out_shardings=divided["noise"],
+        )
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
         """The weights, and the inputs by name: `noise`, `initial_scale`, the conditions, and where the program has them
@@ -105,7 +121,7 @@ class CompiledXlaProgram(Jitted):
             self.program, start, initial_scale, generator, guidance_scale, conditions, self._numbers
         )
         with exact_types(self.settings.precision):
-            feeds = {name: jax.device_put(array, self._device) for name, array in inputs.by_name().items()}
+            feeds = {name: jax.device_put(array, self._places[name]) for name, array in inputs.by_name().items()}
             return like(start, np.array(self._run(self._weights, feeds)))
 
     def save(self, path: str | Path, platforms: Sequence[str] = ("cpu", "tpu")) -> None:

@@ -101,8 +101,7 @@ class RowArithmetic:
 
 def _combination(coefficients: Any, of_all_rows: Array, tensors: Sequence[Any]) -> Any:
     """Σ coefficient · tensor in this order; what has no weight in any row is not written."""
-    used = of_all_rows.any(axis=0)
-    terms = [coefficients[j] * tensor for j, tensor in enumerate(tensors) if used[j]]
+    terms = [coefficients[j] * tensor for j, tensor in enumerate(tensors) if of_all_rows[:, j].any()]
     return sum(terms[1:], terms[0]) if terms else jnp.zeros_like(tensors[0])
 
 

@@ -1,0 +1,36 @@
+"""What a program computes from nothing, such as the frequencies of a timestep embedding: torch's numbers, not XLA's.
+
+exp(-log(10000) i / n) rounded otherwise, by one unit in the last place, is multiplied by timesteps up to 999 before its
+sine is taken, which then differs by 6e-5; TPUs compute exponentials more coarsely still.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.fx.node import map_arg
+
+from graphopt.backends.xla.kernels import kernel_of
+
+LARGEST = 1 << 16
+"""Elements up to which a result is stored in the compiled program."""
+
+
+def constants_of(module: torch.fx.GraphModule) -> dict[torch.fx.Node, torch.Tensor]:
+    """The results of ops that neither weights nor inputs reach, run in torch, as far as they are small."""
+    found: dict[torch.fx.Node, torch.Tensor] = {}
+    for node in module.graph.nodes:
+        if _is_pure(node) and all(source in found for source in node.all_input_nodes):
+            args, kwargs = map_arg((node.args, node.kwargs), found.__getitem__)
+            with torch.no_grad():
+                result = node.target(*args, **kwargs)
+            if isinstance(result, torch.Tensor) and result.numel() <= LARGEST:
+                found[node] = result
+    return found
+
+
+def _is_pure(node: torch.fx.Node) -> bool:
+    """Whether it is an op whose result follows from its operands; memory that nobody wrote is none."""
+    target = node.target
+    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload) or kernel_of(target) is None:
+        return False
+    return "empty" not in target.overloadpacket.__name__
