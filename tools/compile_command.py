@@ -40,10 +40,11 @@ def compile_command(
     the topology, which takes the weights as arguments; model.hlo.txt, the optimised program as text; and report.json,
     what the compiler says about it.
 
-    JSON keys, also of report.json: topology, device, status, versions, precision, compile_seconds, flops,
-    transcendentals, bytes_accessed (a loop's body counts once), memory (bytes: arguments, outputs, temporaries, code,
-    aliased, peak), loops, fusions (kind to number), copies, copy_count, host_transfers, layouts (element type and tiles
-    to number of arrays), padding, argument_padding (logical_bytes, padded_bytes, waste) and worst.
+    JSON keys, also of report.json: topology, device, status, versions, precision, arguments (types, in order),
+    compile_seconds, flops, transcendentals, bytes_accessed (a loop's body counts once), memory (bytes: arguments,
+    outputs, temporaries, code, aliased, peak), loops, fusions (kind to number), copies, copy_count, host_transfers,
+    layouts (element type and tiles to number of arrays), padding, argument_padding (logical_bytes, padded_bytes, waste)
+    and worst.
     """
     from graphopt.compiler import lower
     from graphopt.tools.sources import model_of

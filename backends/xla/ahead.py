@@ -102,7 +102,7 @@ def compile_ahead(
     placed = jax.sharding.SingleDeviceSharding(device)
     with exact_types(precision):
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), list(arguments))
-        jitted = jax.jit(function, in_shardings=placed, out_shardings=placed)
+        jitted = jax.jit(function, in_shardings=placed, out_shardings=placed, keep_unused=True)
         lowered = jitted.trace(*shapes).lower(lowering_platforms=("tpu",))
         started = time.perf_counter()
         try:
@@ -111,7 +111,12 @@ def compile_ahead(
             raise UnsupportedError(f"backend 'xla': libtpu does not compile this for {topology}: {error}") from error
         seconds = time.perf_counter() - started
     text = compiled.as_text()
-    known: dict[str, Any] = {"topology": topology, "device": str(device.device_kind), "precision": precision}
+    known: dict[str, Any] = {
+        "topology": topology,
+        "device": str(device.device_kind),
+        "precision": precision,
+        "arguments": tuple(f"{a.dtype}{list(a.shape)}" for a in jax.tree.leaves(shapes)),
+    }
     report = AheadReport(**known, compile_seconds=seconds, **_counts(compiled), **structure(parse(text)))
     return CompiledAhead(compiled.runtime_executable().serialize(), text, report)
 

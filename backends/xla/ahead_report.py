@@ -51,6 +51,8 @@ class AheadReport:
     """The compiler's name of the chip."""
     versions: dict[str, str]
     precision: str
+    arguments: tuple[str, ...]
+    """Types of what the executable takes, in order: weights, then inputs, those that nothing reads too."""
     compile_seconds: float
     flops: float
     transcendentals: float
@@ -81,7 +83,8 @@ class AheadReport:
         found = asdict(self)
         for name in ("copies", "padding", "argument_padding"):
             found[name] = getattr(self, name).to_dict()
-        found["host_transfers"], found["worst"] = list(self.host_transfers), list(self.worst)
+        for name in ("arguments", "host_transfers", "worst"):
+            found[name] = list(getattr(self, name))
         return found | {"status": NOT_RUN}
 
     def __rich__(self) -> RenderableType:

@@ -169,6 +169,15 @@ def test_executable_program_and_report_are_written(plain, tmp_path):
 
 
 @tpu
+def test_arguments_are_listed_in_order_unread_ones_too():
+    module = Function(lambda x, unread, y: x + y)
+    examples = (torch.ones(2), torch.ones(3), torch.ones(2, dtype=torch.int64))
+    made = compiled(module, example_inputs=examples)
+    assert made.report.arguments == ("float32[2]", "float32[3]", "int64[2]")
+    assert made.hlo[made.hlo.index("ENTRY"):].count(" parameter(") == 3
+
+
+@tpu
 def test_the_table_says_that_nothing_was_run(plain):
     from rich.console import Console
 
