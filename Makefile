@@ -5,6 +5,7 @@
 #   make lint    ruff, and mypy --strict on the package as it is installed
 #   make zoo     all 43 real models (or MODELS="id id") beside onnxsim, onnxslim and onnxoptimizer
 #   make bench   the rewriting engine beside others; cost of verification; memory at 3 GB; schedules; whole samplers; pruning; low rank; experts; backends; ops on XLA
+#   make tpu     compile denoisers and sampling loops for TPUs with libtpu (213 MB; no TPU is needed): tests and a table
 #   make clean   remove .venv and what was built (fetched models in .zoo stay)
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-.PHONY: demo test lint ruff types zoo bench clean
+.PHONY: demo test lint ruff types zoo bench tpu clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/all.stamp
@@ -54,6 +55,10 @@ bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.backends
 	$(BIN)/python -m benchmarks.xla_ops
 
+tpu: $(VENV)/tpu.stamp
+	$(BIN)/python -m pytest -m tpu tests
+	$(BIN)/python -m benchmarks.tpu_aot
+
 clean:
 	rm -rf $(VENV) build *.egg-info
 
@@ -69,6 +74,10 @@ $(VENV)/base.stamp: pyproject.toml constraints.txt $(VENV)/made.stamp
 
 $(VENV)/all.stamp: $(VENV)/base.stamp
 	$(INSTALL) -e ".[all]"
+	touch $@
+
+$(VENV)/tpu.stamp: $(VENV)/all.stamp
+	$(INSTALL) -e ".[all,tpu]"
 	touch $@
 
 $(VENV)/bench.stamp: $(VENV)/all.stamp

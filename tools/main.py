@@ -13,6 +13,7 @@ import typer
 
 from graphopt.errors import GraphoptError
 from graphopt.tools.bench import bench
+from graphopt.tools.compile_command import compile_command
 from graphopt.tools.dump import dump
 from graphopt.tools.experts import experts
 from graphopt.tools.explain import explain
@@ -34,6 +35,7 @@ app.command("dump")(dump)
 app.command("explain")(explain)
 app.command("experts")(experts)
 app.command("bench")(bench)
+app.command("compile")(compile_command)
 app.command("fetch")(fetch_command)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from graphopt.backends.xla.ahead import CompiledAhead, compile_ahead
 from graphopt.backends.xla.arrays import exact_types
 from graphopt.backends.xla.settings import Settings
 
@@ -51,3 +52,14 @@ class Jitted(ABC):
         """What XLA makes of it on this platform: the optimised HLO as text. Compiles it once more."""
         with exact_types(self.settings.precision):
             return str(self._run.lower(*self.arguments()).compile().as_text())
+
+    def compile_for(self, topology: str) -> CompiledAhead:
+        """Compiled for one chip of a TPU topology such as "v5e:2x2", by libtpu; no TPU is needed, and nothing is run on
+        one. The executable takes the leaves of `arguments()` in order.
+
+        Raises:
+            PipelineError: libtpu knows no such topology.
+            MissingExtraError: libtpu is not installed; the message says how.
+            UnsupportedError: sizes of the inputs are open, or libtpu does not compile it.
+        """
+        return compile_ahead(self._function, self.arguments(), topology, self.settings.precision)

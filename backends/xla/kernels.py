@@ -181,6 +181,49 @@ def constant_pad(x: Any, pads: Sequence[int], value: Any = 0) -> Any:
     return jax.lax.pad(x, jnp.asarray(value, x.dtype), [(begin, end, 0) for begin, end in around])
 
 
+def batch_norm(
+    x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float, cudnn: bool = True
+) -> Any:
+    """aten.batch_norm of [N, C, *spatial] by the running statistics; in float32 where the dtype is a lower one."""
+    if training:
+        raise UnsupportedError("backend 'xla': a batch norm in training mode; call eval() on the model")
+    wide, per_channel = jnp.promote_types(x.dtype, jnp.float32), (-1, *(1,) * (x.ndim - 2))
+
+    def spread(statistic: Any) -> Any:
+        return statistic.astype(wide).reshape(per_channel)
+
+    y = (x.astype(wide) - spread(mean)) * jax.lax.rsqrt(spread(var) + eps)
+    y = y if weight is None else y * spread(weight)
+    return (y if bias is None else y + spread(bias)).astype(x.dtype)
+
+
+def group_norm(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = True) -> Any:
+    """aten.group_norm of [N, C, *spatial]; see `_grouped`."""
+    return _grouped(x, weight, bias, groups, eps)[0]
+
+
+def native_group_norm(x: Any, weight: Any, bias: Any, n: int, c: int, size: int, groups: int, eps: float) -> Any:
+    """aten.native_group_norm of [N, C, *spatial], with mean and 1 / deviation [N, groups]."""
+    return _grouped(x, weight, bias, groups, eps)
+
+
+def _grouped(x: Any, weight: Any, bias: Any, groups: int, eps: float) -> tuple[Any, Any, Any]:
+    """Statistics and sums are of float32 where the dtype is a lower one, as in torch. torchax has a loop here, which
+    nothing fuses with."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    parts = x.astype(wide).reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+    axes = tuple(range(2, parts.ndim))
+    mean = parts.mean(axes, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.square(parts - mean).mean(axes, keepdims=True) + eps)
+    y = ((parts - mean) * scale).reshape(x.shape)
+    per_channel = (-1, *(1,) * (x.ndim - 2))
+    if weight is not None:
+        y = y * weight.astype(wide).reshape(per_channel)
+    if bias is not None:
+        y = y + bias.astype(wide).reshape(per_channel)
+    return y.astype(x.dtype), mean.reshape(-1, groups).astype(x.dtype), scale.reshape(-1, groups).astype(x.dtype)
+
+
 OWN: dict[str, Kernel] = {
     "aten.convolution.default": convolution,
     **{f"aten.conv{n}d.default": _conv(False) for n in (1, 2, 3)},
@@ -188,6 +231,9 @@ OWN: dict[str, Kernel] = {
     "aten.conv_transpose2d.input": _conv(True),
     "aten.conv_transpose3d.input": _conv(True),
     "aten.scaled_dot_product_attention.default": attention,
+    "aten.batch_norm.default": batch_norm,
+    "aten.group_norm.default": group_norm,
+    "aten.native_group_norm.default": native_group_norm,
     "aten._grouped_mm.default": grouped_matmul,
     "transformers.grouped_mm_fallback.default": grouped_matmul,
     "aten._int_mm.default": int_matmul,

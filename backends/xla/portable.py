@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import jax
 from jax import export
 
 from graphopt.backends.xla.arrays import exact_types
+from graphopt.backends.xla.files import write_bytes
 
 
 def write_portable(
@@ -34,9 +33,4 @@ def write_portable(
     """
     with exact_types(precision):
         data = export.export(jax.jit(function), platforms=list(platforms))(*arguments).serialize()
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, data)

@@ -102,7 +102,7 @@ def test_help_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
     assert done.stdout.splitlines()[-1] == "[]"
-    for name in ("run", "passes", "dump", "explain", "experts", "bench", "fetch"):
+    for name in ("run", "passes", "dump", "explain", "experts", "bench", "compile", "fetch"):
         assert f"\n  {name} " in done.stdout
 
 

@@ -9,10 +9,12 @@ import pytest
 import torch.nn.functional as F
 
 from graphopt.backends.xla import kernels
+from graphopt.backends.xla.arrays import to_jax
 from graphopt.backends.xla.bound import difference
 from graphopt.backends.xla.conformance import check_ops
 from graphopt.backends.xla.function import decomposed
 from graphopt.errors import UnsupportedError
+from graphopt.ir.fx.tensors import to_numpy
 
 
 def checked(function, *args):
@@ -60,6 +62,27 @@ def test_attention_masks_scales_and_groups():
     masked_row = mask.clone()
     masked_row[2] = False
     checked(lambda q, k, v, m: attend(q, k, v, m), q, wide_k, wide_v, masked_row)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_groups_are_normalised_without_a_loop(dtype):
+    x, weight, bias = (y.to(dtype) for y in (5 + randn(2, 6, 4, 3), randn(6), randn(6)))
+    assert checked(lambda x, w, b: F.group_norm(x, 3, w, b), x, weight, bias) == 1
+    assert checked(lambda x: F.group_norm(x, 2, None, None, 0.1), x) == 1
+    assert checked(lambda x, w: torch.native_group_norm(x, w, None, 2, 6, 12, 3, 1e-5), x, weight) >= 1
+    assert "while" not in jax.jit(kernels.group_norm, static_argnums=1).lower(x.float().numpy(), 3).as_text()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batch_norms_by_running_statistics(dtype):
+    x, mean, weight, bias, var = (y.to(dtype) for y in (randn(2, 3, 4), *randn(3, 3), randn(3).abs() + 0.1))
+    for scale, shift in ((weight, bias), (None, None)):
+        got = jax.jit(kernels.batch_norm, static_argnums=(5, 6, 7))(
+            *(None if y is None else to_jax(y) for y in (x, scale, shift, mean, var)), False, 0.1, 1e-5
+        )
+        assert difference(to_numpy(F.batch_norm(x, mean, var, scale, shift)), np.asarray(got)) is None
+    with pytest.raises(UnsupportedError, match="training mode"):
+        kernels.batch_norm(x, None, None, mean, var, True, 0.1, 1e-5)
 
 
 def test_products_of_groups_with_empty_groups():
