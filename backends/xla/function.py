@@ -167,4 +167,9 @@ def arguments(specs: Sequence[InputSpec], weights: Sequence[Any], inputs: Sequen
 def weights_of(program: ExportedProgram) -> list[torch.Tensor]:
     """The tensors that stand before the inputs of `program`, in the order of its signature."""
     tables = {**program.constants, **program.state_dict}
-    return [tables[str(s.target)] for s in program.graph_signature.input_specs if s.kind is not InputKind.USER_INPUT]
+    return [tables[name] for name in weight_names(program)]
+
+
+def weight_names(program: ExportedProgram) -> list[str]:
+    """Their names."""
+    return [str(s.target) for s in program.graph_signature.input_specs if s.kind is not InputKind.USER_INPUT]

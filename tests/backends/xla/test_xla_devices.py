@@ -1,4 +1,4 @@
-"""Samples divided over several devices: two of a CPU, in a process that XLA gives two."""
+"""Programs divided over several devices, by samples and by weights: two of a CPU, in a process that XLA gives two."""
 
 from xla_support import torch  # noqa: F401  first: it skips where JAX is missing  # isort: skip
 
@@ -11,41 +11,82 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("diffusers")
+from tiny_denoisers import tiny
 from xla_programs import denoiser, program_of
 
+import graphopt
+from graphopt.backends.xla.tensor_parallel import divided_dims
 from graphopt.errors import PipelineError, UnsupportedError
 
 DIVIDED = """
 import json, re, sys
 sys.path[:0] = json.loads(sys.argv[1])
 from sampling_programs import GUIDED, NOISE, SCHEDULERS, distance
+from tiny_denoisers import tiny
 from xla_programs import denoiser, lowered
 from graphopt.backends.xla.arrays import exact_types
 from graphopt.program.guidance import Guidance
 
-found = {}
-for mode in ("calls", "batch"):
-    runs = [lowered(denoiser(), SCHEDULERS["Euler ancestral"](), Guidance(3.0, mode), devices=n) for n in (1, 2)]
-    one, two = (run(NOISE, 7, **GUIDED) for run in runs)
+def run(mode, **options):
+    run = lowered(denoiser(), SCHEDULERS["Euler ancestral"](), Guidance(3.0, mode), **options)
     with exact_types():
-        compiled = [run._run.lower(*run.arguments()).compile() for run in runs]
-    flops = [c.cost_analysis()["flops"] for c in compiled]
-    exchanges = re.findall(r" (?:all-|collective-|reduce-scatter)", compiled[1].as_text())
-    found[mode] = [distance(two, one), flops[1] / flops[0], len(exchanges), runs[1].compilations]
+        compiled = run._run.lower(*run.arguments()).compile()
+    return run, run(NOISE, 7, **GUIDED), compiled.cost_analysis()["flops"], compiled.as_text()
+
+found = {}
+for mode, tensors in (("calls", (1, 2)), ("batch", (1,))):
+    _, alone, whole, _ = run(mode)
+    for tensor in tensors:
+        two, result, flops, text = run(mode, devices=2, tensor=tensor)
+        exchanges = re.findall(r" (all-[a-z]+|collective-[a-z]+|reduce-scatter)[(-]", text)
+        found[f"{mode} {tensor}"] = [distance(result, alone), flops / whole, exchanges, two.compilations, two.notes]
 print(json.dumps(found))
 """
 
 
-def test_two_devices_give_what_one_gives_and_each_computes_half():
+@pytest.fixture(scope="module")
+def divided():
+    """For samples divided over two devices, with guidance of both kinds, and for weights: how far the result is from
+    that of one device, what share of the FLOPs each has, what they exchange, compilations and notes."""
     folders = [str(Path(__file__).parents[i]) for i in range(3)]
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     command = [sys.executable, "-W", "ignore", "-c", DIVIDED, json.dumps(folders)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-    found = json.loads(printed.splitlines()[-1])
-    for difference, share, _, compilations in found.values():
-        assert difference <= 1e-6 and share < 0.51 and compilations == 1
-    assert found["calls"][2] == 0, "nothing goes from one device to another"
-    assert found["batch"][2] > 0
+    return json.loads(printed.splitlines()[-1])
+
+
+def test_two_devices_give_what_one_gives_and_each_computes_half(divided):
+    for difference, share, _, compilations, _ in divided.values():
+        assert difference <= 1e-6 and share < 0.53 and compilations == 1
+
+
+def test_samples_stay_where_they_are_unless_both_branches_are_one_batch(divided):
+    assert divided["calls 1"][2] == []
+    assert divided["batch 1"][2]
+
+
+def test_divided_weights_meet_in_one_sum_for_each_branch(divided):
+    assert set(divided["calls 2"][2]) == {"all-reduce"} and len(divided["calls 2"][2]) <= 2
+    assert divided["calls 2"][4] == ["7 of 8 weights, 99% of the bytes, are divided over 2 devices"]
+
+
+def test_heads_and_hidden_units_are_divided_and_what_layers_add_to_is_not():
+    module, example = tiny("dit")
+    dims = divided_dims(graphopt.load(module, example_inputs=example).main, 2)
+    block = "transformer_blocks.0."
+    attention = {f"attn1.to_{name}.weight": 0 for name in "qkv"} | {"attn1.to_out.0.weight": 1}
+    feed_forward = {"ff.net.0.proj.weight": 0, "ff.net.0.proj.bias": 0, "ff.net.2.weight": 1}
+    assert {name: dims.get(block + name) for name in (attention | feed_forward)} == attention | feed_forward
+    assert not {f"{block}attn1.to_out.0.bias", f"{block}ff.net.2.bias", "pos_embed.proj.weight"} & dims.keys()
+
+
+def test_parts_that_are_no_equal_parts_of_an_axis_stay_whole():
+    module, example = tiny("dit")
+    heads = {name for name in divided_dims(graphopt.load(module, example_inputs=example).main, 4) if "attn1" in name}
+    assert heads == set(), "there are two heads"
+    module, example = tiny("unet")
+    gated = divided_dims(graphopt.load(module, example_inputs=example).main, 2)
+    assert not [name for name in gated if "ff.net.0.proj" in name], "both halves of a gate are in one matrix"
 
 
 def test_more_devices_than_there_are_is_an_error_that_says_how_a_cpu_gets_them():
@@ -56,6 +97,11 @@ def test_more_devices_than_there_are_is_an_error_that_says_how_a_cpu_gets_them()
 def test_a_batch_that_cannot_be_divided_is_refused():
     with pytest.raises(UnsupportedError, match=r"float32\[2,4,8,8\].*multiple of 3"):
         program_of(denoiser()).lower("xla", devices=3)
+
+
+def test_groups_have_to_divide_the_devices():
+    with pytest.raises(PipelineError, match="devices=3 cannot be divided into groups of tensor=2"):
+        program_of(denoiser()).lower("xla", devices=3, tensor=2)
 
 
 @pytest.mark.parametrize("devices", [0, "two"])
