@@ -154,6 +154,12 @@ def grouped_matmul(x: Any, weights: Any, ends: Any, bias: Any = None, out_dtype:
     return jnp.where(jnp.arange(len(x))[:, None] < ends[-1], product, 0)
 
 
+def repeat_interleave(x: Any, repeats: int, dim: int | None = None, *, output_size: int | None = None) -> Any:
+    """aten.repeat_interleave.self_int: every element `repeats` times, along `dim` or all in a row. `output_size` is what
+    follows from that; torchax does not take it."""
+    return jnp.repeat(x.reshape(-1) if dim is None else x, repeats, axis=0 if dim is None else dim)
+
+
 OWN: dict[str, Kernel] = {
     "aten.convolution.default": convolution,
     **{f"aten.conv{n}d.default": _conv(False) for n in (1, 2, 3)},
@@ -164,6 +170,7 @@ OWN: dict[str, Kernel] = {
     "aten._grouped_mm.default": grouped_matmul,
     "transformers.grouped_mm_fallback.default": grouped_matmul,
     "aten._int_mm.default": int_matmul,
+    "aten.repeat_interleave.self_int": repeat_interleave,
     "aten.sym_size.int": lambda x, dim: x.shape[dim],
     "aten.sym_numel.default": lambda x: x.size,
     "aten._assert_scalar.default": lambda *_: None,
