@@ -88,7 +88,14 @@ class Interpreter(torch.fx.Interpreter):  # type: ignore[misc]
         if target is torch.ops.higher_order.cond:
             return _cond(*args)
         kernel = kernel_of(target)
-        return super().call_function(target, args, kwargs) if kernel is None else kernel(*args, **kwargs)
+        if kernel is None:
+            return super().call_function(target, args, kwargs)
+        try:
+            return kernel(*args, **kwargs)
+        except UnsupportedError:
+            raise
+        except Exception as error:  # kernels raise whatever JAX does
+            raise UnsupportedError(f"backend 'xla': {target} fails in JAX: {error}") from error
 
     def run_node(self, node: torch.fx.Node) -> Any:
         if (known := self._constants.get(node)) is not None:

@@ -155,8 +155,8 @@ def grouped_matmul(x: Any, weights: Any, ends: Any, bias: Any = None, out_dtype:
 
 
 def repeat_interleave(x: Any, repeats: int, dim: int | None = None, *, output_size: int | None = None) -> Any:
-    """aten.repeat_interleave.self_int: every element `repeats` times, along `dim` or all in a row. `output_size` is what
-    follows from that; torchax does not take it."""
+    """aten.repeat_interleave.self_int: every element `repeats` times, along `dim` or all in a row. `output_size` is
+    what follows from that; torchax does not take it."""
     return jnp.repeat(x.reshape(-1) if dim is None else x, repeats, axis=0 if dim is None else dim)
 
 
