@@ -75,6 +75,7 @@ def optimize(
     *,
     target: str | None = None,
     verify: str = "match",
+    prove: bool = False,
     budget: Budget | float | None = None,
     calibration: Any = None,
     limit: int | None = None,
@@ -93,6 +94,7 @@ def optimize(
     dynamic_shapes: Any = None,
     target: str | None = None,
     verify: str = "match",
+    prove: bool = False,
     budget: Budget | float | None = None,
     calibration: Any = None,
     limit: int | None = None,
@@ -110,6 +112,7 @@ def optimize(
     dynamic_shapes: Any = None,
     target: str | None = None,
     verify: str = "match",
+    prove: bool = False,
     budget: Budget | float | None = None,
     calibration: Any = None,
     limit: int | None = None,
@@ -131,6 +134,8 @@ def optimize(
             first converted to the storage that the target runs.
         verify: "match" (every application in isolation), "model" (that and one run of the whole model, with
             bisection if it fails), "structure" (types only) or "off".
+        prove: whether what verification lets through is also proved by algebra, where it can be; see
+            `graphopt.rewrite.contract.Proof`. Only with verify="match" or "model".
         budget: what approximate passes may spend together: a `graphopt.Budget`, or the limit of the relative error
             (of a program: of the relative mean square error of its final samples). They never run without one.
         calibration: real inputs, or a `graphopt.Calibration` of them. Approximate passes tune on one part of them and
@@ -149,6 +154,8 @@ def optimize(
     """
     if verify not in LEVELS:
         raise PipelineError(f"verify={verify!r}: expected one of {', '.join(LEVELS)}")
+    if prove and verify in ("off", "structure"):
+        raise PipelineError(f"prove=True with verify={verify!r}: a proof stands beside executed checks; use 'match'")
     job = Job(
         Pipeline(make_passes(passes), instruments),
         verify,
@@ -158,6 +165,7 @@ def optimize(
         Calibration.of(calibration),
         frozenset(skip),
         repro,
+        prove,
     )
     if isinstance(model, Program):
         return OptimizedProgram(*run_on_program(model, job, limit))

@@ -23,6 +23,7 @@ from graphopt.verify.approximation import Account, ModelApproximation, Reference
 from graphopt.verify.bisect import first_bad
 from graphopt.verify.budget import Budget
 from graphopt.verify.calibration import Calibration, inputs_of
+from graphopt.verify.proved import Proved
 from graphopt.verify.verifier import MatchVerifier, Structural
 from graphopt.verify.whole import WholeCheck
 
@@ -40,12 +41,14 @@ class Job:
     calibration: Calibration | None
     skip: frozenset[str]
     repro: str | Path | None
+    prove: bool = False
 
     def observed_by(self, instruments: Sequence[Instrument]) -> Pipeline:
         return Pipeline(self.pipeline.passes, instruments)
 
     def verifier(self) -> Verifier:
-        return make_verifier(self.verify, str(self.pipeline), self.repro)
+        verifier = make_verifier(self.verify, str(self.pipeline), self.repro)
+        return Proved(verifier) if self.prove else verifier
 
     def options(self) -> dict[str, Any]:
         """Those of every context of the run."""

@@ -54,6 +54,9 @@ def run(
         str | None,
         typer.Option(help="Backend that the result is for; without it only standard ops are written."),
     ] = None,
+    prove: Annotated[
+        bool, typer.Option("--prove", help="Prove by algebra what verification lets through, where that can be done.")
+    ] = False,
     budget: Annotated[
         float | None,
         typer.Option(metavar="LIMIT", help="What approximate passes may spend together; 'inf' only measures."),
@@ -115,6 +118,7 @@ def run(
         pipeline,
         target=target,
         verify=verify.value,
+        prove=prove,
         budget=_budget(budget, metric),
         calibration=None if calibration is None else read_calibration(calibration),
         limit=limit,

@@ -73,7 +73,9 @@ def _has_rows_of(operand: TensorRef, result: TensorRef) -> bool:
 def _whole(ref: TensorRef) -> Array:
     from graphopt.ir.ops.domain import Float64
 
-    if isinstance(ref, Deferred):
-        return np.asarray(ref.evaluate(_whole, Float64()))
+    return np.asarray(ref.evaluate(_stored, Float64()))
+
+
+def _stored(ref: TensorRef) -> Array:
     array = ref.numpy()
     return array.astype(np.float64, copy=False) if ref.dtype in FLOATS else array

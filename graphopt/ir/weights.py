@@ -80,9 +80,14 @@ class TensorRef(ABC):
         """The value of a one-element tensor as a Python number."""
         return self.numpy().reshape(()).item()
 
+    def evaluate(self, leaf: Callable[[TensorRef], Any], domain: Any) -> Any:
+        """The tensor over a number domain, with those that are stored given by `leaf`."""
+        return leaf(self)
+
     def call(self, op: str, *others: TensorRef | float, **fields: Any) -> TensorRef:
         """The deferred result of vocabulary op `op` on this tensor and `others`."""
-        return Deferred(op, (self, *(as_ref(o, self.dtype) for o in others)), fields)
+        given = (o if isinstance(o, TensorRef) else Number(o, self.dtype) for o in others)
+        return Deferred(op, (self, *given), fields)
 
     def __add__(self, other: TensorRef | float) -> TensorRef:
         return self.call("add", other)
@@ -132,6 +137,12 @@ class SlicedRef(TensorRef):
                 found = np.take(found, kept, axis=axis)
         return read_only(found)
 
+    def evaluate(self, leaf: Callable[[TensorRef], Any], domain: Any) -> Any:
+        found = self._data.evaluate(leaf, domain)
+        for axis, kept in enumerate(self._kept):
+            found = found if kept is None else np.take(found, kept, axis=axis)
+        return found
+
 
 class ArrayRef(TensorRef):
     """A tensor that is already in memory."""
@@ -147,6 +158,21 @@ class ArrayRef(TensorRef):
     @property
     def identity(self) -> object:
         return id(self._array)
+
+
+class Number(TensorRef):
+    """A Python number within an expression, which is not rounded before the whole expression is."""
+
+    def __init__(self, value: float, dtype: str) -> None:
+        self.value = value
+        self.dtype = dtype
+        self.shape = ()
+
+    def numpy(self) -> Array:
+        return np.asarray(self.value, numpy_dtype(self.dtype))
+
+    def evaluate(self, leaf: Callable[[TensorRef], Any], domain: Any) -> Any:
+        return domain.number(self.value) if self.dtype in FLOATS else leaf(self)
 
 
 class LazyRef(TensorRef):
@@ -186,10 +212,9 @@ class Deferred(TensorRef):
         return evaluated(self, numpy_dtype(self.dtype))
 
     def evaluate(self, leaf: Callable[[TensorRef], Any], domain: Any) -> Any:
-        """The expression over `domain`, with the tensors at its leaves given by `leaf`."""
         from graphopt.ir.ops import OPS
 
-        values = [o.evaluate(leaf, domain) if isinstance(o, Deferred) else leaf(o) for o in self.operands]
+        values = [o.evaluate(leaf, domain) for o in self.operands]
         return OPS[self.op].meaning(domain, *values, **self.fields)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from graphopt.rewrite.contract import Application, Evidence
+from graphopt.rewrite.contract import Application, Evidence, Proof
 from graphopt.rewrite.ledger import RuleStats
 
 if TYPE_CHECKING:
@@ -122,6 +122,16 @@ class Report:
         """Share of the kept applications that carry evidence, in [0, 1]; 1 if nothing was kept."""
         kept = self.kept
         return sum(a.evidence.counts for a in kept) / len(kept) if kept else 1.0
+
+    def proved(self) -> Counter[str]:
+        """How many kept applications have each level of proof; "construction" for those that need none, and "not asked"
+        where no proof was tried."""
+        found: Counter[str] = Counter()
+        for application in self.kept:
+            evidence = application.evidence
+            other = evidence.kind if evidence.kind == "construction" else "not asked"
+            found[other if evidence.proof is None else evidence.proof.level] += 1
+        return found
 
     def worst(self) -> float:
         """Largest error of a kept application as a multiple of what is allowed; 0 if nothing was kept."""
@@ -244,18 +254,18 @@ def _stats_from(data: dict[str, Any]) -> RuleStats:
 def _application_dict(application: Application) -> dict[str, Any]:
     evidence = application.evidence
     twin = None if evidence.twin is None else _number(evidence.twin)
-    numbers = {"worst": _number(evidence.worst), "twin": twin}
-    return application._asdict() | {
-        "nodes": list(application.nodes),
-        "evidence": vars(evidence) | numbers | {"notes": list(evidence.notes)},
-    }
+    proof = None if evidence.proof is None else vars(evidence.proof)
+    other = {"worst": _number(evidence.worst), "twin": twin, "notes": list(evidence.notes), "proof": proof}
+    return application._asdict() | {"nodes": list(application.nodes), "evidence": vars(evidence) | other}
 
 
 def _application_from(data: dict[str, Any]) -> Application:
     evidence = data["evidence"]
     twin = evidence["twin"]
     numbers = {"worst": float(evidence["worst"]), "twin": None if twin is None else float(twin)}
-    known = Evidence(**(evidence | numbers | {"notes": tuple(evidence["notes"])}))
+    proof = evidence.get("proof")
+    rest = {"notes": tuple(evidence["notes"]), "proof": None if proof is None else Proof.from_dict(proof)}
+    known = Evidence(**(evidence | numbers | rest))
     return Application(**(data | {"nodes": tuple(data["nodes"]), "evidence": known}))
 
 

@@ -35,11 +35,21 @@ def report_text(report: Report) -> str:
 def _title(report: Report) -> Text:
     kept = len(report.kept)
     carrying = f"{100 * report.coverage():.0f} % with evidence" if kept else "nothing applied"
+    if proofs := _proofs(report):
+        carrying += f", {proofs}"
     return Text(
         f"{report.model}: {report.pipeline or 'no passes'}\n"
         f"{kept} applications kept, {carrying} (verify={report.verify}), "
         f"{len(report.undone)} undone, {report.seconds:.2f} s"
     )
+
+
+def _proofs(report: Report) -> str:
+    """How much is proved, where proofs were asked for."""
+    levels = report.proved()
+    proved = sum(n for level, n in levels.items() if level.startswith("proof"))
+    asked = proved + levels["undecided"]
+    return f"{proved} of {asked} proved" if asked else ""
 
 
 def _rules(report: Report) -> Table:

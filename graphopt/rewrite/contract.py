@@ -6,8 +6,9 @@ rewrite may not be worse than a small multiple of what the original already does
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,46 @@ class Approximate(Contract):
 
 
 @dataclass(frozen=True)
+class Proof:
+    """How far a rewrite is proved.
+
+    `level` is "proof"; "proof+exp" if it rests on exp(a + b) = exp(a) exp(b), whose soundness over finite fields is
+    conjectured (arXiv 2506.04529); "proof@reduced" if it was made at smaller sizes; "proof~const" if constants were
+    read as the simple numbers that they are close to; "undecided" or "refuted".
+    """
+
+    level: str
+    reason: str = ""
+    """Why it is undecided, or the input that refutes it."""
+    log2_error: float | None = None
+    """Base-2 logarithm of the greatest chance that a wrong rewrite passes; None where chance has no part."""
+    functions: tuple[str, ...] = ()
+    """What was treated as unknown functions."""
+    laws: tuple[str, ...] = ()
+    """Laws of functions that the proof needs."""
+    weights: str = "all"
+    """"all" if it holds for all real weights; "large" if weights of up to 16 elements were taken as they are;
+    "none" if all were."""
+    sampled: tuple[str, ...] = ()
+    """What was drawn and not left open: integer inputs, the order of numbers that are sorted."""
+    reduced: bool = False
+    """Whether it was made at smaller sizes than the model's."""
+    seed: int = 0
+    """Of the random point: with it, the same proof is made again."""
+    milliseconds: float = field(default=0.0, compare=False)
+
+    @property
+    def holds(self) -> bool:
+        return self.level.startswith("proof")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Proof:
+        """What `vars` of one gives, with lists for tuples."""
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**known)
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What is known about one application.
 
@@ -66,6 +107,8 @@ class Evidence:
     worst: float = 0.0
     twin: float | None = None
     notes: tuple[str, ...] = ()
+    proof: Proof | None = None
+    """What algebra says of it, if it was asked; it stands beside the checks, never in their place."""
 
     @property
     def counts(self) -> bool:

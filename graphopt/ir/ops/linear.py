@@ -29,7 +29,7 @@ def linear(d: Domain, x: Tensor, w: Tensor, b: Tensor | None = None, *, trans_w:
 def grouped_matmul(d: Domain, x: Tensor, w: Tensor, ends: Tensor) -> Tensor:
     """x[S, in] in consecutive groups of rows, each times its own matrix of w[E, in, out]: group e is the rows from
     ends[e - 1] (from 0 for the first) to ends[e], excluded. Rows behind the last group give 0."""
-    y = np.zeros((x.shape[0], w.shape[2]), np.result_type(x, w))
+    y = np.zeros_like(x, shape=(x.shape[0], w.shape[2]))
     start = 0
     for expert, end in enumerate(int(e) for e in np.ravel(ends)):
         if end > start:

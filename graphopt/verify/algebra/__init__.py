@@ -1,0 +1,1 @@
+"""Numbers of finite fields: what proofs compute with."""

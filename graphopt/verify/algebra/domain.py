@@ -1,0 +1,389 @@
+"""The vocabulary over finite fields: the same meanings that the float64 oracle runs, as identities of real numbers.
+
+Sums, products and quotients are exact. `exp` is an unknown function at first; under its law it is w to the power of x,
+where w has the order q in the field of p = 2q + 1 elements and x is known modulo q, so that exp(a + b) = exp(a) exp(b)
+(Mirage, Wu et al. 2024, arXiv 2405.05751). Maxima are unknown functions of sets, all else is an unknown function of its
+operands: what agrees for an unknown function agrees for every one. Integers and truth values that do not depend on
+real numbers are plain numpy arrays, and computed with as in `Float64`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from graphopt.ir.ops.domain import Float64, Tensor
+from graphopt.ir.weights import FLOATS, Array, numpy_dtype
+from graphopt.verify.algebra import field as modular
+from graphopt.verify.algebra.numpy_functions import einsum
+from graphopt.verify.algebra.tensor import (
+    FRESH,
+    FieldTensor,
+    Lanes,
+    Point,
+    Undecided,
+    joint,
+    lift,
+    matmul,
+    minus_infinity,
+    repeated_sum,
+    wider,
+)
+from graphopt.verify.algebra.unknown import keys, same, unknown, unknown_of_set
+
+_LARGEST_POWER = 64
+
+
+class Field(Float64):
+    """The number domain of one random point. Every other operand of a method may be a plain array."""
+
+    def __init__(self, point: Point, *, exp_law: bool = False) -> None:
+        super().__init__()
+        self.point = point
+        self.exp_law = exp_law
+        self.laws: set[str] = set()
+        """Laws that results depend on."""
+
+    # ---- constants and dtypes ---------------------------------------------------------------------------------
+
+    def number(self, value: float) -> Tensor:
+        return lift(self.point, float(value))
+
+    def full(self, shape: tuple[int, ...], value: float, dtype: str) -> Tensor:
+        if dtype in FLOATS:
+            return self._typed(np.full(shape, value, np.float64), dtype)
+        return super().full(shape, value, dtype)
+
+    def is_real(self, x: Tensor) -> bool:
+        return x.facts.kind == "float" if isinstance(x, FieldTensor) else super().is_real(x)
+
+    def lowest(self, x: Tensor) -> Tensor:
+        if not isinstance(x, FieldTensor):
+            return super().lowest(x)
+        return minus_infinity(self.point)
+
+    def cast(self, x: Tensor, dtype: str) -> Tensor:
+        if not isinstance(x, FieldTensor):
+            return self._typed(x.astype(numpy_dtype(dtype)), dtype) if dtype in FLOATS else super().cast(x, dtype)
+        if dtype == "bool":
+            return x if x.facts.kind == "bool" else self.not_equal(x, 0)
+        if dtype not in FLOATS:
+            return x.as_kind("int") if x.facts.kind != "float" else unknown(f"cast to {dtype}", x, kind="int")
+        if x.facts.kind != "float" or (x.facts.fits is not None and wider(x.facts.fits, dtype) == dtype):
+            fits = x.facts.fits if x.facts.kind == "float" else dtype
+            return FieldTensor(self.point, x.channels, replace(x.facts, kind="float", dtype=dtype, fits=fits))
+        rounded = unknown(f"cast to {dtype}", x)
+        return FieldTensor(self.point, rounded.channels, replace(FRESH, dtype=dtype, fits=dtype))
+
+    def _typed(self, x: Array, dtype: str) -> FieldTensor:
+        made = lift(self.point, x)
+        return FieldTensor(self.point, made.channels, replace(made.facts, dtype=dtype))
+
+    # ---- functions --------------------------------------------------------------------------------------------
+
+    def exp(self, x: Tensor) -> Tensor:
+        x = self._lift(x)
+        if _is_zero(x):
+            return lift(self.point, np.ones(x.shape))
+        found = self._exponential(x) if self.exp_law else unknown("exp", x)
+        gone = same(keys(x), keys(minus_infinity(self.point)))
+        return self._select(gone, 0.0, found) if np.any(gone) else found
+
+    def _exponential(self, x: FieldTensor) -> FieldTensor:
+        """exp by its law, in the channels whose exponents are known."""
+        channels: list[Array | None] = []
+        for i, p in enumerate(self.point.moduli):
+            exponent = x.channels[i + 1] if i % 2 == 0 else None
+            channels.append(None if exponent is None else modular.power_of(self._base(p), exponent, p))
+        if all(c is None for c in channels):
+            return unknown("exp", x)
+        self.laws.add("exp(a + b) = exp(a) exp(b)")
+        return FieldTensor(self.point, channels, unknown("exp", x).facts)
+
+    def _base(self, p: int) -> int:
+        """A number of order (p - 1) / 2: the square of one that is neither 0, 1 nor -1."""
+        return pow(2 + self.point.key % (p - 3), 2, p)
+
+    def expm1(self, x: Tensor) -> Tensor:
+        return self.exp(x) - 1.0
+
+    def log1p(self, x: Tensor) -> Tensor:
+        return self.log(1.0 + self._lift(x))
+
+    def tanh(self, x: Tensor) -> Tensor:
+        if not self.exp_law:
+            return unknown("tanh", self._lift(x))
+        square = self.exp(2.0 * self._lift(x))
+        return (square - 1.0) / (square + 1.0)
+
+    def sqrt(self, x: Tensor) -> Tensor:
+        """The root of a rational constant is one whose square it is; of all else it is an unknown function, since
+        which of two roots is the positive one a field cannot tell."""
+        x = self._lift(x)
+        if not x.facts.rational:
+            return unknown("sqrt", x)
+        pairs = zip(x.channels, self.point.moduli, strict=True)
+        roots = [None if c is None else modular.square_root(c, p) for c, p in pairs]
+        if not all(r is None or np.all(r[1]) for r in roots):
+            return unknown("sqrt", x)
+        facts = replace(x.facts, rational=False, fits=x.facts.dtype)
+        return FieldTensor(self.point, [None if r is None else r[0] for r in roots], facts)
+
+    def pow(self, x: Tensor, y: Tensor) -> Tensor:
+        if not isinstance(x, FieldTensor) and not isinstance(y, FieldTensor) and not self.is_real(x):
+            return super().pow(x, y)
+        x, y = self._lift(x), self._lift(y)
+        exponent = self._small_exponent(y)
+        if exponent is None:
+            return unknown("pow", x, y)
+        if exponent % 1:
+            root = self.sqrt(x)
+            return self.pow(root, 2.0 * exponent)
+        if exponent < 0:
+            return 1.0 / self.pow(x, -exponent)
+        result = lift(self.point, np.ones(x.shape))
+        for _ in range(int(exponent)):
+            result = result * x
+        return result
+
+    def _small_exponent(self, y: FieldTensor) -> float | None:
+        """The exponent, if it is one small whole or half number."""
+        if not y.facts.rational or y.size == 0:
+            return None
+        for doubled in range(-2 * _LARGEST_POWER, 2 * _LARGEST_POWER + 1):
+            candidate = lift(self.point, doubled / 2)
+            if all(c is None or np.all(c == d) for c, d in zip(y.channels, candidate.channels, strict=True)):
+                return doubled / 2
+        return None
+
+    def abs(self, x: Tensor) -> Tensor:
+        if not isinstance(x, FieldTensor):
+            return super().abs(x)
+        return unknown_of_set("abs", _united(keys(x), keys(-x)), x, x)
+
+    # ---- order ------------------------------------------------------------------------------------------------
+
+    def maximum(self, x: Tensor, y: Tensor) -> Tensor:
+        if not _any(x, y):
+            return super().maximum(x, y)
+        x, y = self._broadcast(x, y)
+        of_x, of_y, lowest = keys(x), keys(y), keys(minus_infinity(self.point))
+        found = unknown_of_set("max", _united(of_x, of_y), x, y)
+        x_wins = same(of_x, of_y) | same(of_y, lowest) | _contains(x.least, of_y)
+        y_wins = same(of_x, lowest) | _contains(y.least, of_x)
+        result = self._select(x_wins, x, self._select(y_wins, y, found))
+        result.least = (of_x, of_y, *x.least, *y.least)
+        return result
+
+    def minimum(self, x: Tensor, y: Tensor) -> Tensor:
+        if not _any(x, y):
+            return super().minimum(x, y)
+        return -self.maximum(-self._lift(x), -self._lift(y))
+
+    def reduce_max(self, x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
+        if not isinstance(x, FieldTensor):
+            return super().reduce_max(x, axes, keepdims)
+        if not x.size:
+            raise Undecided("the maximum of nothing")
+        kept = [a for a in range(x.ndim) if a not in {b % x.ndim for b in axes}]
+        gone = [a for a in range(x.ndim) if a not in kept]
+        rows = x.each(lambda c: np.transpose(c, (*kept, *gone)).reshape(*(c.shape[a] for a in kept), -1))
+        result = self._greatest(rows)
+        shape = tuple(1 if a in gone else n for a, n in enumerate(x.shape) if keepdims or a not in gone)
+        return np.reshape(result, shape)
+
+    def _greatest(self, rows: FieldTensor) -> FieldTensor:
+        """The maximum along the last axis: an unknown function of the set of distinct elements; the element itself if
+        all are equal."""
+        lanes = keys(rows)
+        order = np.argsort(lanes[0], axis=-1, kind="stable")
+        first, second = (np.take_along_axis(k, order, axis=-1) for k in lanes)
+        fresh = ~same((first, second), keys(minus_infinity(self.point)))
+        fresh[..., 1:] &= ~same((first[..., 1:], second[..., 1:]), (first[..., :-1], second[..., :-1]))
+        members = [np.sum(np.where(fresh, modular.mixed(k), np.uint64(0)), axis=-1) for k in (first, second)]
+        found = unknown_of_set("max", members, rows)
+        place = np.take_along_axis(order, np.argmax(fresh, axis=-1)[..., None], axis=-1)
+        single = rows.each(lambda c: np.squeeze(np.take_along_axis(c, place, axis=-1), axis=-1))
+        return self._select(np.sum(fresh, axis=-1) <= 1, single, found)
+
+    def reduce_min(self, x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
+        if not isinstance(x, FieldTensor):
+            return super().reduce_min(x, axes, keepdims)
+        return -self.reduce_max(-x, axes, keepdims)
+
+    def argsort(self, x: Tensor, axis: int) -> Tensor:
+        """Some order of the elements, the same whenever they are compared: the real one is not known."""
+        if not isinstance(x, FieldTensor):
+            return super().argsort(x, axis)
+        self.point.sampled.add("the order of numbers that are sorted")
+        return np.argsort(keys(x)[0], axis=axis, kind="stable").astype(np.int64)
+
+    def arg_max(self, x: Tensor, axis: int) -> Tensor:
+        if not isinstance(x, FieldTensor):
+            return super().arg_max(x, axis)
+        return np.take(self.argsort(x, axis), [-1], axis=axis)
+
+    def arg_min(self, x: Tensor, axis: int) -> Tensor:
+        if not isinstance(x, FieldTensor):
+            return super().arg_min(x, axis)
+        return np.take(self.argsort(x, axis), [0], axis=axis)
+
+    # ---- comparison and logic ---------------------------------------------------------------------------------
+
+    def less(self, x: Tensor, y: Tensor) -> Tensor:
+        if not _any(x, y):
+            return super().less(x, y)
+        x, y = self._lift(x), self._lift(y)
+        return unknown("is negative", x - y, kind="bool")
+
+    def greater(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.less(y, x)
+
+    def less_equal(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.logical_not(self.less(y, x))
+
+    def greater_equal(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.logical_not(self.less(x, y))
+
+    def equal(self, x: Tensor, y: Tensor) -> Tensor:
+        if not _any(x, y):
+            return super().equal(x, y)
+        x, y = self._broadcast(x, y)
+        of_x, of_y = keys(x), keys(y)
+        found = unknown_of_set("equal", _united(of_x, of_y), x, y, kind="bool")
+        return self._select(same(of_x, of_y), True, found)
+
+    def not_equal(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.logical_not(self.equal(x, y))
+
+    def is_nan(self, x: Tensor) -> Tensor:
+        return unknown("is NaN", x, kind="bool") if isinstance(x, FieldTensor) else super().is_nan(x)
+
+    def logical_not(self, x: Tensor) -> Tensor:
+        return (1 - x).as_kind("bool") if isinstance(x, FieldTensor) else super().logical_not(x)
+
+    def logical_and(self, x: Tensor, y: Tensor) -> Tensor:
+        if not _any(x, y):
+            return super().logical_and(x, y)
+        return (self._lift(x) * y).as_kind("bool")
+
+    def logical_or(self, x: Tensor, y: Tensor) -> Tensor:
+        if not _any(x, y):
+            return super().logical_or(x, y)
+        return self.logical_not(self.logical_and(self.logical_not(self._lift(x)), self.logical_not(self._lift(y))))
+
+    def logical_xor(self, x: Tensor, y: Tensor) -> Tensor:
+        if not _any(x, y):
+            return super().logical_xor(x, y)
+        x, y = self._lift(x), self._lift(y)
+        return (x + y - 2 * x * y).as_kind("bool")
+
+    def where(self, condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        if not _any(condition, x, y):
+            return super().where(condition, x, y)
+        if not isinstance(condition, FieldTensor):
+            return self._select(np.asarray(condition, bool), x, y)
+        x, y = self._broadcast(x, y)
+        chosen = condition * x + (1 - condition) * y
+        return self._select(same(keys(x), keys(y)), x, chosen).as_kind(x.facts.kind)
+
+    # ---- products and the like ----------------------------------------------------------------------------------
+
+    def matmul(self, x: Tensor, y: Tensor) -> Tensor:
+        return matmul(self._lift(x), self._lift(y)) if _any(x, y) else super().matmul(x, y)
+
+    def einsum(self, equation: str, *xs: Tensor) -> Tensor:
+        return einsum(equation, *(self._lift(x) for x in xs)) if _any(*xs) else super().einsum(equation, *xs)
+
+    def scatter(self, x: Tensor, index: tuple[Tensor, ...], updates: Tensor, reduction: str | None) -> Tensor:
+        if not _any(x, updates, *index):
+            return super().scatter(x, index, updates, reduction)
+        if any(isinstance(i, FieldTensor) for i in index):
+            raise Undecided("an index depends on data")
+        if reduction not in (None, "add"):
+            raise Undecided(f"a scatter that combines by {reduction}")
+        x, updates = self._lift(x), self._lift(updates)
+        channels: list[Array | None] = []
+        for mine, other, p in zip(x.channels, updates.channels, self.point.moduli, strict=True):
+            if mine is None or other is None:
+                channels.append(None)
+                continue
+            result = np.array(mine)
+            if reduction is None:
+                result[index] = other
+            else:
+                np.add.at(result, index, other)
+            channels.append(result % p)
+        facts = joint(x.facts, updates.facts)
+        if reduction == "add":
+            facts = repeated_sum(facts, updates.size + 1)
+        return FieldTensor(self.point, channels, facts)
+
+    # ---- helpers ----------------------------------------------------------------------------------------------
+
+    def _lift(self, x: Any) -> FieldTensor:
+        return x if isinstance(x, FieldTensor) else lift(self.point, x)
+
+    def _broadcast(self, x: Any, y: Any) -> tuple[FieldTensor, FieldTensor]:
+        a, b = self._lift(x), self._lift(y)
+        shape = np.broadcast_shapes(a.shape, b.shape)
+        return self._expanded(a, shape), self._expanded(b, shape)
+
+    @staticmethod
+    def _expanded(x: FieldTensor, shape: tuple[int, ...]) -> FieldTensor:
+        if x.shape == shape:
+            return x
+        result = x.each(lambda c: np.broadcast_to(c, shape))
+        result.least = tuple((np.broadcast_to(a, shape), np.broadcast_to(b, shape)) for a, b in x.least)
+        return result
+
+    def _select(self, condition: Array, x: Any, y: Any) -> FieldTensor:
+        """x where a known condition holds, else y."""
+        x, y = self._lift(x), self._lift(y)
+        channels = [
+            None if a is None or b is None else np.where(condition, a, b)
+            for a, b in zip(x.channels, y.channels, strict=True)
+        ]
+        return FieldTensor(self.point, channels, joint(x.facts, y.facts))
+
+
+def _opaque(name: str, operands: int) -> Callable[..., Tensor]:
+    """A method that is an unknown function of real numbers, and what `Float64` does with others."""
+    plain = getattr(Float64, name)
+    spoken = name.replace("_", " ")
+
+    def method(self: Field, *xs: Tensor) -> Tensor:
+        if not _any(*xs):
+            return plain(self, *xs) if name in ("erf", "trunc_divide") else plain(*xs)
+        return unknown(spoken, *(self._lift(x) for x in xs))
+
+    return method
+
+
+for _name in ("log", "erf", "sin", "cos", "sign", "floor", "ceil", "round"):
+    setattr(Field, _name, _opaque(_name, 1))
+for _name in ("floor_divide", "trunc_divide", "mod", "fmod"):
+    setattr(Field, _name, _opaque(_name, 2))
+
+
+def _any(*xs: Any) -> bool:
+    return any(isinstance(x, FieldTensor) for x in xs)
+
+
+def _is_zero(x: FieldTensor) -> bool:
+    return x.facts.rational and all(c is None or not np.any(c) for c in x.channels)
+
+
+def _united(a: Lanes, b: Lanes) -> list[Array]:
+    """The set of two elements, whichever comes first."""
+    return [modular.mixed(x) + modular.mixed(y) for x, y in zip(a, b, strict=True)]
+
+
+def _contains(known: tuple[Lanes, ...], wanted: Lanes) -> Array:
+    result = np.zeros(np.shape(wanted[0]), bool)
+    for one in known:
+        result = result | same(one, wanted)
+    return result

@@ -1,0 +1,237 @@
+"""Running one side of a fragment over a finite field, with weights as numbers or as variables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from graphopt.ir.graph import Call, Graph, Literal, Node, Value
+from graphopt.ir.ops import OPS
+from graphopt.ir.weights import FLOATS, Array, TensorRef
+from graphopt.verify.algebra.domain import Field
+from graphopt.verify.algebra.tensor import FRESH, FieldTensor, Point, Undecided, lift, random
+from graphopt.verify.algebra.unknown import scrambled
+from graphopt.verify.fragment import Side, reads
+
+Symbolic = Callable[[TensorRef], bool]
+"""Whether a weight stands for every tensor of its shape."""
+
+
+@dataclass
+class Constants:
+    """The weights of both sides over one point: variables are the same for the same stored tensor."""
+
+    point: Point
+    symbolic: Symbolic
+    weights: frozenset[object]
+    """Identities of what the side before the change reads: all else is a number that the rule has chosen."""
+    variables: dict[object, TensorRef] = field(default_factory=dict)
+    """The weights that are variables, in order of first use."""
+    _made: dict[object, Any] = field(default_factory=dict)
+
+    def leaf(self, data: TensorRef) -> Any:
+        if data.dtype not in FLOATS:
+            return data.numpy()
+        variable = data.identity in self.weights and self.symbolic(data)
+        key = (variable, data.identity)
+        if key not in self._made:
+            self._made[key] = (data, self._variable(data) if variable else self._number(data))
+        return self._made[key][1]
+
+    def _variable(self, data: TensorRef) -> FieldTensor:
+        facts = replace(FRESH, dtype=data.dtype, fits=data.dtype)
+        self.variables[data.identity] = data
+        return random(self.point, data.shape, f"weight {len(self.variables)}", facts)
+
+    def _number(self, data: TensorRef) -> FieldTensor:
+        made = lift(self.point, data.numpy())
+        return FieldTensor(self.point, made.channels, replace(made.facts, dtype=data.dtype))
+
+
+def weights_of(graph: Graph, side: Side) -> frozenset[object]:
+    """The identities of the weights that `side` reads; Python numbers inside of nodes are none."""
+    values = [o for node in side.nodes for o in graph.raw_call(node).operands if o is not None]
+    values = [v for v in (*values, *side.outputs) if not isinstance(v, Literal)]
+    found = [side.declared.get(v) or graph.constant(v) for v in values]
+    return frozenset(data.identity for data in found if data is not None)
+
+
+def input_tensors(point: Point, feeds: Sequence[Array], *, tokens: bool) -> list[Any]:
+    """Variables for the real inputs; integers and truth values are what they are in `feeds`, or as `tokens` something
+    that can be moved and compared but not computed with."""
+    found: list[Any] = []
+    for i, feed in enumerate(feeds):
+        dtype = feed.dtype.name
+        if dtype in FLOATS:
+            found.append(random(point, feed.shape, f"input {i}", replace(FRESH, dtype=dtype, fits=dtype)))
+        elif tokens:
+            kind = "bool" if dtype == "bool" else "int"
+            found.append(random(point, feed.shape, f"input {i}", replace(FRESH, kind=kind)))
+        else:
+            found.append(feed)
+    return found
+
+
+MOVES = frozenset({
+    "identity", "reshape", "transpose", "expand", "unsqueeze", "squeeze", "concat", "stack", "split", "slice", "tile",
+    "repeat_interleave", "roll", "gather",
+})  # fmt: skip
+
+
+def only_moved(graph: Graph, side: Side, drawn: Iterable[Value]) -> bool:
+    """Whether the side does nothing with integers and truth values that follow from `drawn` but to move them."""
+    known = set(drawn)
+    for node in side.nodes:
+        if graph.key(node) != "shape" and not known.isdisjoint(reads(graph, node)):
+            if graph.key(node) not in MOVES:
+                return False
+            known.update(o for o in graph.results(node) if o is not None)
+    return True
+
+
+def structure(graph: Graph, side: Side, inputs: Sequence[Value], numbers: dict[object, int]) -> tuple[object, ...]:
+    """What each output is made of: equal for equal expressions. `numbers` numbers the ones that were met."""
+    known: dict[Value, object] = {v: ("input", i) for i, v in enumerate(inputs)}
+
+    def name(value: Value | None) -> object:
+        if value is None or value in known:
+            return known.get(value)
+        data = side.declared.get(value) or graph.constant(value)
+        if isinstance(value, Literal):
+            return "literal", repr(value)
+        return ("outer", value) if data is None else ("constant", data.identity)
+
+    for node in side.nodes:
+        read = graph.call(node)
+        call = read if isinstance(read, Call) else graph.raw_call(node)
+        pure = graph.is_pure(node) and not graph.subgraphs(node)
+        what = (call.op, tuple(sorted((k, repr(v)) for k, v in call.fields.items())), pure or node)
+        made = numbers.setdefault((what, tuple(name(o) for o in call.operands)), len(numbers))
+        for i, output in enumerate(call.outputs):
+            if output is not None:
+                known[output] = name(call.operands[0]) if call.op == "identity" else (made, i)
+    return tuple(name(o) for o in side.outputs)
+
+
+def run_side(graph: Graph, side: Side, inputs: Mapping[Value, Any], domain: Field, constants: Constants) -> list[Any]:
+    """The outputs of `side` over the domain. Raises Undecided, with the name of the op if an op is the reason.
+
+    Integers and truth values that follow from those of the inputs are no result of a proof, but of a run.
+    """
+    drawn = {v for v, given in inputs.items() if not isinstance(given, FieldTensor)}
+    env = dict(inputs)
+    fetch = _fetcher(graph, side, env, domain, constants)
+    for node in side.nodes:
+        if all(o is None or graph.constant(o) is not None for o in graph.results(node)):
+            continue
+        call = graph.call(node)
+        read = call if isinstance(call, Call) else graph.raw_call(node)
+        operands = [None if o is None else fetch(o) for o in read.operands]
+        try:
+            results = _results(graph, node, call, operands, domain)
+        except Undecided as error:
+            raise Undecided(f"{graph.key(node)}: {error}") from error
+        depends = graph.key(node) != "shape" and not drawn.isdisjoint(reads(graph, node))
+        for output, result in zip(graph.results(node), results, strict=True):
+            if output is not None:
+                env[output] = result
+                if depends:
+                    drawn.add(output)
+    outputs = [fetch(o) for o in side.outputs]
+    if any(o in drawn and not isinstance(r, FieldTensor) for o, r in zip(side.outputs, outputs, strict=True)):
+        raise Undecided("integers or truth values follow from drawn ones")
+    return outputs
+
+
+def _fetcher(
+    graph: Graph, side: Side, env: dict[Value, Any], domain: Field, constants: Constants
+) -> Callable[[Value], Any]:
+    def fetch(value: Value) -> Any:
+        if value in env:
+            return env[value]
+        data = side.declared.get(value) or graph.constant(value)
+        if data is None:
+            raise Undecided(f"{graph.name(value)} is neither computed nor constant")
+        if isinstance(value, Literal) and data.dtype in FLOATS:
+            env[value] = domain.number(float(value.value))
+        else:
+            env[value] = _in_dtype(data.evaluate(constants.leaf, domain), data.dtype)
+        return env[value]
+
+    return fetch
+
+
+def _in_dtype(x: Any, dtype: str) -> Any:
+    """A weight as it is stored: what a rule computes of other weights is rounded once, to their dtype."""
+    if not isinstance(x, FieldTensor) or x.facts.dtype == dtype:
+        return x
+    return FieldTensor(x.point, x.channels, replace(x.facts, dtype=dtype, fits=dtype))
+
+
+def _results(graph: Graph, node: Node, call: Any, operands: Sequence[Any], domain: Field) -> Sequence[Any]:
+    if not isinstance(call, Call):
+        return _opaque(graph, node, operands, domain.point)
+    try:
+        results = OPS[call.op].meaning(domain, *operands, **call.fields)
+    except Undecided:
+        raise
+    except Exception as error:
+        raise Undecided(f"its meaning fails over the field: {type(error).__name__}: {error}") from error
+    return results if isinstance(results, tuple | list) else (results,)
+
+
+def _opaque(graph: Graph, node: Node, operands: Sequence[Any], point: Point) -> Sequence[Any]:
+    """An op without a meaning: unknown tensors that follow from its name, its attributes and all that it reads."""
+    raw = graph.raw_call(node)
+    if not graph.is_pure(node) or graph.subgraphs(node):
+        raise Undecided("it has effects or bodies of its own")
+    label = f"{raw.op} {sorted((k, repr(v)) for k, v in raw.fields.items())}"
+    point.functions.add(raw.op)
+    results: list[Any] = []
+    for i, output in enumerate(raw.outputs):
+        type_ = None if output is None else graph.type(output)
+        if output is None:
+            results.append(None)
+            continue
+        if type_ is None or not type_.is_static or type_.shape is None or type_.dtype not in FLOATS:
+            raise Undecided("it has no meaning, and its result no known shape of floats")
+        shape = tuple(int(d) for d in type_.shape if d is not None)
+        facts = replace(FRESH, dtype=type_.dtype, fits=type_.dtype)
+        results.append(scrambled(point, [_known(point, o) for o in operands], f"{label} {i}", shape, facts))
+    return results
+
+
+def _known(point: Point, operand: Any) -> FieldTensor | None:
+    if operand is None or isinstance(operand, FieldTensor):
+        return operand
+    return lift(point, np.asarray(operand))
+
+
+def equal(before: Any, after: Any, point: Point) -> str | None:
+    """None if two results agree at the point, else how they differ."""
+    if not isinstance(before, FieldTensor) and not isinstance(after, FieldTensor):
+        a, b = np.asarray(before), np.asarray(after)
+        if a.dtype != b.dtype:
+            return f"the dtype was {a.dtype} and becomes {b.dtype}"
+        return None if a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f") else "integers differ"
+    return _differing(*(x if isinstance(x, FieldTensor) else lift(point, np.asarray(x)) for x in (before, after)))
+
+
+def _differing(a: FieldTensor, b: FieldTensor) -> str | None:
+    if a.shape != b.shape:
+        return f"the shape was {list(a.shape)} and becomes {list(b.shape)}"
+    if a.facts.kind != b.facts.kind:
+        return f"{a.facts.kind} becomes {b.facts.kind}"
+    if None not in (a.facts.dtype, b.facts.dtype) and a.facts.dtype != b.facts.dtype:
+        return f"the dtype was {a.facts.dtype} and becomes {b.facts.dtype}"
+    pairs = [(x, y) for x, y in zip(a.channels, b.channels, strict=True) if x is not None and y is not None]
+    if not pairs:
+        return "nothing is known of both"
+    differs = np.any([x != y for x, y in pairs], axis=0)
+    if not np.any(differs):
+        return None
+    place = [int(i) for i in np.argwhere(differs)[0]] if differs.ndim else []
+    return f"{int(np.sum(differs))} of {differs.size} elements differ, the first at {place}"

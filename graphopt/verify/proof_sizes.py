@@ -1,0 +1,59 @@
+"""Sizes to prove a fragment at. A proof at some sizes is as good as one at others where every op treats all positions
+alike, so images are made small; everything else keeps its size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from graphopt.ir.graph import Call
+from graphopt.verify.fragment import Fragment
+from graphopt.verify.inputs import LOCAL, Sizes, kernel_extent, size_choices
+
+BATCH = 2
+"""A batch of at least two samples is made as small as this: ops that are local see each by itself."""
+
+
+def proof_sizes(fragment: Fragment, calls: Sequence[Call]) -> Iterator[tuple[Sizes, bool]]:
+    """Shapes for the inputs, the cheapest first, and whether known sizes were reduced.
+
+    A spatial size is reduced to one that is the same modulo the strides and holds a position whose window lies inside
+    and one at either border, none at both. Different sizes stay different, so that a rewrite that reads the wrong one
+    is seen. Raises NoInputs.
+    """
+    seen: list[Sizes] = []
+    for sizes in size_choices(fragment, calls):
+        if len(calls) == len(fragment.before.nodes) and all(c.op in LOCAL for c in calls):
+            small = _reduced(fragment, calls, sizes)
+            if small not in seen:
+                seen.append(small)
+                yield small, _cuts(fragment, small)
+        if sizes not in seen:
+            seen.append(sizes)
+            yield sizes, _cuts(fragment, sizes)
+
+
+def _reduced(fragment: Fragment, calls: Sequence[Call], sizes: Sizes) -> Sizes:
+    step = math.prod(math.prod(c.fields.get("stride", ())) for c in calls)
+    least = 2 * kernel_extent(fragment, calls) + step
+    chosen: dict[int, int] = {}
+    for n in sorted({n for shape in sizes.values() for n in shape[2:]}):
+        m = least + (n - least) % step
+        while m in chosen.values():
+            m += step
+        chosen[n] = min(n, m)
+    return {
+        value: (min(shape[0], BATCH), shape[1], *(chosen[n] for n in shape[2:])) if len(shape) > 2 else shape
+        for value, shape in sizes.items()
+    }
+
+
+def _cuts(fragment: Fragment, sizes: Sizes) -> bool:
+    """Whether a size that the model fixes is another one here."""
+    for value, shape in sizes.items():
+        type_ = fragment.graph.type(value)
+        known = () if type_ is None or type_.shape is None else type_.shape
+        if any(isinstance(k, int) and k != n for k, n in zip(known, shape, strict=False)):
+            return True
+    return False

@@ -1,0 +1,154 @@
+"""Proof: two sides of a fragment agree as expressions of real numbers, for every input and every weight.
+
+Both sides are run once, by the vocabulary's meanings, at a random point of a product of finite fields. If they are
+different quotients of polynomials, they agree there with a probability of at most their degree over the size of the
+field (Schwartz, "Fast probabilistic algorithms for verification of polynomial identities", J. ACM 27, 1980; Zippel,
+"Probabilistic algorithms for sparse polynomials", 1979). What is no polynomial is an unknown function, so that
+agreement holds for every function; the bound counts the arguments of such functions that may coincide by chance.
+
+What agrees is the algebra. Rounding, overflow, NaN, infinities and -0.0 are what the executed checks are for.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from graphopt.ir.weights import FLOATS, Array, TensorRef
+from graphopt.rewrite.contract import Proof
+from graphopt.verify.algebra.domain import Field
+from graphopt.verify.algebra.field import SAFE_PRIMES
+from graphopt.verify.algebra.sides import (
+    Constants,
+    Symbolic,
+    equal,
+    input_tensors,
+    only_moved,
+    run_side,
+    structure,
+    weights_of,
+)
+from graphopt.verify.algebra.tensor import FieldTensor, Point, Undecided, lift
+from graphopt.verify.fragment import Fragment
+
+ENOUGH = -40.0
+"""Of the base-2 logarithm of the error: what is less certain is no proof."""
+WORK = 10**8
+"""Multiplications that each of two sides may take in each field: a second or two."""
+SMALL = 16
+"""Elements up to which a weight's numbers may matter for a rule."""
+
+
+def prove(fragment: Fragment, feeds: Sequence[Array], *, seed: int | None = None, work: int = WORK) -> Proof:
+    """Whether both sides of `fragment` agree at the sizes, integers and truth values of `feeds`.
+
+    Args:
+        feeds: one array for each input of the fragment; of real ones only shape and dtype matter.
+        seed: of the random point; drawn from the system's own source if absent, so that no rule can know it.
+        work: how many multiplications of residues may be spent.
+    """
+    started = time.perf_counter()
+    seed = secrets.randbits(63) if seed is None else seed
+    met: dict[object, int] = {}
+    sides = (structure(fragment.graph, side, fragment.inputs, met) for side in (fragment.before, fragment.after))
+    if next(sides) == next(sides):
+        return Proof("proof", "both are the same expression", seed=seed)
+    attempt = _Attempt(fragment, feeds, seed, work, _tokens(fragment, feeds))
+    proof = attempt.with_weights(law=False)
+    if not proof.holds and {"exp", "tanh"} & set(proof.functions):
+        lawful = attempt.with_weights(law=True)
+        proof = lawful if lawful.holds else proof
+    return replace(proof, seed=seed, milliseconds=1e3 * (time.perf_counter() - started))
+
+
+@dataclass
+class _Attempt:
+    fragment: Fragment
+    feeds: Sequence[Array]
+    seed: int
+    work: int
+    tokens: bool
+    """Whether integers and truth values are only moved, so that they need no numbers."""
+
+    def with_weights(self, *, law: bool) -> Proof:
+        """All weights as variables; failing that, only those that a rule is unlikely to have looked into; then none."""
+        proof, met = self.at_point("all", lambda data: True, law=law)
+        if not proof.holds and any(data.size <= SMALL for data in met):
+            proof, _ = self.at_point("large", lambda data: data.size > SMALL, law=law)
+        if not proof.holds and met:
+            proof, _ = self.at_point("none", lambda data: False, law=law)
+        return proof
+
+    def at_point(self, weights: str, symbolic: Symbolic, *, law: bool) -> tuple[Proof, Sequence[TensorRef]]:
+        """The verdict, and which weights were variables."""
+        point = Point(_moduli(self.seed), self.seed, limit=self.work)
+        domain = Field(point, exp_law=law)
+        fragment = self.fragment
+        constants = Constants(point, symbolic, weights_of(fragment.graph, fragment.before))
+        try:
+            inputs = dict(zip(fragment.inputs, input_tensors(point, self.feeds, tokens=self.tokens), strict=True))
+            before = run_side(fragment.graph, fragment.before, inputs, domain, constants)
+            after = run_side(fragment.graph, fragment.after, inputs, domain, constants)
+            reason = next((r for b, a in zip(before, after, strict=True) if (r := equal(b, a, point))), None)
+            error = _log2_error(point, before, after)
+        except Undecided as undecided:
+            reason, error = str(undecided), None
+        if reason is None and error is not None and error > ENOUGH:
+            reason = f"by chance the sides may agree with a probability of 2^{error:.0f}, as their degree is so high"
+        drawn = not self.tokens and any(f.dtype.name not in FLOATS for f in self.feeds)
+        sampled = {*point.sampled, *(["integer and truth inputs"] if drawn else [])}
+        proof = Proof(
+            "undecided" if reason else "proof+exp" if domain.laws else "proof",
+            reason or "",
+            error,
+            tuple(sorted(point.functions)),
+            tuple(sorted(domain.laws)),
+            weights,
+            tuple(sorted(sampled)),
+        )
+        return proof, list(constants.variables.values())
+
+
+def _tokens(fragment: Fragment, feeds: Sequence[Array]) -> bool:
+    drawn = [v for v, feed in zip(fragment.inputs, feeds, strict=True) if feed.dtype.name not in FLOATS]
+    return all(only_moved(fragment.graph, side, drawn) for side in (fragment.before, fragment.after))
+
+
+def _moduli(seed: int) -> tuple[int, ...]:
+    """Two pairs of primes p = 2q + 1, q."""
+    first = seed % len(SAFE_PRIMES)
+    second = (first + 1 + seed // len(SAFE_PRIMES) % (len(SAFE_PRIMES) - 1)) % len(SAFE_PRIMES)
+    return tuple(m for i in (first, second) for m in (SAFE_PRIMES[i], SAFE_PRIMES[i] // 2))
+
+
+def _log2_error(point: Point, before: Sequence[Any], after: Sequence[Any]) -> float:
+    """A bound of the chance that different sides agree, as a base-2 logarithm.
+
+    Either their difference vanishes at the point (degree over size, in each field), or two arguments of unknown
+    functions that differ coincide, in all fields or in the 128 bits that results are made of.
+    """
+    degree, alive = 0.0, len(point.moduli)
+    for b, a in zip(before, after, strict=True):
+        x, y = (t.facts if isinstance(t, FieldTensor) else lift(point, np.asarray(t)).facts for t in (b, a))
+        degree = max(degree, x.above + y.below, y.above + x.below)
+        for t in (b, a):
+            if isinstance(t, FieldTensor):
+                alive = min(alive, sum(c is not None for c in t.channels))
+    live = point.moduli if alive == len(point.moduli) else point.moduli[::2]
+    chances = [_product(degree, live)]
+    if point.applications > 1:
+        pairs = 2.0 * math.log2(point.applications) - 1.0
+        chances += [pairs + _product(point.argument_degree, live), pairs - 128.0]
+    largest = max(chances)
+    return 0.0 if largest >= 0.0 else min(0.0, largest + math.log2(sum(2.0 ** (c - largest) for c in chances)))
+
+
+def _product(degree: float, moduli: Sequence[int]) -> float:
+    """log2 of (degree / p) over all moduli; a degree of 0 is a number, whose difference is 0 or not."""
+    return sum(min(0.0, math.log2(max(degree, 1.0) / p)) for p in moduli)
