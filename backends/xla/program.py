@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from graphopt.backends.program_inputs import input_types, read_call, require_names
 from graphopt.backends.xla.arrays import exact_types, to_jax
@@ -18,6 +19,7 @@ from graphopt.backends.xla.portable import write_portable
 from graphopt.backends.xla.row import wide_dtype
 from graphopt.backends.xla.settings import Settings
 from graphopt.backends.xla.sharding import (
+    CHANNELS,
     everywhere,
     input_shardings,
     mesh_of,
@@ -60,23 +62,19 @@ class CompiledXlaProgram(Jitted):
         self.program = program
         self._numbers = wide_dtype(program.interface.sample.dtype)
         mesh = mesh_of(settings.platform, devices, tensor)
-        whole, divided = everywhere(mesh), input_shardings(program, mesh)
-        self._places = {name: divided.get(name, whole) for name in input_types(program, self._numbers)}
-        units = Units(program)
+        self._units = units = Units(program)
         self.notes: tuple[str, ...] = ()
         """What was done or found on the way, for a reader."""
         if settings.check:
             self.notes += (f"{units.check()} ops of distinct sizes agree with torch",)
-        places = weight_shardings(dims := units.divided(tensor), mesh)
         if tensor > 1:
-            self.notes += (division(units.weights, dims, tensor),)
+            self.notes += (division(units.weights, units.divided(tensor), tensor),)
+        given, result = self.shardings(mesh)
+        weights, self._places = given
         with exact_types(settings.precision):
-            self._weights = [to_jax(*pair) for pair in zip(units.weights, places, strict=True)]
+            self._weights = [to_jax(*pair) for pair in zip(units.weights, weights, strict=True)]
         super().__init__(
-            SamplingLoop(program, units.functions),
-            settings,
-            in_shardings=(places, self._places),
-            out_shardings=divided["noise"],
+            SamplingLoop(program, units.functions), settings, in_shardings=given, out_shardings=result
         )
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
@@ -86,6 +84,14 @@ class CompiledXlaProgram(Jitted):
             weights = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in self._weights]
             types = input_types(self.program, self._numbers)
             return weights, {name: jax.ShapeDtypeStruct(t.shape, jnp.dtype(t.dtype)) for name, t in types.items()}
+
+    def shardings(self, mesh: Mesh) -> tuple[tuple[list[Any], dict[str, Any]], Any]:
+        """How `function()` is divided over a mesh with the axes "samples" and "channels", of whatever devices: what
+        `jax.jit` takes as in_shardings and as out_shardings."""
+        whole, divided = everywhere(mesh), input_shardings(self.program, mesh)
+        weights = weight_shardings(self._units.divided(mesh.shape[CHANNELS]), mesh)
+        inputs = {name: divided.get(name, whole) for name in input_types(self.program, self._numbers)}
+        return (weights, inputs), divided["noise"]
 
     def __call__(
         self,

@@ -4,17 +4,24 @@ from xla_support import torch  # noqa: F401  first: it skips where JAX is missin
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from jax.experimental import topologies
+from jax.sharding import Mesh
 
 pytest.importorskip("diffusers")
 from tiny_denoisers import tiny
 from xla_programs import denoiser, program_of
 
 import graphopt
+from graphopt.backends.xla.arrays import exact_types
 from graphopt.backends.xla.tensor_parallel import divided_dims
 from graphopt.errors import PipelineError, UnsupportedError
 
@@ -87,6 +94,25 @@ def test_parts_that_are_no_equal_parts_of_an_axis_stay_whole():
     module, example = tiny("unet")
     gated = divided_dims(graphopt.load(module, example_inputs=example).main, 2)
     assert not [name for name in gated if "ff.net.0.proj" in name], "both halves of a gate are in one matrix"
+
+
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed: pip install 'graphopt[tpu]'")
+def test_four_chips_of_a_tpu_are_compiled_for_and_only_add_up_what_divided_weights_give(monkeypatch):
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    run = program_of(denoiser()).lower("xla", check=False)
+    chips = np.asarray(topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices)
+    flops = {}
+    for shape in ((1, 1), (2, 1), (2, 2)):
+        mesh = Mesh(chips[: shape[0] * shape[1]].reshape(shape), ("samples", "channels"))
+        given, result = run.shardings(mesh)
+        with exact_types():
+            jitted = jax.jit(run.function(), in_shardings=given, out_shardings=result)
+            compiled = jitted.trace(*run.arguments()).lower(lowering_platforms=("tpu",)).compile()
+        flops[shape], text = compiled.cost_analysis()["flops"], compiled.as_text()
+        exchanges = set(re.findall(r" (all-[a-z]+|collective-[a-z]+|reduce-scatter)[(-]", text))
+        assert exchanges == ({"all-reduce"} if shape[1] > 1 else set())
+        assert len(re.findall(r" while\(", text)) == 1
+    assert flops[2, 1] < 0.51 * flops[1, 1] and flops[2, 2] < 0.27 * flops[1, 1]
 
 
 def test_more_devices_than_there_are_is_an_error_that_says_how_a_cpu_gets_them():
