@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -77,9 +78,14 @@ def test_divided_weights_meet_in_one_sum_for_each_branch(divided):
     assert divided["calls 2"][4] == ["7 of 8 weights, 99% of the bytes, are divided over 2 devices"]
 
 
+@cache
+def graph_of(family):
+    module, example = tiny(family)
+    return graphopt.load(module, example_inputs=example).main
+
+
 def test_heads_and_hidden_units_are_divided_and_what_layers_add_to_is_not():
-    module, example = tiny("dit")
-    dims = divided_dims(graphopt.load(module, example_inputs=example).main, 2)
+    dims = divided_dims(graph_of("dit"), 2)
     block = "transformer_blocks.0."
     attention = {f"attn1.to_{name}.weight": 0 for name in "qkv"} | {"attn1.to_out.0.weight": 1}
     feed_forward = {"ff.net.0.proj.weight": 0, "ff.net.0.proj.bias": 0, "ff.net.2.weight": 1}
@@ -88,12 +94,10 @@ def test_heads_and_hidden_units_are_divided_and_what_layers_add_to_is_not():
 
 
 def test_parts_that_are_no_equal_parts_of_an_axis_stay_whole():
-    module, example = tiny("dit")
-    heads = {name for name in divided_dims(graphopt.load(module, example_inputs=example).main, 4) if "attn1" in name}
+    heads = {name for name in divided_dims(graph_of("dit"), 4) if "attn1" in name}
     assert heads == set(), "there are two heads"
-    module, example = tiny("unet")
-    gated = divided_dims(graphopt.load(module, example_inputs=example).main, 2)
-    assert not [name for name in gated if "ff.net.0.proj" in name], "both halves of a gate are in one matrix"
+    gates = {name for name in divided_dims(graph_of("unet"), 2) if "ff.net.0.proj" in name}
+    assert gates == set(), "both halves of a gate are in one matrix"
 
 
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed: pip install 'graphopt[tpu]'")
