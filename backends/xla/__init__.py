@@ -3,7 +3,7 @@
 Torch: `kernels` knows how each torch op is said in JAX, `function` makes a program a function of JAX arrays and holds
 every result against the type that torch gave it, `conformance` holds every op of a program against torch on numbers,
 `compiled` is what a model becomes. A sampling program becomes `program`: `units` are its graphs, `loop` and `row` what
-runs them, `sharding` divides its samples over devices.
+runs them, `sharding` and `tensor_parallel` divide it over devices.
 
 ONNX, by way of the vocabulary: `domain` runs the meanings of its ops on JAX arrays, `calls` has kernels for some,
 `onnx_sizes` fixes the sizes of a model, `onnx_steps` and `onnx_function` make it a function, `onnx_check` holds every

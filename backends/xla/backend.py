@@ -47,9 +47,12 @@ class XlaBackend(Backend):
         _require_jax()
         return _lowered(model, settings) if model.storage == "fx" else _lowered_onnx(model, settings)
 
-    def lower_program(self, program: Program, *, devices: int = 1, **options: Any) -> CompiledXlaProgram:
+    def lower_program(
+        self, program: Program, *, devices: int = 1, tensor: int = 1, **options: Any
+    ) -> CompiledXlaProgram:
         """A `CompiledXlaProgram`: the whole loop compiled as one function. Every op of its graphs has been compared
-        with torch's, unless check=False. Its constructor documents `devices`.
+        with torch's, unless check=False. Its constructor documents `devices` and
+        `tensor`.
 
         Raises:
             PipelineError: unknown option or bad value.
@@ -65,7 +68,7 @@ class XlaBackend(Backend):
         _require_jax()
         from graphopt.backends.xla.program import CompiledXlaProgram
 
-        return CompiledXlaProgram(program, settings, devices)
+        return CompiledXlaProgram(program, settings, devices, tensor)
 
 
 def _require_jax() -> None:

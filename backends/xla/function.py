@@ -102,7 +102,14 @@ class Interpreter(torch.fx.Interpreter):  # type: ignore[misc]
         if target is torch.ops.higher_order.cond:
             return _cond(*args)
         kernel = kernel_of(target)
-        return super().call_function(target, args, kwargs) if kernel is None else kernel(*args, **kwargs)
+        if kernel is None:
+            return super().call_function(target, args, kwargs)
+        try:
+            return kernel(*args, **kwargs)
+        except UnsupportedError:
+            raise
+        except Exception as error:  # kernels raise whatever JAX does
+            raise UnsupportedError(f"backend 'xla': {target} fails in JAX: {error}") from error
 
     def run_node(self, node: torch.fx.Node) -> Any:
         if (known := self._constants.get(node)) is not None:
@@ -181,4 +188,9 @@ def arguments(specs: Sequence[InputSpec], weights: Sequence[Any], inputs: Sequen
 def weights_of(program: ExportedProgram) -> list[torch.Tensor]:
     """The tensors that stand before the inputs of `program`, in the order of its signature."""
     tables = {**program.constants, **program.state_dict}
-    return [tables[str(s.target)] for s in program.graph_signature.input_specs if s.kind is not InputKind.USER_INPUT]
+    return [tables[name] for name in weight_names(program)]
+
+
+def weight_names(program: ExportedProgram) -> list[str]:
+    """Their names."""
+    return [str(s.target) for s in program.graph_signature.input_specs if s.kind is not InputKind.USER_INPUT]

@@ -224,6 +224,12 @@ def _grouped(x: Any, weight: Any, bias: Any, groups: int, eps: float) -> tuple[A
     return y.astype(x.dtype), mean.reshape(-1, groups).astype(x.dtype), scale.reshape(-1, groups).astype(x.dtype)
 
 
+def repeat_interleave(x: Any, repeats: int, dim: int | None = None, *, output_size: int | None = None) -> Any:
+    """aten.repeat_interleave.self_int: every element `repeats` times, along `dim` or all in a row. `output_size` is
+    what follows from that; torchax does not take it."""
+    return jnp.repeat(x.reshape(-1) if dim is None else x, repeats, axis=0 if dim is None else dim)
+
+
 OWN: dict[str, Kernel] = {
     "aten.convolution.default": convolution,
     **{f"aten.conv{n}d.default": _conv(False) for n in (1, 2, 3)},
@@ -239,6 +245,7 @@ OWN: dict[str, Kernel] = {
     "aten._int_mm.default": int_matmul,
     "aten.layer_norm.default": layer_norm,
     "aten.constant_pad_nd.default": constant_pad,
+    "aten.repeat_interleave.self_int": repeat_interleave,
     "aten.sym_size.int": lambda x, dim: x.shape[dim],
     "aten.sym_numel.default": lambda x: x.size,
     "aten._assert_scalar.default": lambda *_: None,

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from graphopt.backends.program_inputs import input_types, read_call, require_names
 from graphopt.backends.xla.arrays import exact_types, to_jax
@@ -17,7 +18,15 @@ from graphopt.backends.xla.loop import SamplingLoop
 from graphopt.backends.xla.portable import write_portable
 from graphopt.backends.xla.row import wide_dtype
 from graphopt.backends.xla.settings import Settings
-from graphopt.backends.xla.sharding import everywhere, input_shardings, mesh_of, require_divisible
+from graphopt.backends.xla.sharding import (
+    CHANNELS,
+    everywhere,
+    input_shardings,
+    mesh_of,
+    require_divisible,
+    weight_shardings,
+)
+from graphopt.backends.xla.tensor_parallel import division
 from graphopt.backends.xla.units import Units
 from graphopt.errors import UnsupportedError
 from graphopt.program.guidance import Scale
@@ -32,37 +41,40 @@ class CompiledXlaProgram(Jitted):
     result can never be stale.
     """
 
-    def __init__(self, program: Program, settings: Settings, devices: int = 1) -> None:
+    def __init__(self, program: Program, settings: Settings, devices: int = 1, tensor: int = 1) -> None:
         """
         Args:
             program: one whose graphs are torch's.
             settings: how it is compiled.
-            devices: over how many devices of the platform the samples of a call are divided. Each has all weights. With
-                Guidance(mode="batch") samples go to another device and back in every row, as the two halves of the
-                denoiser's batch are divided too; with mode="calls" they stay.
+            devices: over how many devices of the platform a call is divided. With Guidance(mode="batch") samples go to
+                another device and back in every row, as the two halves of the denoiser's batch are divided too; with
+                mode="calls" they stay.
+            tensor: how many of these devices have a share each of the weights that can be divided, and compute a share
+                of the same samples; samples are divided over devices / tensor.
 
         Raises:
-            PipelineError: `devices` is no positive integer.
-            UnsupportedError: fewer devices of the platform, or a batch that cannot be divided by them; an op has no
+            PipelineError: numbers of devices that are no positive integers or do not divide each other.
+            UnsupportedError: fewer devices of the platform; samples or weights that cannot be divided; an op has no
                 kernel, or one that differs from torch; a condition has the name of another input.
         """
         require_names(program)
-        require_divisible(program, devices)
+        require_divisible(program, devices, tensor)
         self.program = program
         self._numbers = wide_dtype(program.interface.sample.dtype)
-        mesh = mesh_of(settings.platform, devices)
-        whole, divided = everywhere(mesh), input_shardings(program, mesh)
-        self._places = {name: divided.get(name, whole) for name in input_types(program, self._numbers)}
-        units = Units(program)
-        self.notes = (f"{units.check()} ops of distinct sizes agree with torch",) if settings.check else ()
+        mesh = mesh_of(settings.platform, devices, tensor)
+        self._units = units = Units(program)
+        self.notes: tuple[str, ...] = ()
         """What was done or found on the way, for a reader."""
+        if settings.check:
+            self.notes += (f"{units.check()} ops of distinct sizes agree with torch",)
+        if tensor > 1:
+            self.notes += (division(units.weights, units.divided(tensor), tensor),)
+        given, result = self.shardings(mesh)
+        weights, self._places = given
         with exact_types(settings.precision):
-            self._weights = [to_jax(tensor, whole) for tensor in units.weights]
+            self._weights = [to_jax(*pair) for pair in zip(units.weights, weights, strict=True)]
         super().__init__(
-            SamplingLoop(program, units.functions),
-            settings,
-            in_shardings=(whole, self._places),
-            out_shardings=divided["noise"],
+            SamplingLoop(program, units.functions), settings, in_shardings=given, out_shardings=result
         )
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
@@ -72,6 +84,14 @@ class CompiledXlaProgram(Jitted):
             weights = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in self._weights]
             types = input_types(self.program, self._numbers)
             return weights, {name: jax.ShapeDtypeStruct(t.shape, jnp.dtype(t.dtype)) for name, t in types.items()}
+
+    def shardings(self, mesh: Mesh) -> tuple[tuple[list[Any], dict[str, Any]], Any]:
+        """How `function()` is divided over a mesh with the axes "samples" and "channels", of whatever devices: what
+        `jax.jit` takes as in_shardings and as out_shardings."""
+        whole, divided = everywhere(mesh), input_shardings(self.program, mesh)
+        weights = weight_shardings(self._units.divided(mesh.shape[CHANNELS]), mesh)
+        inputs = {name: divided.get(name, whole) for name in input_types(self.program, self._numbers)}
+        return (weights, inputs), divided["noise"]
 
     def __call__(
         self,

@@ -1,7 +1,8 @@
-"""How a program is divided over several devices: each has all weights and a share of the samples."""
+"""How a program is divided over several devices: by its samples, by the channels of its weights, or both."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,52 +13,61 @@ from graphopt.errors import PipelineError, UnsupportedError
 from graphopt.program.interface import NEGATIVE
 from graphopt.program.program import Program
 
-AXIS = "samples"
-"""The name of the mesh's only axis."""
+SAMPLES, CHANNELS = "samples", "channels"
+"""The names of the mesh's axes."""
 
 
-def mesh_of(platform: str, count: int) -> Mesh:
-    """The first `count` devices of a platform.
+def mesh_of(platform: str, devices: int, tensor: int) -> Mesh:
+    """The first `devices` devices of a platform, as rows of `tensor` that have a share of each weight.
 
     Raises:
         UnsupportedError: there are fewer.
     """
     found = devices_of(platform)
-    if len(found) < count:
+    if len(found) < devices:
         hint = (
-            f"; XLA makes as many of a CPU with XLA_FLAGS=--xla_force_host_platform_device_count={count}, set before "
+            f"; XLA makes as many of a CPU with XLA_FLAGS=--xla_force_host_platform_device_count={devices}, set before "
             "JAX starts"
         )
         raise UnsupportedError(
-            f"backend 'xla': devices={count}, and platform {platform!r} has {len(found)}{hint * (platform == 'cpu')}"
+            f"backend 'xla': devices={devices}, and platform {platform!r} has {len(found)}{hint * (platform == 'cpu')}"
         )
-    return Mesh(np.asarray(found[:count]), (AXIS,))
+    return Mesh(np.asarray(found[:devices]).reshape(-1, tensor), (SAMPLES, CHANNELS))
 
 
-def require_divisible(program: Program, count: int) -> None:
+def require_divisible(program: Program, devices: int, tensor: int) -> None:
     """
     Raises:
-        PipelineError: `count` is no positive integer.
-        UnsupportedError: the samples of a call cannot be divided by it.
+        PipelineError: a number that is no positive integer, or `tensor` does not divide `devices`.
+        UnsupportedError: the samples of a call cannot be divided.
     """
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise PipelineError(f"backend 'xla': devices is {count!r}, expected a positive integer")
-    batch = (program.interface.sample.shape or (1,))[0]
-    if not isinstance(batch, int) or batch % count:
+    for name, count in (("devices", devices), ("tensor", tensor)):
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise PipelineError(f"backend 'xla': {name} is {count!r}, expected a positive integer")
+    if devices % tensor:
+        raise PipelineError(f"backend 'xla': devices={devices} cannot be divided into groups of tensor={tensor}")
+    batch, groups = (program.interface.sample.shape or (1,))[0], devices // tensor
+    if not isinstance(batch, int) or batch % groups:
         raise UnsupportedError(
             f"backend 'xla': the sample is {program.interface.sample}, and its first axis cannot be divided over "
-            f"{count} devices; build the program with a batch that is a multiple of {count}"
+            f"{groups} devices; build the program with a batch that is a multiple of {groups}"
         )
 
 
 def input_shardings(program: Program, mesh: Mesh) -> dict[str, Any]:
     """Where the inputs of a program lie, by name; inputs that are not named here lie on every device."""
-    divided = NamedSharding(mesh, PartitionSpec(AXIS))
-    shardings: dict[str, Any] = {"noise": divided, "step_noise": NamedSharding(mesh, PartitionSpec(None, AXIS))}
+    divided = NamedSharding(mesh, PartitionSpec(SAMPLES))
+    shardings: dict[str, Any] = {"noise": divided, "step_noise": NamedSharding(mesh, PartitionSpec(None, SAMPLES))}
     for condition in program.interface.conditions:
         if condition.branched:
             shardings |= {condition.name: divided, NEGATIVE + condition.name: divided}
     return shardings
+
+
+def weight_shardings(dims: Sequence[int | None], mesh: Mesh) -> list[Any]:
+    """Where weights lie that are divided along these dimensions."""
+    return [NamedSharding(mesh, PartitionSpec(*[None] * dim, CHANNELS)) if dim is not None else everywhere(mesh)
+            for dim in dims]  # fmt: skip
 
 
 def everywhere(mesh: Mesh) -> Any:

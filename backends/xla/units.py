@@ -12,8 +12,9 @@ from torch.export.exported_program import ExportedProgram
 
 from graphopt.backends.program_rows import called_bodies, calling_rows
 from graphopt.backends.xla.conformance import Conformance
-from graphopt.backends.xla.function import decomposed, function_of, weights_of
+from graphopt.backends.xla.function import decomposed, function_of, weight_names, weights_of
 from graphopt.backends.xla.loop import RunUnit
+from graphopt.backends.xla.tensor_parallel import divided_dims
 from graphopt.ir.fx.tensors import tensor_identity, to_torch
 from graphopt.program.body import Body, Known
 from graphopt.program.program import Program
@@ -35,18 +36,29 @@ class Units:
             for body, held in called_bodies(program).items()
             for name, unit in held.units()
         }
+        self._models = {key: getattr(program.bodies[key[0]], key[1]).model for key in self._graphs}
         places: dict[object, int] = {}
         self.weights: list[torch.Tensor] = []
         """What the graphs read, each tensor once whatever number of them reads it."""
         self.functions: dict[tuple[str, str], RunUnit] = {}
         """Of all weights and the unit's inputs, by body and unit name."""
+        self._places: dict[tuple[str, str], list[int]] = {}
         for key, graph in self._graphs.items():
             tensors = weights_of(graph)
             for tensor in tensors:
                 if places.setdefault(tensor_identity(tensor), len(places)) == len(self.weights):
                     self.weights.append(tensor)
-            own = [places[tensor_identity(tensor)] for tensor in tensors]
-            self.functions[key] = partial(_run, function_of(graph), own)
+            self._places[key] = [places[tensor_identity(tensor)] for tensor in tensors]
+            self.functions[key] = partial(_run, function_of(graph), self._places[key])
+
+    def divided(self, parts: int) -> list[int | None]:
+        """The dimension along which each of `weights` may be divided into `parts`; None for what stays whole."""
+        found: list[int | None] = [None] * len(self.weights)
+        for key, graph in self._graphs.items():
+            dims = divided_dims(self._models[key].main, parts) if parts > 1 else {}
+            for place, name in zip(self._places[key], weight_names(graph), strict=True):
+                found[place] = dims.get(name) if found[place] is None else found[place]
+        return found
 
     def check(self) -> int:
         """Compare every op with torch's, on drawn conditions and noise; how many were, of distinct sizes.

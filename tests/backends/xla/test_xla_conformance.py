@@ -43,6 +43,11 @@ def test_grouped_transposed_convolutions_of_torchax_are_caught(monkeypatch):
                 randn(4, 4, 3, 3))  # fmt: skip
 
 
+def test_repetitions_of_known_size():
+    repeat = torch.ops.aten.repeat_interleave.self_int
+    assert checked(lambda x: (repeat(x, 2, 1, output_size=6), repeat(x, 3)), randn(2, 3)) == 2
+
+
 @pytest.mark.parametrize("batched", [True, False])
 def test_convolutions_with_groups_dilation_and_strides(batched):
     x = randn(2, 6, 9, 8) if batched else randn(6, 9, 8)

@@ -124,6 +124,13 @@ def test_an_op_that_differs_from_torch_is_named(monkeypatch):
         lowered(denoiser(), SCHEDULERS["DDIM"](), check=True)
 
 
+def test_an_op_that_was_not_compared_and_fails_is_named(monkeypatch):
+    monkeypatch.setitem(OWN, "aten.tanh.default", lambda x: x.no_such_thing)
+    run = lowered(denoiser(), SCHEDULERS["DDIM"]())
+    with pytest.raises(UnsupportedError, match=r"aten\.tanh\.default fails in JAX.*no_such_thing"):
+        run(NOISE, **GIVEN)
+
+
 def test_programs_of_onnx_graphs_are_refused():
     x, t, y = (helper.make_tensor_value_info(*value) for value in (("x", 1, [2, 3]), ("t", 1, []), ("y", 1, [2, 3])))
     node = helper.make_node("Mul", ["x", "t"], ["y"])

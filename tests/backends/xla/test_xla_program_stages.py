@@ -118,3 +118,21 @@ def test_weights_that_several_graphs_read_are_held_once(experts):
     twice = replace(experts, bodies={**experts.bodies, "low": experts.bodies["high"]})
     assert len(Units(twice).weights) == len(Units(experts).weights) / 2
     assert len(Units(program_of(denoiser())).weights) == len(list(denoiser().parameters()))
+
+
+def test_conditions_may_be_shared_by_both_branches_or_lie_inside_of_an_argument():
+    class Conditioned(torch.nn.Module):
+        def forward(self, sample, timestep, ids, extra):
+            return torch.tanh(sample * ids[0] + extra["text"].mean(1)[:, :, None, None]) * (1 + timestep / 1000)
+
+    ids, text = torch.tensor([0.3, 2.0]), torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(4))
+    example = {"sample": NOISE, "timestep": torch.tensor(1.0), "ids": ids, "extra": {"text": text}}
+    program = graphopt.Sampler(
+        Conditioned().eval(), SCHEDULERS["DDIM"](), 4, example_inputs=example, guidance=2.0, roles={"ids": "shared"}
+    )
+    given = {"ids": ids, "extra": {"text": text}, "negative_extra": {"text": -text}}
+    run = program.lower("xla")
+    assert distance(run(NOISE, **given), program(NOISE, **given)) <= 1e-6
+    assert {*run.arguments()[1]} == {
+        "noise", "initial_scale", "ids", "extra.text", "negative_extra.text", "guidance_scale"
+    }  # fmt: skip
