@@ -32,6 +32,10 @@ FOLLOWING = frozenset({
 """Ops that go on in bfloat16 if they read something that is. Kernels sum in float32 within norms, softmax and means."""
 
 
+LAYOUT = frozenset({"reshape", "transpose", "expand", "unsqueeze", "squeeze"})
+"""Ops through which products read their weights."""
+
+
 @dataclass(frozen=True)
 class Bf16(GraphPass):
     """Lets products compute in bfloat16, and what follows them up to ops that need more.
@@ -122,10 +126,17 @@ class Converter:
         results = [o for o in call.outputs if o is not None]
         if not wide or not results or not all(_is_wide(graph, o) for o in results):
             return None
-        computed = [o for o in wide if graph.constant(o) is None]
-        if call.op not in PRODUCTS and not any(o in self._narrow for o in computed):
+        follows = any(o in self._narrow for o in wide if graph.constant(o) is None)
+        if not follows and call.op not in PRODUCTS and not self._is_weight(graph, call):
             return None
         return Conversion(graph, graph.raw_call(node), {o: self._narrow[o] for o in wide if o in self._narrow})
+
+    def _is_weight(self, graph: Graph, call: Call) -> bool:
+        """Whether a weight is brought into another form here that nothing but products reads."""
+        if call.op not in LAYOUT or graph.constant(call.operands[0]) is None or graph.is_output(call.outputs[0]):
+            return False
+        readers = graph.users(call.outputs[0])
+        return bool(readers) and all(graph.key(reader) in PRODUCTS for reader in readers)
 
     def follow(self, conversion: Conversion, journal: Journal) -> None:
         """Remember what a conversion wrote, if it was kept."""

@@ -287,6 +287,10 @@ def _draw_integer(
             picked = _size_of(fragment.graph, call.operands[0], sizes)[first:][:depth]
             extent = min(picked, default=0)
             return _indices(rng, sizes[value], extent, negative=True).astype(numpy_dtype(type_.dtype))
+        if position == 2 and call.op == "grouped_matmul":
+            rows = _size_of(fragment.graph, call.operands[0], sizes)[0]
+            ends = np.sort(rng.integers(0, rows + 1, sizes[value]))
+            return np.append(ends[:-1], rows).astype(numpy_dtype(type_.dtype))
         if position == 1 and call.op in ("div", "mod"):
             low = 1
     return rng.integers(low, high, sizes[value]).astype(numpy_dtype(type_.dtype))

@@ -116,6 +116,28 @@ def test_weights_are_stored_once_and_narrow() -> None:
     assert record.after.bytes == pytest.approx(record.before.bytes / 2, rel=0.05)
 
 
+def test_weights_of_experts_are_narrow_though_products_read_them_transposed() -> None:
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+
+    config = transformers.MixtralConfig(
+        hidden_size=16, intermediate_size=24, num_local_experts=4, num_experts_per_tok=2
+    )
+    config._experts_implementation = "grouped_mm"
+    torch.manual_seed(0)
+    block, x = MixtralSparseMoeBlock(config).eval(), torch.randn(1, 6, 16)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    result = graphopt.optimize(
+        block, "bf16", example_inputs=(x,), budget=INFINITE, calibration=[(x,), (x.flip(1),)]
+    )
+    assert not result.report.undone
+    assert {p.dtype for p in result.model.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        expected, got = first(block(x)), first(result.model(x))
+    assert 0 < float((got - expected).norm() / expected.norm()) < 0.02
+
+
 def test_nodes_that_are_skipped_stay() -> None:
     result = converted(Net(), "bf16{skip=linear*}")
     found = dtypes(result.model)
