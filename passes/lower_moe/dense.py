@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 from graphopt.ir.graph import Call, Dim, Graph, Literal, Node, Value
 from graphopt.ir.row_ops import mixes_rows
+from graphopt.passes.lower_moe.forms import WORTH
 from graphopt.passes.lower_moe.gates import CHOICE, EXPERT, TOKEN, Gate, Gates
 
 PRODUCTS = frozenset({"matmul", "linear"})
-WORTH = 1.5
-"""Experts for each that is picked, from which on picking is faster than computing all."""
 
 
 class NotDense(Exception):

@@ -14,7 +14,8 @@ from typing import TypeGuard
 
 from graphopt.ir.graph import Call, Dim, Graph, Literal, Node, TensorType, Value
 from graphopt.ir.row_ops import ALIGNED
-from graphopt.passes.lower_moe.dense import WORTH, NotDense, gating_of
+from graphopt.passes.lower_moe.dense import NotDense, gating_of
+from graphopt.passes.lower_moe.forms import WORTH
 from graphopt.passes.lower_moe.gates import EXPERT, TOKEN, Fact, Gate, Gates
 
 ALONG_OTHERS = frozenset({"slice", "split"})

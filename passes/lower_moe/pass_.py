@@ -8,17 +8,19 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.graph import Call, Graph, Node
+from graphopt.passes.lower_moe.contrib import contrib_mixtures, experts_of, is_batch, write_contrib, write_rows
 from graphopt.passes.lower_moe.dense import Dense, dense_sums
 from graphopt.passes.lower_moe.dense_stacks import Stacked, stacked_sums
 from graphopt.passes.lower_moe.dense_stacks_write import write_picked_stacks
 from graphopt.passes.lower_moe.dense_write import write_picked_terms
 from graphopt.passes.lower_moe.experts import write_experts
 from graphopt.passes.lower_moe.flat import tables_of, write_flat
+from graphopt.passes.lower_moe.forms import Form, choose
 from graphopt.passes.lower_moe.grouped import NotGrouped, grouped_by, nodes_of, sorts_of, write_unsorted
 from graphopt.passes.lower_moe.picked import Picked, picked_rows
 from graphopt.passes.lower_moe.rules import FOLLOWING, PREPARING
 from graphopt.pipeline.pass_ import GraphPass
-from graphopt.rewrite.contract import Rounding
+from graphopt.rewrite.contract import Exact, Rounding
 
 if TYPE_CHECKING:
     from graphopt.pipeline.context import Context
@@ -50,6 +52,9 @@ class LowerMoe(GraphPass):
     f_e(x[t]), where g is certain to be zero but for the ids that topk found: each f_e computes its own tokens then.
     Promised for finite values: what is infinite times a gate of zero was NaN before.
 
+    And com.microsoft::MoE, router and all in one node, becomes nodes of the standard that compute the same; of equal
+    scores its kernel takes the last, and so does what is written. Likewise for finite values only.
+
     Refused, with the reason: rows that read other rows; ids that are not certain to be numbers of the experts; a sort,
     count or inverse that is not the one of these ids; stacks of weights that are not constant; copies of weights that
     something else reads.
@@ -61,11 +66,15 @@ class LowerMoe(GraphPass):
     name: ClassVar[str] = "lower-moe"
     contract: ClassVar[str] = "Rounding: at most 8 times the rounding error of the original, per application"
 
+    form: Form = "auto"
+    "How experts are computed: auto (the cost model decides), sorted, dense, contrib or loop."
+
     def run(self, context: Context) -> None:
         context.run_rules(PREPARING)
         context.refresh()
         for graph in context.model.regions():
             if graph.storage == "onnx":
+                _take_apart(self, context, graph)
                 for table in tables_of(graph):
                     context.editor(graph).apply("flat-rows", Rounding(), table.nodes, partial(write_flat, table))
                 _split_by_expert(context, graph)
@@ -74,6 +83,26 @@ class LowerMoe(GraphPass):
                 _unsort(context, graph)
         context.refresh()
         context.run_rules(FOLLOWING)
+
+
+def _take_apart(options: LowerMoe, context: Context, graph: Any) -> None:
+    """Mixtures that are one node become nodes of the standard."""
+    if options.form == "contrib":
+        return
+    for found in list(contrib_mixtures(graph)):
+        if isinstance(found, Call) and is_batch(graph, found):
+            context.editor(graph).apply("contrib-rows", Exact(), [found.node], partial(write_rows, graph, found))
+    context.refresh()
+    for found in list(contrib_mixtures(graph)):
+        if isinstance(found, Call) and is_batch(graph, found):
+            continue
+        if not isinstance(found, Call):
+            context.notes.append(f"{graph.node_name(found[0].node)} left alone: {found[1]}")
+        elif _can_split(context, graph, found.node):
+            choice = choose(options.form, *experts_of(graph, found))
+            context.notes.append(f"{graph.node_name(found.node)} in {choice}")
+            write = partial(write_contrib, graph, found, choice.form)
+            context.editor(graph).apply("contrib-experts", Rounding(special=False), [found.node], write)
 
 
 def _unsort(context: Context, graph: Graph) -> None:
