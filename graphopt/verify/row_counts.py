@@ -40,11 +40,13 @@ def indexed(fragment: Fragment, calls: Sequence[Call]) -> Iterator[tuple[Value, 
 def scored(fragment: Fragment, calls: Sequence[Call]) -> Iterator[tuple[Value, int]]:
     """Inputs of the fragment that are scores of experts, and of how many rows each expert is all but certain to be
     chosen."""
-    for call in calls:
-        scores = call.operands[1] if call.op == "moe" else None
-        type_ = fragment.graph.type(scores) if scores in fragment.inputs else None
-        if type_ is not None and type_.shape and isinstance(experts := type_.shape[1], int) and experts <= MOST_INDICES:
-            yield scores, 8 * experts
+    graph, stacks = fragment.graph, any(_is_stack(fragment, call) for call in calls)
+    for call in calls if stacks else ():
+        known = graph.type(call.operands[{"moe": 1, "topk": 0}[call.op]]) if call.op in ("moe", "topk") else None
+        experts = known.shape[-1] if known is not None and known.shape else None
+        if isinstance(experts, int) and experts <= MOST_INDICES:
+            types = [(v, graph.type(v)) for v in fragment.inputs]
+            yield from ((v, 8 * experts) for v, t in types if t is not None and t.rank == 2 and t.shape[1] == experts)  # type: ignore[index]
 
 
 def _is_integer(graph: Graph, value: Value) -> bool:

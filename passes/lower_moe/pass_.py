@@ -17,7 +17,8 @@ from graphopt.passes.lower_moe.experts import write_experts
 from graphopt.passes.lower_moe.flat import tables_of, write_flat
 from graphopt.passes.lower_moe.forms import Form, choose
 from graphopt.passes.lower_moe.grouped import NotGrouped, grouped_by, nodes_of, sorts_of, write_unsorted
-from graphopt.passes.lower_moe.picked import Picked, picked_rows
+from graphopt.passes.lower_moe.one_node import MOE, whole, write_one_node
+from graphopt.passes.lower_moe.picked import NotPicked, Picked, picked_rows
 from graphopt.passes.lower_moe.rules import FOLLOWING, PREPARING
 from graphopt.pipeline.pass_ import GraphPass
 from graphopt.rewrite.contract import Exact, Rounding
@@ -55,6 +56,9 @@ class LowerMoe(GraphPass):
     And com.microsoft::MoE, router and all in one node, becomes nodes of the standard that compute the same; of equal
     scores its kernel takes the last, and so does what is written. Likewise for finite values only.
 
+    With form=contrib the other way round: routers of softmax and experts of two products become that node, where the
+    target has it.
+
     Refused, with the reason: rows that read other rows; ids that are not certain to be numbers of the experts; a sort,
     count or inverse that is not the one of these ids; stacks of weights that are not constant; copies of weights that
     something else reads.
@@ -77,6 +81,8 @@ class LowerMoe(GraphPass):
                 _take_apart(self, context, graph)
                 for table in tables_of(graph):
                     context.editor(graph).apply("flat-rows", Rounding(), table.nodes, partial(write_flat, table))
+                if self.form == "contrib":
+                    _join(context, graph)
                 _split_by_expert(context, graph)
                 _pick_terms(context, graph)
             elif context.target is not None and GROUPED not in context.features:
@@ -103,6 +109,25 @@ def _take_apart(options: LowerMoe, context: Context, graph: Any) -> None:
             context.notes.append(f"{graph.node_name(found.node)} in {choice}")
             write = partial(write_contrib, graph, found, choice.form)
             context.editor(graph).apply("contrib-experts", Rounding(special=False), [found.node], write)
+
+
+def _join(context: Context, graph: Any) -> None:
+    """Mixtures that a node of the target can say whole become that node."""
+    if MOE not in context.features:
+        context.notes.append(f"form contrib: the target {context.target} has no {MOE}")
+        return
+    for picked in list(picked_rows(graph)):
+        if not isinstance(picked, Picked):
+            continue
+        name = graph.node_name(picked.nodes[0])
+        try:
+            found = whole(picked)
+        except NotPicked as error:
+            context.notes.append(f"{name} not in form contrib: {error}")
+            continue
+        context.notes.append(f"{name} in {choose('contrib', found.experts, found.k)}")
+        write = partial(write_one_node, found)
+        context.editor(graph).apply("contrib-node", Rounding(special=False), found.nodes, write)
 
 
 def _unsort(context: Context, graph: Graph) -> None:
