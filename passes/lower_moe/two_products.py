@@ -16,7 +16,6 @@ from graphopt.ir.weights import Array, SlicedRef, TensorRef
 from graphopt.passes.lower_moe.picked import NotPicked, Picked
 from graphopt.passes.lower_moe.stacks import Stack
 
-
 KINDS = frozenset({"relu", "gelu", "silu", "identity", "swiglu"})
 """Activations that the node has; gelu with tanh."""
 
