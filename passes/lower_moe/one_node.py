@@ -15,6 +15,7 @@ import numpy as np
 
 from graphopt.ir.graph import Call, Graph, Literal, Node, Value
 from graphopt.ir.weights import Array, ArrayRef, SlicedRef, TensorRef, read_only
+from graphopt.passes.lower_moe.all_experts import repeated
 from graphopt.passes.lower_moe.picked import NotPicked, Picked
 from graphopt.passes.lower_moe.two_products import Activated, Product, two_products
 from graphopt.rewrite.journal import Journal
@@ -55,7 +56,9 @@ class _Search:
 
     def found(self) -> Whole:
         rows, made, value = two_products(self.picked)
-        x, k = self._repeated(rows)
+        tokens = repeated(self.graph, rows)
+        x, k = tokens.tokens, tokens.times
+        self.nodes |= {c.node for c in tokens.calls}
         gates, total = self._summed(value, k)
         topk = self._back(self.picked.ids, "topk")
         weights, normalize = self._gates(gates, topk)
@@ -64,25 +67,12 @@ class _Search:
             raise NotPicked("what the experts made is not weighted by the scores that chose them")
         scores = softmax.operands[0]
         type_, size = self.graph.type(scores), made.w.shape[0]
+        if (known := self.graph.type(x)) is None or known.rank != 2:
+            raise NotPicked("tokens that have more than one axis of features")
         if type_ is None or type_.rank != 2 or type_.shape[1] != size or softmax.fields["axis"] != 1:  # type: ignore[index]
             raise NotPicked("the scores do not have a column for each expert")
         nodes = tuple(n for n in self.graph.nodes() if n in self.nodes)
         return Whole(self.graph, x, scores, k, normalize, made, total, nodes)
-
-    def _repeated(self, rows: Value) -> tuple[Value, int]:
-        """The tokens, and how often each of them stands in `rows`."""
-        joined = self._call(rows, "reshape", "the rows are not those of tokens, each as often as it chooses")
-        wide = self._call(joined.operands[0], "expand", "the rows are not those of tokens, each k times")
-        apart = self._call(wide.operands[0], "unsqueeze", "the rows are not those of tokens, each k times")
-        before, after = self.graph.type(apart.operands[0]), self.graph.type(wide.outputs[0])
-        flat = self.graph.type(rows)
-        if before is None or after is None or flat is None or None in (before.shape, after.shape, flat.shape):
-            raise NotPicked("the sizes of the rows are not known")
-        tokens, k, *inner = after.shape or ()
-        fits = apart.fields["axes"] == (1,) and before.rank == 2 and (tokens, *inner) == before.shape
-        if not fits or not isinstance(k, int) or (flat.shape or ())[1:] != tuple(inner):
-            raise NotPicked("the rows are not those of tokens, each k times")
-        return apart.operands[0], k
 
     def _summed(self, value: Value, k: int) -> tuple[Value, Value]:
         """What the results are multiplied by, and their sum over the choices of each token."""

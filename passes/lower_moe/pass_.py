@@ -8,6 +8,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.graph import Call, Graph, Node
+from graphopt.passes.lower_moe.all_experts import nodes_of as nodes_of_all
+from graphopt.passes.lower_moe.all_experts import times_of, write_all_experts
 from graphopt.passes.lower_moe.contrib import contrib_mixtures, experts_of, is_batch, write_contrib, write_rows
 from graphopt.passes.lower_moe.dense import Dense, dense_sums
 from graphopt.passes.lower_moe.dense_stacks import Stacked, stacked_sums
@@ -15,7 +17,7 @@ from graphopt.passes.lower_moe.dense_stacks_write import write_picked_stacks
 from graphopt.passes.lower_moe.dense_write import write_picked_terms
 from graphopt.passes.lower_moe.experts import write_experts
 from graphopt.passes.lower_moe.flat import tables_of, write_flat
-from graphopt.passes.lower_moe.forms import Form, choose
+from graphopt.passes.lower_moe.forms import WORTH, Choice, Form, choose
 from graphopt.passes.lower_moe.grouped import NotGrouped, grouped_by, nodes_of, sorts_of, write_unsorted
 from graphopt.passes.lower_moe.one_node import MOE, whole, write_one_node
 from graphopt.passes.lower_moe.picked import NotPicked, Picked, picked_rows
@@ -83,8 +85,9 @@ class LowerMoe(GraphPass):
                     context.editor(graph).apply("flat-rows", Rounding(), table.nodes, partial(write_flat, table))
                 if self.form == "contrib":
                     _join(context, graph)
-                _split_by_expert(context, graph)
-                _pick_terms(context, graph)
+                _split_by_expert(self, context, graph)
+                if self.form != "dense":
+                    _pick_terms(self, context, graph)
             elif context.target is not None and GROUPED not in context.features:
                 _unsort(context, graph)
         context.refresh()
@@ -140,14 +143,33 @@ def _unsort(context: Context, graph: Graph) -> None:
         context.editor(graph).apply("grouped-experts", Rounding(), nodes_of(found), partial(write_unsorted, found))
 
 
-def _split_by_expert(context: Context, graph: Any) -> None:
+def _split_by_expert(options: LowerMoe, context: Context, graph: Any) -> None:
     for found in picked_rows(graph):
         if not isinstance(found, Picked):
             call, reason = found
             context.notes.append(f"{graph.node_name(call.node)} left alone: {reason}")
             continue
-        if _can_split(context, graph, found.nodes[0]):
+        name, choice = graph.name(found.outputs[0]), _choice(options, context, found)
+        if choice.form == "dense":
+            context.notes.append(f"{name} in {choice}")
+            write = partial(write_all_experts, found)
+            context.editor(graph).apply("all-experts", Rounding(), nodes_of_all(found), write)
+        elif _can_split(context, graph, found.nodes[0]):
+            context.notes.append(f"{name} in {choice}")
             context.editor(graph).apply("picked-experts", Rounding(), found.nodes, partial(write_experts, found))
+
+
+def _choice(options: LowerMoe, context: Context, found: Picked) -> Choice:
+    """The form of rows that pick weights; only tokens that stand there k times may be computed once for all."""
+    times = times_of(found)
+    asked: Form = "auto" if options.form == "contrib" else options.form  # what the node can say became it before
+    choice = choose(asked, found.experts, times)
+    if choice.form == "dense" and times == 1:
+        if options.form == "dense":
+            name = found.graph.name(found.outputs[0])
+            context.notes.append(f"{name} not in form dense: its rows are not tokens, each as often as it has experts")
+        return Choice("sorted", f"{found.experts} experts, as many rows as there are")
+    return choice
 
 
 def _can_split(context: Context, graph: Any, node: Node) -> bool:
@@ -159,21 +181,23 @@ def _can_split(context: Context, graph: Any, node: Node) -> bool:
     return False
 
 
-def _pick_terms(context: Context, graph: Any) -> None:
+def _pick_terms(options: LowerMoe, context: Context, graph: Any) -> None:
     """One sum after the other, each found in the graph as the one before has left it."""
     seen: set[str] = set()
-    while (found := _next_sum(graph, seen)) is not None:
+    worth = 1.0 if options.form == "sorted" else WORTH
+    while (found := _next_sum(graph, seen, worth)) is not None:
         if isinstance(found, tuple):
             context.notes.append(f"{graph.node_name(found[0].node)} left alone: {found[1]}")
             continue
         write = partial(write_picked_terms, found) if isinstance(found, Dense) else partial(write_picked_stacks, found)
         if _can_split(context, graph, found.nodes[-1]):
+            context.notes.append(f"{graph.name(found.total)} in {choose(options.form, found.experts, found.k)}")
             context.editor(graph).apply("dense-experts", Rounding(special=False), found.nodes, write)
 
 
-def _next_sum(graph: Graph, seen: set[str]) -> Dense | Stacked | tuple[Call, str] | None:
+def _next_sum(graph: Graph, seen: set[str], worth: float) -> Dense | Stacked | tuple[Call, str] | None:
     """The first sum of gated experts that is not in `seen`, by the name of its result, which it is added to."""
-    for found in chain(dense_sums(graph), stacked_sums(graph)):
+    for found in chain(dense_sums(graph, worth), stacked_sums(graph, worth)):
         last = found[0].node if isinstance(found, tuple) else found.nodes[-1]
         name = graph.name(graph.results(last)[0])
         if name not in seen:
