@@ -30,6 +30,7 @@ _CONTRIB = (
     "GroupQueryAttention",
     "MatMulIntegerToFloat",
     "MatMulNBits",
+    "MoE",
     "MultiHeadAttention",
     "QuickGelu",
     "RotaryEmbedding",

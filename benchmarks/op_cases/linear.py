@@ -78,6 +78,24 @@ def multi_head_attention(
     )
 
 
+def moe(
+    k: int, activation: str, *, biased: bool = False, tied: bool = False, batch: bool = False, **fields: Any
+) -> Case:
+    experts, width, hidden, halves = 5, 4, 6, 2 if activation == "swiglu" else 1
+    x = sample.normal(*((2, 6) if batch else (12,)), width)
+    logits = sample.integers(0, 2, 12, experts).astype(np.float32) if tied else sample.normal(12, experts)
+    w1, w2 = sample.normal(experts, halves * hidden, width), sample.normal(experts, width, hidden)
+    b1, b2 = (sample.normal(experts, halves * hidden), sample.normal(experts, width)) if biased else (None, None)
+    attributes = {"k": k, "activation_type": activation}
+    attributes["normalize_routing_weights"] = int(fields.get("normalize", False))
+    if activation == "swiglu":
+        named = {"activation_alpha": "alpha", "activation_beta": "beta", "swiglu_limit": "limit"}
+        attributes |= {"swiglu_fusion": 1} | {a: fields[f] for a, f in named.items() if f in fields}
+    node = Node("MoE", attributes, inputs=[x, logits, w1, b1, w2, b2], domain="com.microsoft")
+    fields |= {"k": k, "activation": activation}
+    return Case("moe", [x, logits, w1, w2, b1, b2], fields, onnx=node, bound=64)
+
+
 KEEP = sample.bools(4, 5)
 KEEP[:, 0] = True
 BLIND = KEEP.copy()
@@ -146,4 +164,10 @@ GROUPS = [
     )
     for ends in ((2, 2, 6), (0, 5, 6))
 ]
-CASES = MATRICES + ATTENTIONS + HEADS + GROUPS
+MIXTURES = [
+    *(moe(2, activation) for activation in ("relu", "gelu", "silu", "identity", "swiglu")),
+    moe(1, "relu", biased=True, normalize=True),
+    moe(3, "silu", tied=True, normalize=True),
+    moe(5, "swiglu", biased=True, batch=True, alpha=1.702, beta=1.0, limit=0.5),
+]
+CASES = MATRICES + ATTENTIONS + HEADS + GROUPS + MIXTURES

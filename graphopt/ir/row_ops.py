@@ -11,7 +11,7 @@ from graphopt.ir.ops import ELEMENTWISE
 
 ALIGNED = ELEMENTWISE - {"prelu"}
 """Those of them whose operands broadcast against one another; a slope is broadcast to x."""
-SEVERAL = frozenset({"matmul", "concat", "gather", "gather_nd"})
+SEVERAL = frozenset({"matmul", "concat", "gather", "gather_nd", "moe"})
 """Other ops of which more than the first operand may have rows."""
 
 
@@ -103,6 +103,13 @@ def _gather_nd(graph: Graph, call: Call, given: list[bool]) -> str | None:
     return None if alone and (graph.type(call.operands[1]).rank or 0) > 1 else "picks rows"  # type: ignore[union-attr]
 
 
+
+def _moe(graph: Graph, call: Call, given: list[bool]) -> str | None:
+    """Tokens and the scores of each."""
+    alone = given[0] and given[1] and not any(given[2:]) and graph.type(call.operands[0]).rank == 2  # type: ignore[union-attr]
+    return None if alone else "tokens and scores that do not have the same rows"
+
+
 RULES: Mapping[str, Callable[[Graph, Call, list[bool]], str | None]] = {
     **dict.fromkeys(("softmax", "log_softmax", "cumsum", "split", "topk", "layer_norm", "rms_norm"), _axis("axis")),
     **{f"reduce_{name}": _axis("axes") for name in ("sum", "mean", "max", "min", "prod", "l2")},
@@ -114,5 +121,6 @@ RULES: Mapping[str, Callable[[Graph, Call, list[bool]], str | None]] = {
     "linear": _linear,
     "gather": _gather,
     "gather_nd": _gather_nd,
+    "moe": _moe,
 }
 """Why a call mixes rows, by op, where operands beyond the first have no rows unless the rule says so."""

@@ -137,6 +137,12 @@ def _attention(graph: Graph, call: Call) -> int:
     return math.prod(batch) * queries * keys * (width + value_width)
 
 
+def _experts(graph: Graph, call: Call) -> int:
+    """Both products of k experts for each token."""
+    tokens = math.prod(_shape(graph, call, 0)[:-1])
+    return tokens * int(call.fields["k"]) * sum(math.prod(_shape(graph, call, i)[1:]) for i in (2, 3))
+
+
 def _einsum(graph: Graph, call: Call) -> int:
     """Two operands: one multiply-add per combination of all indices. One operand: sums only, no product."""
     equation = str(call.fields["equation"]).replace(" ", "")
@@ -179,6 +185,7 @@ _COUNTED: Mapping[str, Callable[[Graph, Call], int]] = {
     "linear": _linear,
     "attention": _attention,
     "multi_head_attention": _attention,
+    "moe": _experts,
     "einsum": _einsum,
     "lstm": _recurrent,
     "lstm_layer": _lstm_layer,

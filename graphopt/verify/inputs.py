@@ -17,7 +17,7 @@ from graphopt.ir.graph import Call, Dim, Graph, Literal, TensorType, Value
 from graphopt.ir.ops import ELEMENTWISE
 from graphopt.ir.weights import FLOATS, Array, numpy_dtype
 from graphopt.verify.fragment import Fragment
-from graphopt.verify.row_counts import indexed, telling_rows
+from graphopt.verify.row_counts import indexed, scored, telling_rows
 
 KINDS = ("normal", "mixed", "special")
 LOCAL = frozenset({
@@ -63,6 +63,7 @@ def size_choices(fragment: Fragment, calls: Sequence[Call]) -> Iterator[Sizes]:
     for chosen in choices:
         assignment = {s: factor * chosen[name] for s in symbols for factor, name in [multiple_of(s)]}
         exact = [tuple(d if isinstance(d, int) else assignment[d] for d in s) for s in shapes]
+        exact = _scores_fitted(fragment, exact, calls)
         if local:
             yield dict(zip(fragment.inputs, [_shrink(s, extent + 8) for s in exact], strict=True))
         if (told := telling_rows(fragment, exact, calls)) is not None:
@@ -70,10 +71,22 @@ def size_choices(fragment: Fragment, calls: Sequence[Call]) -> Iterator[Sizes]:
         yield dict(zip(fragment.inputs, exact, strict=True))
 
 
+def _scores_fitted(
+    fragment: Fragment, shapes: Sequence[tuple[int, ...]], calls: Sequence[Call]
+) -> list[tuple[int, ...]]:
+    """`shapes` of the inputs, with scores of experts for as many tokens as there are."""
+    fitted = dict(zip(fragment.inputs, shapes, strict=True))
+    for call in calls:
+        if call.op == "moe" and all(o in fitted for o in call.operands[:2]):
+            x, scores = call.operands[:2]
+            fitted[scores] = (math.prod(fitted[x][:-1]), *fitted[scores][1:])
+    return list(fitted.values())
+
+
 def _wanted(fragment: Fragment, calls: Sequence[Call]) -> dict[Dim, int]:
     """For symbolic numbers of indices, how many let each index occur."""
     found: dict[Dim, int] = {}
-    for value, count in indexed(fragment, calls):
+    for value, count in (*indexed(fragment, calls), *scored(fragment, calls)):
         type_ = fragment.graph.type(value)
         if type_ is not None and type_.shape and isinstance(type_.shape[0], str):
             factor, name = multiple_of(type_.shape[0])

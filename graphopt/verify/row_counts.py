@@ -37,6 +37,18 @@ def indexed(fragment: Fragment, calls: Sequence[Call]) -> Iterator[tuple[Value, 
             yield from ((v, call.fields["bins"]) for v in fragment.inputs if _is_integer(graph, v))
 
 
+def scored(fragment: Fragment, calls: Sequence[Call]) -> Iterator[tuple[Value, int]]:
+    """Inputs of the fragment that are scores of experts, and of how many rows each expert is all but certain to be
+    chosen."""
+    graph, stacks = fragment.graph, any(_is_stack(fragment, call) for call in calls)
+    for call in calls if stacks else ():
+        known = graph.type(call.operands[{"moe": 1, "topk": 0}[call.op]]) if call.op in ("moe", "topk") else None
+        experts = known.shape[-1] if known is not None and known.shape else None
+        if isinstance(experts, int) and experts <= MOST_INDICES:
+            types = [(v, graph.type(v)) for v in fragment.inputs]
+            yield from ((v, 8 * experts) for v, t in types if t is not None and t.rank == 2 and t.shape[1] == experts)  # type: ignore[index]
+
+
 def _is_integer(graph: Graph, value: Value) -> bool:
     type_ = graph.type(value)
     return type_ is not None and type_.dtype in ("int32", "int64")
@@ -48,7 +60,7 @@ def telling_rows(
     """`shapes` of the inputs with as many rows as let every index occur, where they have too many or too few; None if
     rows may depend on one another, or if their number does well."""
     found = {shape[0] if shape else 0 for shape in shapes}
-    least = max([LEAST, *(count for _, count in indexed(fragment, calls))])
+    least = max([LEAST, *(count for _, count in (*indexed(fragment, calls), *scored(fragment, calls)))])
     rows, numbers = max(found, default=0), _gathered(fragment, calls)
     many = rows > least and rows * numbers >= MANY_NUMBERS
     few = rows < least and any(_is_stack(fragment, call) for call in calls)
@@ -59,6 +71,8 @@ def telling_rows(
 
 def _is_stack(fragment: Fragment, call: Call) -> bool:
     """Whether `call` picks matrices."""
+    if call.op == "moe":
+        return True
     table = _table(fragment, call)
     return table is not None and (table.rank or 0) > 2
 

@@ -32,6 +32,17 @@ class ExpertWriter:
         order = self._sorted(ids, size, type_)
         return order, self._sorted(order, size, type_), self._counts(ids)
 
+    def in_range(self, ids: Value) -> Value:
+        """Ids as they count from the front: a gather takes negative ones as well."""
+        known = self.graph.type(ids)
+        assert known is not None
+        wide = ids
+        if known.dtype != "int64":
+            wide = self.insert("cast", [ids], {"dtype": "int64"}, TensorType("int64", known.shape))
+        return self.insert(
+            "mod", [wide, self.numbers(self.experts)], {"fmod": False}, TensorType("int64", known.shape)
+        )
+
     def _sorted(self, x: Value, size: Value, type_: TensorType | None) -> Value:
         fields = {"axis": 0, "largest": 0, "sorted": 1}
         return self.journal.insert("ai.onnx::TopK", [x, size], fields, before=self.anchor, types=[type_, type_])[1]

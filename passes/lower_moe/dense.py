@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 from graphopt.ir.graph import Call, Dim, Graph, Literal, Node, Value
 from graphopt.ir.row_ops import mixes_rows
+from graphopt.passes.lower_moe.forms import WORTH
 from graphopt.passes.lower_moe.gates import CHOICE, EXPERT, TOKEN, Gate, Gates
 
 PRODUCTS = frozenset({"matmul", "linear"})
-WORTH = 1.5
-"""Experts for each that is picked, from which on picking is faster than computing all."""
 
 
 class NotDense(Exception):
@@ -58,7 +57,7 @@ class Dense:
         return [n for n in self.graph.nodes() if n in chosen]
 
 
-def dense_sums(graph: Graph) -> Iterator[Dense | tuple[Call, str]]:
+def dense_sums(graph: Graph, worth: float = WORTH) -> Iterator[Dense | tuple[Call, str]]:
     """Every sum of gated experts; where there is one that cannot be computed by expert, its last addition and why."""
     gates = Gates(graph)
     order = {node: place for place, node in enumerate(graph.nodes())}
@@ -71,7 +70,7 @@ def dense_sums(graph: Graph) -> Iterator[Dense | tuple[Call, str]]:
         if len(found) < 2:
             continue
         try:
-            yield _dense(gates, call, leaves, sums, dict(found), order)
+            yield _dense(gates, call, leaves, sums, dict(found), order, worth)
         except NotDense as error:
             yield call, str(error)
 
@@ -108,8 +107,9 @@ def _gated(gates: Gates, value: Value) -> Gate | None:
 
 
 def _dense(
-    gates: Gates, call: Call, leaves: list[Value], sums: list[Call], found: dict[Value, Gate], order: dict[Node, int]
-) -> Dense:
+    gates: Gates, call: Call, leaves: list[Value], sums: list[Call], found: dict[Value, Gate], order: dict[Node, int],
+    worth: float,
+) -> Dense:  # fmt: skip
     graph, (first, *_) = gates.graph, found.values()
     source, experts = first.source, first.experts
     ids, total = graph.type(source), graph.type(call.outputs[0])
@@ -120,7 +120,7 @@ def _dense(
         raise NotDense(f"the experts {numbers} are added up and not each of {experts} once")
     assert ids is not None and ids.shape is not None
     k = ids.shape[1] if len(ids.shape) == 2 else 1
-    if not isinstance(k, int) or experts < WORTH * k:
+    if not isinstance(k, int) or experts < worth * k:
         raise NotDense(f"{k} of {experts} experts are picked, for which computing all is as fast")
     if total is None or any(graph.type(v) != total for v in found) or not _are_sizes(total.shape):
         raise NotDense("the sizes of what is added up are not known or not the same")

@@ -14,7 +14,8 @@ from typing import TypeGuard
 
 from graphopt.ir.graph import Call, Dim, Graph, Literal, Node, TensorType, Value
 from graphopt.ir.row_ops import ALIGNED
-from graphopt.passes.lower_moe.dense import WORTH, NotDense, gating_of
+from graphopt.passes.lower_moe.dense import NotDense, gating_of
+from graphopt.passes.lower_moe.forms import WORTH
 from graphopt.passes.lower_moe.gates import EXPERT, TOKEN, Fact, Gate, Gates
 
 ALONG_OTHERS = frozenset({"slice", "split"})
@@ -66,7 +67,7 @@ def letters(call: Call) -> tuple[list[str], str]:
     return given.split(","), made
 
 
-def stacked_sums(graph: Graph) -> Iterator[Stacked | tuple[Call, str]]:
+def stacked_sums(graph: Graph, worth: float = WORTH) -> Iterator[Stacked | tuple[Call, str]]:
     """Every sum over an axis of gated experts; where one cannot be computed by expert, the sum and why."""
     gates = Gates(graph)
     order = {node: place for place, node in enumerate(graph.nodes())}
@@ -77,7 +78,7 @@ def stacked_sums(graph: Graph) -> Iterator[Stacked | tuple[Call, str]]:
         try:
             found = _root(gates, call)
             if found is not None:
-                yield _Search(gates, call, *found, order).result()
+                yield _Search(gates, call, *found, order).result(worth)
             elif (reason := _dispatched(gates, call)) is not None:
                 yield call, reason
         except NotDense as error:
@@ -143,9 +144,9 @@ class _Search:
         for operand, axis in zip(root.operands, axes, strict=True):
             self._walk(operand, axis)
 
-    def result(self) -> Stacked:
+    def result(self, worth: float) -> Stacked:
         graph, gate, total = self.graph, self.gate, self.graph.type(self.root.outputs[0])
-        if not isinstance(self.k, int) or gate.experts < WORTH * self.k:
+        if not isinstance(self.k, int) or gate.experts < worth * self.k:
             raise NotDense(f"{self.k} of {gate.experts} experts are picked, for which computing all is as fast")
         if total is None or total.shape is None or not all(isinstance(d, int) for d in total.shape[1:]):
             raise NotDense("the size of what is added up is not known")

@@ -33,31 +33,18 @@ class _Writer(ExpertWriter):
 
     def write(self) -> None:
         picked, experts = self.picked, self.picked.experts
-        ids = self._in_range(picked.ids)
+        ids = self.in_range(picked.ids)
         order, inverse, counts = self.orders(ids)
         parts = {value: self._split(value, order, counts) for value in picked.inputs}
         results: dict[Value, list[Value]] = {output: [] for output in picked.outputs}
         for expert in range(experts):
-            body = _Body(self, expert, {value: pieces[expert] for value, pieces in parts.items()})
-            made = body.write()
+            given = {value: pieces[expert] for value, pieces in parts.items()}
+            made = Body(self, picked.stacks, picked.calls, expert, given).write()
             for output in picked.outputs:
                 results[output].append(made[output])
         for output, pieces in results.items():
             joined = self.insert("concat", pieces, {"axis": 0}, self.graph.type(output))
             self.journal.replace(output, self.insert("gather", [joined, inverse], {"axis": 0}, self.graph.type(output)))
-
-    # ---- numbers of rows -----------------------------------------------------------------------------------
-
-    def _in_range(self, ids: Value) -> Value:
-        """Ids as they count from the front: a gather takes negative ones as well."""
-        known = self.graph.type(ids)
-        assert known is not None
-        wide = ids
-        if known.dtype != "int64":
-            wide = self.insert("cast", [ids], {"dtype": "int64"}, TensorType("int64", known.shape))
-        return self.insert(
-            "mod", [wide, self.numbers(self.experts)], {"fmod": False}, TensorType("int64", known.shape)
-        )
 
     def _split(self, value: Value, order: Value, counts: Value) -> Sequence[Value]:
         """The rows of `value` that each expert has."""
@@ -67,20 +54,24 @@ class _Writer(ExpertWriter):
         return self.portions(ordered, counts, TensorType(known.dtype, (None, *known.shape[1:])))
 
 
-class _Body:
-    """What one expert does."""
+class Body:
+    """What one expert does: `calls` on the values of `parts`, with its own weights of `stacks`."""
 
-    def __init__(self, writer: _Writer, expert: int, parts: dict[Value, Value]) -> None:
+    def __init__(
+        self, writer: ExpertWriter, stacks: Mapping[Value, Stack], calls: Sequence[Call], expert: int,
+        parts: Mapping[Value, Value],
+    ) -> None:  # fmt: skip
         self.writer = writer
         self.graph = writer.graph
-        self.stacks = writer.picked.stacks
+        self.stacks = stacks
+        self.calls = calls
         self.expert = expert
         self.values: dict[Value, Value] = dict(parts)
         self.flat: dict[tuple[Value, int], Value] = {}
         """What a value was before an axis of size 1 was added to it."""
 
     def write(self) -> dict[Value, Value]:
-        for call in self.writer.picked.calls:
+        for call in self.calls:
             self._write(call)
         return self.values
 

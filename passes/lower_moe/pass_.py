@@ -8,17 +8,22 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.graph import Call, Graph, Node
+from graphopt.passes.lower_moe.all_experts import nodes_of as nodes_of_all
+from graphopt.passes.lower_moe.all_experts import times_of, write_all_experts
+from graphopt.passes.lower_moe.contrib import contrib_mixtures, experts_of, is_batch, write_contrib, write_rows
 from graphopt.passes.lower_moe.dense import Dense, dense_sums
 from graphopt.passes.lower_moe.dense_stacks import Stacked, stacked_sums
 from graphopt.passes.lower_moe.dense_stacks_write import write_picked_stacks
 from graphopt.passes.lower_moe.dense_write import write_picked_terms
 from graphopt.passes.lower_moe.experts import write_experts
 from graphopt.passes.lower_moe.flat import tables_of, write_flat
+from graphopt.passes.lower_moe.forms import WORTH, Choice, Form, choose
 from graphopt.passes.lower_moe.grouped import NotGrouped, grouped_by, nodes_of, sorts_of, write_unsorted
-from graphopt.passes.lower_moe.picked import Picked, picked_rows
+from graphopt.passes.lower_moe.one_node import MOE, whole, write_one_node
+from graphopt.passes.lower_moe.picked import NotPicked, Picked, picked_rows
 from graphopt.passes.lower_moe.rules import FOLLOWING, PREPARING
 from graphopt.pipeline.pass_ import GraphPass
-from graphopt.rewrite.contract import Rounding
+from graphopt.rewrite.contract import Exact, Rounding
 
 if TYPE_CHECKING:
     from graphopt.pipeline.context import Context
@@ -50,6 +55,12 @@ class LowerMoe(GraphPass):
     f_e(x[t]), where g is certain to be zero but for the ids that topk found: each f_e computes its own tokens then.
     Promised for finite values: what is infinite times a gate of zero was NaN before.
 
+    And com.microsoft::MoE, router and all in one node, becomes nodes of the standard that compute the same; of equal
+    scores its kernel takes the last, and so does what is written. Likewise for finite values only.
+
+    With form=contrib the other way round: routers of softmax and experts of two products become that node, where the
+    target has it.
+
     Refused, with the reason: rows that read other rows; ids that are not certain to be numbers of the experts; a sort,
     count or inverse that is not the one of these ids; stacks of weights that are not constant; copies of weights that
     something else reads.
@@ -61,19 +72,65 @@ class LowerMoe(GraphPass):
     name: ClassVar[str] = "lower-moe"
     contract: ClassVar[str] = "Rounding: at most 8 times the rounding error of the original, per application"
 
+    form: Form = "auto"
+    "How experts are computed: auto (the cost model decides), sorted, dense, contrib or loop."
+
     def run(self, context: Context) -> None:
         context.run_rules(PREPARING)
         context.refresh()
         for graph in context.model.regions():
             if graph.storage == "onnx":
+                _take_apart(self, context, graph)
                 for table in tables_of(graph):
                     context.editor(graph).apply("flat-rows", Rounding(), table.nodes, partial(write_flat, table))
-                _split_by_expert(context, graph)
-                _pick_terms(context, graph)
+                if self.form == "contrib":
+                    _join(context, graph)
+                _split_by_expert(self, context, graph)
+                if self.form != "dense":
+                    _pick_terms(self, context, graph)
             elif context.target is not None and GROUPED not in context.features:
                 _unsort(context, graph)
         context.refresh()
         context.run_rules(FOLLOWING)
+
+
+def _take_apart(options: LowerMoe, context: Context, graph: Any) -> None:
+    """Mixtures that are one node become nodes of the standard."""
+    if options.form == "contrib":
+        return
+    for found in list(contrib_mixtures(graph)):
+        if isinstance(found, Call) and is_batch(graph, found):
+            context.editor(graph).apply("contrib-rows", Exact(), [found.node], partial(write_rows, graph, found))
+    context.refresh()
+    for found in list(contrib_mixtures(graph)):
+        if isinstance(found, Call) and is_batch(graph, found):
+            continue
+        if not isinstance(found, Call):
+            context.notes.append(f"{graph.node_name(found[0].node)} left alone: {found[1]}")
+        elif _can_split(context, graph, found.node):
+            choice = choose(options.form, *experts_of(graph, found))
+            context.notes.append(f"{graph.node_name(found.node)} in {choice}")
+            write = partial(write_contrib, graph, found, choice.form)
+            context.editor(graph).apply("contrib-experts", Rounding(special=False), [found.node], write)
+
+
+def _join(context: Context, graph: Any) -> None:
+    """Mixtures that a node of the target can say whole become that node."""
+    if MOE not in context.features:
+        context.notes.append(f"form contrib: the target {context.target} has no {MOE}")
+        return
+    for picked in list(picked_rows(graph)):
+        if not isinstance(picked, Picked):
+            continue
+        name = graph.node_name(picked.nodes[0])
+        try:
+            found = whole(picked)
+        except NotPicked as error:
+            context.notes.append(f"{name} not in form contrib: {error}")
+            continue
+        context.notes.append(f"{name} in {choose('contrib', found.experts, found.k)}")
+        write = partial(write_one_node, found)
+        context.editor(graph).apply("contrib-node", Rounding(special=False), found.nodes, write)
 
 
 def _unsort(context: Context, graph: Graph) -> None:
@@ -86,14 +143,33 @@ def _unsort(context: Context, graph: Graph) -> None:
         context.editor(graph).apply("grouped-experts", Rounding(), nodes_of(found), partial(write_unsorted, found))
 
 
-def _split_by_expert(context: Context, graph: Any) -> None:
+def _split_by_expert(options: LowerMoe, context: Context, graph: Any) -> None:
     for found in picked_rows(graph):
         if not isinstance(found, Picked):
             call, reason = found
             context.notes.append(f"{graph.node_name(call.node)} left alone: {reason}")
             continue
-        if _can_split(context, graph, found.nodes[0]):
+        name, choice = graph.name(found.outputs[0]), _choice(options, context, found)
+        if choice.form == "dense":
+            context.notes.append(f"{name} in {choice}")
+            write = partial(write_all_experts, found)
+            context.editor(graph).apply("all-experts", Rounding(), nodes_of_all(found), write)
+        elif _can_split(context, graph, found.nodes[0]):
+            context.notes.append(f"{name} in {choice}")
             context.editor(graph).apply("picked-experts", Rounding(), found.nodes, partial(write_experts, found))
+
+
+def _choice(options: LowerMoe, context: Context, found: Picked) -> Choice:
+    """The form of rows that pick weights; only tokens that stand there k times may be computed once for all."""
+    times = times_of(found)
+    asked: Form = "auto" if options.form == "contrib" else options.form  # what the node can say became it before
+    choice = choose(asked, found.experts, times)
+    if choice.form == "dense" and times == 1:
+        if options.form == "dense":
+            name = found.graph.name(found.outputs[0])
+            context.notes.append(f"{name} not in form dense: its rows are not tokens, each as often as it has experts")
+        return Choice("sorted", f"{found.experts} experts, as many rows as there are")
+    return choice
 
 
 def _can_split(context: Context, graph: Any, node: Node) -> bool:
@@ -105,21 +181,23 @@ def _can_split(context: Context, graph: Any, node: Node) -> bool:
     return False
 
 
-def _pick_terms(context: Context, graph: Any) -> None:
+def _pick_terms(options: LowerMoe, context: Context, graph: Any) -> None:
     """One sum after the other, each found in the graph as the one before has left it."""
     seen: set[str] = set()
-    while (found := _next_sum(graph, seen)) is not None:
+    worth = 1.0 if options.form == "sorted" else WORTH
+    while (found := _next_sum(graph, seen, worth)) is not None:
         if isinstance(found, tuple):
             context.notes.append(f"{graph.node_name(found[0].node)} left alone: {found[1]}")
             continue
         write = partial(write_picked_terms, found) if isinstance(found, Dense) else partial(write_picked_stacks, found)
         if _can_split(context, graph, found.nodes[-1]):
+            context.notes.append(f"{graph.name(found.total)} in {choose(options.form, found.experts, found.k)}")
             context.editor(graph).apply("dense-experts", Rounding(special=False), found.nodes, write)
 
 
-def _next_sum(graph: Graph, seen: set[str]) -> Dense | Stacked | tuple[Call, str] | None:
+def _next_sum(graph: Graph, seen: set[str], worth: float) -> Dense | Stacked | tuple[Call, str] | None:
     """The first sum of gated experts that is not in `seen`, by the name of its result, which it is added to."""
-    for found in chain(dense_sums(graph), stacked_sums(graph)):
+    for found in chain(dense_sums(graph, worth), stacked_sums(graph, worth)):
         last = found[0].node if isinstance(found, tuple) else found.nodes[-1]
         name = graph.name(graph.results(last)[0])
         if name not in seen:

@@ -114,6 +114,41 @@ def multi_head_attention(n: Reading) -> Said:
     return (q, k, v, bias), {"heads": heads, "scale": scale}
 
 
+
+def mixture_of_experts(n: Reading) -> Said:
+    """onnxruntime's op as far as its CPU runs it: two products an expert, of weights [E, out, in]."""
+    x, logits, w1, b1, w2, b2 = n.operand(0), n.operand(1), n.operand(2), n.optional(3), n.operand(4), n.optional(5)
+    if n.has(6) or n.has(7):
+        raise CannotRead("weights of a third product (fc3), for which onnxruntime's CPU has no kernel")
+    n.only("use_sparse_mixer", 0)
+    if n.rank(x) not in (2, 3) or n.rank(logits) != 2:
+        raise CannotRead("tokens that are neither 2-D nor 3-D, or scores that are not 2-D")
+    activation = n.attr_string("activation_type", "relu")
+    fields = {
+        "k": n.attr_int("k", 1), "activation": activation, "normalize": n.attr_flag("normalize_routing_weights"),
+        "alpha": 1.0, "beta": 0.0, "limit": None,
+    }  # fmt: skip
+    if activation == "swiglu":
+        if n.attr_int("swiglu_fusion", 0) != 1:
+            raise CannotRead("swiglu of halves that do not take turns, for which onnxruntime's CPU has no kernel")
+        fields |= {"alpha": n.attr_float("activation_alpha", 1.0), "beta": n.attr_float("activation_beta", 0.0)}
+        fields["limit"] = n.attr_float("swiglu_limit") if n.has_attribute("swiglu_limit") else None
+    elif activation not in ("relu", "gelu", "silu", "identity"):
+        raise CannotRead(f"activation {activation!r}")
+    # Other activations take no parameters, whatever the node gives.
+    n.ignore("swiglu_fusion", "swiglu_limit", "activation_alpha", "activation_beta")
+    _check_experts(n, x, w1, w2, 2 if activation == "swiglu" else 1)
+    return (x, logits, w1, w2, b1, b2), fields
+
+
+def _check_experts(n: Reading, x: Value, w1: Value, w2: Value, halves: int) -> None:
+    """The kernel takes weights of other forms too and reads them as [out, in] all the same."""
+    first, second = ([d for d in n.shape(w) if isinstance(d, int)] for w in (w1, w2))
+    fits = len(first) == 3 and first[1] % halves == 0 and second == [first[0], first[2], first[1] // halves]
+    if not fits or n.shape(x)[-1] != first[2]:
+        raise CannotRead("weights whose sizes are not known to be [experts, out, in] of tokens and of one another")
+
+
 READERS: Mapping[tuple[str, str], Reader] = {
     ("", "MatMul"): Reader("matmul", matmul),
     ("com.microsoft", "FusedMatMul"): Reader("matmul", fused_matmul),
@@ -121,4 +156,5 @@ READERS: Mapping[tuple[str, str], Reader] = {
     ("", "Einsum"): Reader("einsum", einsum),
     ("", "Attention"): Reader("attention", attention),
     ("com.microsoft", "MultiHeadAttention"): Reader("multi_head_attention", multi_head_attention),
+    ("com.microsoft", "MoE"): Reader("moe", mixture_of_experts),
 }

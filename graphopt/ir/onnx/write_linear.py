@@ -54,10 +54,28 @@ def multi_head_attention(d: Draft, f: Fields) -> list[Slot]:
     return d.node("MultiHeadAttention", operands, attributes, domain="com.microsoft")
 
 
+
+def mixture_of_experts(d: Draft, f: Fields) -> list[Slot]:
+    """onnxruntime's own op."""
+    x, logits, w1, w2 = (d.operand(i, name) for i, name in enumerate(("x", "logits", "w1", "w2")))
+    if (dtype := d.dtype(x, "x")) not in ("float32", "float16"):
+        raise CannotEmit(f"MoE is for float32 and float16 on the CPU, not {dtype}")
+    swiglu = f["activation"] == "swiglu"
+    parameters = {"activation_alpha": float(f["alpha"]), "activation_beta": float(f["beta"]), "swiglu_fusion": 1}
+    parameters |= {} if f["limit"] is None else {"swiglu_limit": float(f["limit"])}
+    attributes = {
+        "k": int(f["k"]), "activation_type": str(f["activation"]),
+        "normalize_routing_weights": int(bool(f["normalize"])), **(parameters if swiglu else {}),
+    }  # fmt: skip
+    operands = [x, logits, w1, d.optional(4), w2, d.optional(5)]
+    return d.node("MoE", operands, attributes, domain="com.microsoft")
+
+
 WRITERS: Mapping[str, Writer] = {
     "matmul": matmul,
     "linear": linear,
     "einsum": einsum,
     "attention": attention,
     "multi_head_attention": multi_head_attention,
+    "moe": mixture_of_experts,
 }

@@ -4,6 +4,7 @@
 from graphopt.ir.ops import (
     convolution,
     elementwise,
+    experts,
     indexing,
     layout,
     linear,
@@ -25,6 +26,7 @@ __all__ = [
     "Op",
     "convolution",
     "elementwise",
+    "experts",
     "indexing",
     "layout",
     "linear",

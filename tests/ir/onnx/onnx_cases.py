@@ -157,6 +157,7 @@ ELEMENTWISE = [
     Case("Dropout", [X, c(0.5, np.float32), c(False, bool)], "identity", opset=13, operands=[0]),
 ]  # fmt: skip
 
+MIXTURE = {"normalize": False, "alpha": 1.0, "beta": 0.0, "limit": None}
 LINEAR = [
     Case("MatMul", [real(2, 3, 4), weight(4, 5)], "matmul"),
     Case("FusedMatMul", [real(3, 4), weight(4, 5)], "matmul", {}, {"alpha": 1.0}, domain="com.microsoft",
@@ -174,6 +175,14 @@ LINEAR = [
     Case("MultiHeadAttention", [real(2, 5, 12)] * 3 + [None, None, real(1, 3, 5, 5)], "multi_head_attention",
          {"heads": 3, "scale": 0.25}, {"num_heads": 3, "scale": 0.25, "mask_filter_value": -1.0}, 18, [0, 1, 2, 5],
          domain="com.microsoft", name="bias"),
+    Case("MoE", [real(6, 4), real(6, 3), weight(3, 5, 4), None, weight(3, 4, 5)], "moe",
+         MIXTURE | {"k": 2, "activation": "silu"}, {"k": 2, "activation_type": "silu", "activation_alpha": 2.0}, 18,
+         [0, 1, 2, 4, None, None], domain="com.microsoft"),
+    Case("MoE", [real(2, 3, 4), real(6, 3), weight(3, 10, 4), weight(3, 10), weight(3, 4, 5), weight(3, 4)], "moe",
+         {"k": 1, "activation": "swiglu", "normalize": True, "alpha": 1.5, "beta": 1.0, "limit": 0.5},
+         {"k": 1, "activation_type": "swiglu", "normalize_routing_weights": 1, "activation_alpha": 1.5,
+          "activation_beta": 1.0, "swiglu_limit": 0.5, "swiglu_fusion": 1},
+         18, [0, 1, 2, 4, 3, 5], domain="com.microsoft", name="swiglu"),
 ]  # fmt: skip
 
 CONVOLUTION = [
