@@ -66,12 +66,12 @@ class Proved:
 
     def _cached(self, fragment: Fragment, feeds: list[Array], *, reduced: bool) -> Proof:
         key = signature(fragment, feeds)
-        if key in self._proofs:
+        if key is not None and key in self._proofs:
             return replace(self._proofs[key], milliseconds=0.0)
         proof = prove(fragment, feeds, seed=self._seed)
         if reduced and proof.holds:
             proof = replace(proof, reduced=True, level="proof@reduced" if proof.level == "proof" else proof.level)
-        if proof.weights != "none":
+        if key is not None and proof.weights != "none":
             self._proofs[key] = proof
         return proof
 
@@ -113,8 +113,11 @@ def _twin(change: Change, fragment: Fragment) -> Fragment | None:
 # ---- signatures ----------------------------------------------------------------------------------------------------
 
 
-def signature(fragment: Fragment, feeds: list[Array]) -> str:
-    """A hash of all that a proof of the fragment for all of its large weights can depend on."""
+def signature(fragment: Fragment, feeds: list[Array]) -> str | None:
+    """A hash of all that a proof of the fragment for all of its large weights can depend on; None where control-flow
+    bodies are part of that."""
+    if any(fragment.graph.subgraphs(n) for side in (fragment.before, fragment.after) for n in side.nodes):
+        return None
     namer = _Namer(fragment)
     lines = [f"{feed.dtype}{feed.shape}" if feed.dtype.name in FLOATS else _digest(feed) for feed in feeds]
     lines += [*namer.side(fragment.before), "becomes", *namer.side(fragment.after)]

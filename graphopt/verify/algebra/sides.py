@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.ir.graph import Call, Graph, Literal, Node, Value
+from graphopt.ir.graph import Branches, Call, Graph, Literal, Node, Value
 from graphopt.ir.ops import OPS
 from graphopt.ir.weights import FLOATS, Array, TensorRef
 from graphopt.verify.algebra.domain import Field
@@ -56,7 +56,13 @@ def weights_of(graph: Graph, side: Side) -> frozenset[object]:
     values = [o for node in side.nodes for o in graph.raw_call(node).operands if o is not None]
     values = [v for v in (*values, *side.outputs) if not isinstance(v, Literal)]
     found = [side.declared.get(v) or graph.constant(v) for v in values]
-    return frozenset(data.identity for data in found if data is not None)
+    bodies = [body for node in side.nodes for body in graph.subgraphs(node)]
+    inner = [weights_of(body, _whole(body)) for body in bodies]
+    return frozenset(data.identity for data in found if data is not None).union(*inner)
+
+
+def _whole(body: Graph) -> Side:
+    return Side(tuple(body.nodes()), tuple(body.outputs()))
 
 
 def input_tensors(point: Point, feeds: Sequence[Array], *, tokens: bool) -> list[Any]:
@@ -86,10 +92,19 @@ def only_moved(graph: Graph, side: Side, drawn: Iterable[Value]) -> bool:
     known = set(drawn)
     for node in side.nodes:
         if graph.key(node) != "shape" and not known.isdisjoint(reads(graph, node)):
-            if graph.key(node) not in MOVES:
+            if graph.key(node) not in MOVES and not _keeps_type(graph, node):
                 return False
             known.update(o for o in graph.results(node) if o is not None)
     return True
+
+
+def _keeps_type(graph: Graph, node: Node) -> bool:
+    """Whether the node is a cast to the type that its operand has."""
+    call = graph.call(node)
+    if not isinstance(call, Call) or call.op != "cast":
+        return False
+    type_ = graph.type(call.operands[0])
+    return type_ is not None and type_.dtype == call.fields["dtype"]
 
 
 def structure(graph: Graph, side: Side, inputs: Sequence[Value], numbers: dict[object, int]) -> tuple[object, ...]:
@@ -122,28 +137,55 @@ def run_side(graph: Graph, side: Side, inputs: Mapping[Value, Any], domain: Fiel
     Integers and truth values that follow from those of the inputs are no result of a proof, but of a run.
     """
     drawn = {v for v, given in inputs.items() if not isinstance(given, FieldTensor)}
-    env = dict(inputs)
+    outputs = _run(graph, side, dict(inputs), drawn, domain, constants)
+    if any(o in drawn and not isinstance(r, FieldTensor) for o, r in zip(side.outputs, outputs, strict=True)):
+        raise Undecided("integers or truth values follow from drawn ones")
+    return outputs
+
+
+def _run(
+    graph: Graph, side: Side, env: dict[Value, Any], drawn: set[Value], domain: Field, constants: Constants
+) -> list[Any]:
+    """The outputs of `side`, or of a control-flow body. `env` holds what it reads from elsewhere, `drawn` what of that
+    follows from drawn integers and truth values; both are added to."""
     fetch = _fetcher(graph, side, env, domain, constants)
     for node in side.nodes:
         if all(o is None or graph.constant(o) is not None for o in graph.results(node)):
             continue
-        call = graph.call(node)
-        read = call if isinstance(call, Call) else graph.raw_call(node)
-        operands = [None if o is None else fetch(o) for o in read.operands]
         try:
-            results = _results(graph, node, call, operands, domain)
+            branches = graph.branches(node)
+            if branches is not None:
+                results: Sequence[Any] = _run_branch(branches, env, fetch, drawn, domain, constants)
+            else:
+                call = graph.call(node)
+                read = call if isinstance(call, Call) else graph.raw_call(node)
+                operands = [None if o is None else fetch(o) for o in read.operands]
+                results = _results(graph, node, call, operands, domain)
         except Undecided as error:
             raise Undecided(f"{graph.key(node)}: {error}") from error
-        depends = graph.key(node) != "shape" and not drawn.isdisjoint(reads(graph, node))
-        for output, result in zip(graph.results(node), results, strict=True):
-            if output is not None:
-                env[output] = result
-                if depends:
-                    drawn.add(output)
-    outputs = [fetch(o) for o in side.outputs]
-    if any(o in drawn and not isinstance(r, FieldTensor) for o, r in zip(side.outputs, outputs, strict=True)):
-        raise Undecided("integers or truth values follow from drawn ones")
-    return outputs
+        if graph.key(node) != "shape" and not drawn.isdisjoint(reads(graph, node)):
+            drawn.update(o for o in graph.results(node) if o is not None)
+        env.update((o, r) for o, r in zip(graph.results(node), results, strict=True) if o is not None)
+    return [fetch(o) for o in side.outputs]
+
+
+def _run_branch(
+    branches: Branches,
+    env: Mapping[Value, Any],
+    fetch: Callable[[Value], Any],
+    drawn: set[Value],
+    domain: Field,
+    constants: Constants,
+) -> list[Any]:
+    """What the body gives that runs whatever the inputs are; one drawn condition would not speak for the other."""
+    condition = fetch(branches.condition)
+    if branches.condition in drawn or isinstance(condition, FieldTensor) or np.size(condition) != 1:
+        raise Undecided("which of its bodies runs depends on data")
+    body = branches.body(bool(np.reshape(condition, ())))
+    pairs = list(zip(body.inputs(), branches.operands, strict=True))
+    env = {**env, **{v: fetch(o) for v, o in pairs}}
+    drawn = drawn | {v for v, o in pairs if o in drawn}
+    return _run(body, _whole(body), env, drawn, domain, constants)
 
 
 def _fetcher(
