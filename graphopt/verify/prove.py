@@ -29,12 +29,12 @@ from graphopt.verify.algebra.sides import (
     Symbolic,
     equal,
     input_tensors,
-    only_moved,
     run_side,
     structure,
     weights_of,
 )
 from graphopt.verify.algebra.tensor import FieldTensor, Point, Undecided, lift
+from graphopt.verify.algebra.tokens import needs_no_numbers
 from graphopt.verify.fragment import Fragment
 
 ENOUGH = -40.0
@@ -73,8 +73,8 @@ class _Attempt:
     feeds: Sequence[Array]
     seed: int
     work: int
-    tokens: bool
-    """Whether integers and truth values are only moved, so that they need no numbers."""
+    tokens: frozenset[int]
+    """Of the integer and truth inputs, those that need no numbers."""
 
     def with_weights(self, *, law: bool) -> Proof:
         """All weights as variables; failing that, only those that a rule is unlikely to have looked into; then none."""
@@ -92,7 +92,7 @@ class _Attempt:
         fragment = self.fragment
         constants = Constants(point, symbolic, weights_of(fragment.graph, fragment.before))
         try:
-            inputs = dict(zip(fragment.inputs, input_tensors(point, self.feeds, tokens=self.tokens), strict=True))
+            inputs = dict(zip(fragment.inputs, input_tensors(point, self.feeds, self.tokens), strict=True))
             before = run_side(fragment.graph, fragment.before, inputs, domain, constants)
             after = run_side(fragment.graph, fragment.after, inputs, domain, constants)
             reason = next((r for b, a in zip(before, after, strict=True) if (r := equal(b, a, point))), None)
@@ -101,7 +101,7 @@ class _Attempt:
             reason, error = str(undecided), None
         if reason is None and error is not None and error > ENOUGH:
             reason = f"by chance the sides may agree with a probability of 2^{error:.0f}, as their degree is so high"
-        drawn = not self.tokens and any(f.dtype.name not in FLOATS for f in self.feeds)
+        drawn = any(f.dtype.name not in FLOATS and i not in self.tokens for i, f in enumerate(self.feeds))
         sampled = {*point.sampled, *(["integer and truth inputs"] if drawn else [])}
         proof = Proof(
             "undecided" if reason else "proof+exp" if domain.laws else "proof",
@@ -115,9 +115,9 @@ class _Attempt:
         return proof, list(constants.variables.values())
 
 
-def _tokens(fragment: Fragment, feeds: Sequence[Array]) -> bool:
-    drawn = [v for v, feed in zip(fragment.inputs, feeds, strict=True) if feed.dtype.name not in FLOATS]
-    return all(only_moved(fragment.graph, side, drawn) for side in (fragment.before, fragment.after))
+def _tokens(fragment: Fragment, feeds: Sequence[Array]) -> frozenset[int]:
+    pairs = enumerate(zip(fragment.inputs, feeds, strict=True))
+    return frozenset(i for i, (v, f) in pairs if f.dtype.name not in FLOATS and needs_no_numbers(fragment, v))
 
 
 def _moduli(seed: int) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,8 +13,9 @@ from graphopt.ir.ops import OPS
 from graphopt.ir.weights import FLOATS, Array, TensorRef
 from graphopt.verify.algebra.domain import Field
 from graphopt.verify.algebra.tensor import FRESH, FieldTensor, Point, Undecided, lift, random
+from graphopt.verify.algebra.tokens import depends
 from graphopt.verify.algebra.unknown import scrambled
-from graphopt.verify.fragment import Side, reads
+from graphopt.verify.fragment import Side
 
 Symbolic = Callable[[TensorRef], bool]
 """Whether a weight stands for every tensor of its shape."""
@@ -65,46 +66,20 @@ def _whole(body: Graph) -> Side:
     return Side(tuple(body.nodes()), tuple(body.outputs()))
 
 
-def input_tensors(point: Point, feeds: Sequence[Array], *, tokens: bool) -> list[Any]:
-    """Variables for the real inputs; integers and truth values are what they are in `feeds`, or as `tokens` something
-    that can be moved and compared but not computed with."""
+def input_tensors(point: Point, feeds: Sequence[Array], tokens: Collection[int]) -> list[Any]:
+    """Variables for the real inputs and those that are `tokens`; other integers and truth values are what they are in
+    `feeds`."""
     found: list[Any] = []
     for i, feed in enumerate(feeds):
         dtype = feed.dtype.name
         if dtype in FLOATS:
             found.append(random(point, feed.shape, f"input {i}", replace(FRESH, dtype=dtype, fits=dtype)))
-        elif tokens:
+        elif i in tokens:
             kind = "bool" if dtype == "bool" else "int"
             found.append(random(point, feed.shape, f"input {i}", replace(FRESH, kind=kind)))
         else:
             found.append(feed)
     return found
-
-
-MOVES = frozenset({
-    "identity", "reshape", "transpose", "expand", "unsqueeze", "squeeze", "concat", "stack", "split", "slice", "tile",
-    "repeat_interleave", "roll", "gather",
-})  # fmt: skip
-
-
-def only_moved(graph: Graph, side: Side, drawn: Iterable[Value]) -> bool:
-    """Whether the side does nothing with integers and truth values that follow from `drawn` but to move them."""
-    known = set(drawn)
-    for node in side.nodes:
-        if graph.key(node) != "shape" and not known.isdisjoint(reads(graph, node)):
-            if graph.key(node) not in MOVES and not _keeps_type(graph, node):
-                return False
-            known.update(o for o in graph.results(node) if o is not None)
-    return True
-
-
-def _keeps_type(graph: Graph, node: Node) -> bool:
-    """Whether the node is a cast to the type that its operand has."""
-    call = graph.call(node)
-    if not isinstance(call, Call) or call.op != "cast":
-        return False
-    type_ = graph.type(call.operands[0])
-    return type_ is not None and type_.dtype == call.fields["dtype"]
 
 
 def structure(graph: Graph, side: Side, inputs: Sequence[Value], numbers: dict[object, int]) -> tuple[object, ...]:
@@ -138,7 +113,7 @@ def run_side(graph: Graph, side: Side, inputs: Mapping[Value, Any], domain: Fiel
     """
     drawn = {v for v, given in inputs.items() if not isinstance(given, FieldTensor)}
     outputs = _run(graph, side, dict(inputs), drawn, domain, constants)
-    if any(o in drawn and not isinstance(r, FieldTensor) for o, r in zip(side.outputs, outputs, strict=True)):
+    if any(o in drawn and not domain.is_real(r) for o, r in zip(side.outputs, outputs, strict=True)):
         raise Undecided("integers or truth values follow from drawn ones")
     return outputs
 
@@ -163,7 +138,7 @@ def _run(
                 results = _results(graph, node, call, operands, domain)
         except Undecided as error:
             raise Undecided(f"{graph.key(node)}: {error}") from error
-        if graph.key(node) != "shape" and not drawn.isdisjoint(reads(graph, node)):
+        if depends(graph, node, drawn):
             drawn.update(o for o in graph.results(node) if o is not None)
         env.update((o, r) for o, r in zip(graph.results(node), results, strict=True) if o is not None)
     return [fetch(o) for o in side.outputs]
