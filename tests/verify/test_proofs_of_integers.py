@@ -32,7 +32,9 @@ def proved(before: Make, after: Make, feeds: Sequence[Any]) -> Proof:
 
 def op(name: str, *operands: Any, **fields: Any) -> Make:
     def make(g: ScratchGraph, x: Any, y: Any) -> Any:
-        given = [{"x": x, "y": y}.get(o, o) if isinstance(o, str) else o(g, x, y) if callable(o) else o for o in operands]
+        given = [
+            {"x": x, "y": y}.get(o, o) if isinstance(o, str) else o(g, x, y) if callable(o) else o for o in operands
+        ]
         types = [g.type(x)] if name not in ("reshape", "cast") else []
         return g.append(name, *given, types=types, **fields)
 

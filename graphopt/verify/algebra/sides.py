@@ -10,7 +10,7 @@ import numpy as np
 
 from graphopt.ir.graph import Branches, Call, Graph, Literal, Node, Value
 from graphopt.ir.ops import OPS
-from graphopt.ir.weights import FLOATS, Array, TensorRef
+from graphopt.ir.weights import FLOATS, Array, Deferred, TensorRef
 from graphopt.verify.algebra.domain import Field
 from graphopt.verify.algebra.tensor import FRESH, FieldTensor, Point, Undecided, lift, random
 from graphopt.verify.algebra.tokens import depends
@@ -41,6 +41,16 @@ class Constants:
         if key not in self._made:
             self._made[key] = (data, self._variable(data) if variable else self._number(data))
         return self._made[key][1]
+
+    def evaluate(self, data: TensorRef, domain: Field) -> Any:
+        """The tensor over the domain. A weight that is an expression is one variable all the same, where the side
+        before the change reads it."""
+        if data.identity in self.weights and data.dtype in FLOATS and self.symbolic(data):
+            return self.leaf(data)
+        if isinstance(data, Deferred):
+            operands = [self.evaluate(o, domain) for o in data.operands]
+            return OPS[data.op].meaning(domain, *operands, **data.fields)
+        return data.evaluate(self.leaf, domain)
 
     def _variable(self, data: TensorRef) -> FieldTensor:
         facts = replace(FRESH, dtype=data.dtype, fits=data.dtype)
@@ -175,7 +185,7 @@ def _fetcher(
         if isinstance(value, Literal) and data.dtype in FLOATS:
             env[value] = domain.number(float(value.value))
         else:
-            env[value] = _in_dtype(data.evaluate(constants.leaf, domain), data.dtype)
+            env[value] = _in_dtype(constants.evaluate(data, domain), data.dtype)
         return env[value]
 
     return fetch
