@@ -10,7 +10,7 @@ from graphopt.rewrite.change import Change
 from graphopt.rewrite.driver import sort_nodes, write_match
 from graphopt.rewrite.journal import Journal
 from graphopt.rewrite.matcher import NoMatch
-from graphopt.rewrite.rule import Refused
+from graphopt.rewrite.rule import Refused, Rule
 from graphopt.verify.fragment import Fragment, cut
 
 
@@ -29,13 +29,18 @@ def twin(change: Change, fragment: Fragment) -> Fragment | None:
 def rerun(change: Change, scratch: ScratchGraph, root: Node) -> Fragment | None:
     """The rule of `change` applied at `root` of a scratch graph; None if it does not apply there."""
     assert change.rule is not None
+    return applied(change.rule, scratch, root)
+
+
+def applied(rule: Rule, scratch: ScratchGraph, root: Node) -> Fragment | None:
+    """What `rule` makes of a scratch graph at `root`; None if it does not apply there."""
     try:
-        match = change.rule.match(scratch, root)
+        match = rule.match(scratch, root)
         if isinstance(match, NoMatch):
             return None
         journal, ordered = Journal(scratch), sort_nodes(scratch, match)
-        write_match(change.rule, match, ordered, journal)
+        write_match(rule, match, ordered, journal)
     except (CannotEmit, Refused, RuleError):
         return None
-    made = cut(Change(change.id, scratch, tuple(ordered), journal, change.contract, change.rule, match))
+    made = cut(Change(rule.name, scratch, tuple(ordered), journal, rule.contract, rule, match))
     return Fragment(scratch, tuple(scratch.inputs()), made.before, made.after)

@@ -72,7 +72,7 @@ def shrunk(change: Change, fragment: Fragment, sizes: Sizes) -> tuple[Fragment, 
     full = twin(change, fragment)
     if made is None or full is None or _form(full) != _form(made):
         return None
-    feeds = [_zeros(made.graph.type(v)) for v in made.inputs]
+    feeds = [zeros(made.graph.type(v)) for v in made.inputs]
     return made, feeds
 
 
@@ -115,7 +115,8 @@ class _Copier:
         return None if known is None else TensorType(known.dtype, self._lengths(self.dimensions.shape(value)))
 
 
-def _zeros(type_: TensorType | None) -> Array:
+def zeros(type_: TensorType | None) -> Array:
+    """An array of a static type that takes no memory."""
     assert type_ is not None and type_.shape is not None
     shape = tuple(int(n) for n in type_.shape if isinstance(n, int))
     return np.broadcast_to(np.zeros((), numpy_dtype(type_.dtype)), shape)
