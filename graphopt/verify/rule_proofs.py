@@ -14,9 +14,14 @@ from graphopt.verify.shrink import zeros
 
 DRAWS = 400
 """Graphs that are made before a rule is given up that applies to none of them."""
-GRAPHS = 4
-"""Graphs that a rule has to be proved on."""
-ORDER = {"all": 0, "large": 1, "none": 2}
+GRAPHS = 8
+"""On how many graphs a rule is proved, where so many are found: one alone may be too regular to show a fault."""
+CLAIMS = {
+    "all": "all weights",
+    "large": "all weights but those of a few elements, whose numbers it reads",
+    "none": "the weights whose numbers it reads",
+}
+"""What a proof speaks of, from the strongest claim to the weakest."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,15 @@ class RuleProof:
 
     def __str__(self) -> str:
         if self.proof is None or not self.proof.holds:
-            return f"not proved: {self.reason}"
-        claim = "for all weights" if self.for_all_weights else "for the constants that it asks for"
-        return f"{self.proof.level}, {claim}, on {self.graphs} graphs made from its pattern"
+            return f"{self.claim}: {self.reason}"
+        return f"{self.claim}, on {self.graphs} graphs made from its pattern"
+
+    @property
+    def claim(self) -> str:
+        """What is proved, in words."""
+        if self.proof is None or not self.proof.holds:
+            return "not proved"
+        return f"{self.proof.level} for {CLAIMS[self.proof.weights]}"
 
 
 def prove_rule(rule: Rule, *, seed: int | None = None) -> RuleProof:
@@ -50,13 +61,17 @@ def prove_rule(rule: Rule, *, seed: int | None = None) -> RuleProof:
     if isinstance(rule.contract, Approximate):
         return RuleProof(None, 0, "it is approximate: what it gives is not equal")
     proofs: list[Proof] = []
-    for graph, root in islice(samples(rule), DRAWS):
-        fragment = applied(rule, graph, root) if root.call.op else None
+    for sample in islice(samples(rule), DRAWS):
+        try:
+            fragment = None if sample is None else applied(rule, *sample)
+        except Exception as error:  # a rule is anybody's code
+            return RuleProof(None, len(proofs), f"it raised {type(error).__name__}: {error}")
         if fragment is not None:
+            graph = fragment.graph
             proofs.append(prove(fragment, [zeros(graph.type(v)) for v in fragment.inputs], seed=seed))
         if len(proofs) == GRAPHS:
             break
     if not proofs:
         return RuleProof(None, 0, "of the graphs made from its pattern it applies to none")
-    weakest = max(proofs, key=lambda p: (not p.holds, ORDER[p.weights], p.level))
+    weakest = max(proofs, key=lambda p: (not p.holds, [*CLAIMS].index(p.weights), p.level))
     return RuleProof(weakest, len(proofs), weakest.reason)

@@ -14,33 +14,58 @@ import numpy as np
 
 from graphopt.ir.graph import TensorType, Value
 from graphopt.ir.ops import OPS
+from graphopt.ir.ops.domain import Float64
 from graphopt.ir.ops.spec import REQUIRED
-from graphopt.ir.scratch import ScratchGraph, ScratchNode
+from graphopt.ir.scratch import ScratchGraph, ScratchNode, ScratchValue, float64_leaf
 from graphopt.ir.weights import ArrayRef, numpy_dtype
 from graphopt.rewrite.pattern import AnyOf, Const, Many, OpPattern, Opt, Pattern, Var, any_
 from graphopt.rewrite.rule import Rule
 
 SIZES = (2, 3, 4, 5, 6, 7)
+USUAL = [[1, 0], [0, 2, 1], [0, 1, 3, 2], [0, 2, 1, 3], [0, 2, 3, 1]]
+"""Orders of axes that attention is written with."""
+EQUATIONS = ["bihd,bjhd->bhij", "bhij,bjhd->bihd", "bhid,bhjd->bhij", "bhij,bhjd->bhid", "bid,bjd->bij", "bij,bjd->bid"]
 
 
 class NoSample(Exception):
     """This draw has come to nothing: the pattern asks for what is not known here, or shapes contradict each other."""
 
 
-def samples(rule: Rule, seed: int = 0) -> Iterator[tuple[ScratchGraph, ScratchNode]]:
-    """Endless draws of a graph for `rule` and the node of its first root; whether the rule applies is to be seen."""
+def samples(rule: Rule, seed: int = 0) -> Iterator[tuple[ScratchGraph, ScratchNode] | None]:
+    """Endless draws of a graph for `rule` and the node of its first root, None for one that came to nothing; whether
+    the rule applies is to be seen."""
     rng = random.Random(seed)
     while True:
         sampler = _Sampler(rng)
         try:
-            roots = [sampler.emit(root, sampler.wanted()) for root in rule.roots]
+            roots = [sampler.emit(root, sampler.wanted(root)) for root in rule.roots]
         except NoSample:
-            yield ScratchGraph(), ScratchNode("none")
+            yield None
             continue
         for root in roots:  # an output of a graph keeps a node of its own
             last = "logical_not" if root.type.dtype == "bool" else "neg"
             sampler.graph.add_output(sampler.graph.append(last, root, types=[root.type]))
+        if not _is_sound(sampler.graph):
+            yield None
+            continue
         yield sampler.graph, roots[0].producer
+
+
+def _is_sound(graph: ScratchGraph) -> bool:
+    """Whether every value has the shape that is said of it."""
+    feeds = [np.ones(_shape(v.type), numpy_dtype(v.type.dtype)) for v in graph.inputs()]
+    wrong: list[ScratchValue] = []
+
+    def observe(value: ScratchValue, result: Any) -> None:
+        if value.type is None or np.shape(result) != value.type.shape:
+            wrong.append(value)
+
+    with np.errstate(all="ignore"):
+        try:
+            graph.evaluate(feeds, Float64(), float64_leaf, observe)
+        except (ValueError, IndexError, TypeError):
+            return False
+    return not wrong
 
 
 class _Sampler:
@@ -50,9 +75,10 @@ class _Sampler:
         self.numbers = np.random.default_rng(rng.getrandbits(32))
         self.variables: dict[str, Any] = {}
 
-    def wanted(self) -> TensorType:
+    def wanted(self, root: OpPattern) -> TensorType:
         sizes = self.rng.sample(SIZES, self.rng.randint(2, 4))
-        return TensorType("float32", tuple(1 if self.rng.random() < 0.15 else n for n in sizes))
+        dtype = "bool" if root.op.startswith("logical") else "float32"
+        return TensorType(dtype, tuple(1 if self.rng.random() < 0.15 else n for n in sizes))
 
     def size(self) -> int:
         return self.rng.choice(SIZES)
@@ -75,9 +101,12 @@ class _Sampler:
         raise NoSample
 
     def constant(self, type_: TensorType, value: float | None = None) -> Value:
+        """Of one number if it is a single one: what rules read of it is then exact, as it is a power of two."""
+        if value is None and np.prod(_shape(type_)) == 1:
+            value = self.rng.choice([0.0, -0.0, 1.0, 0.25, 0.5, 2.0, 4.0])
         shape, dtype = _shape(type_), numpy_dtype(type_.dtype)
         if value is None and self.rng.random() < 0.2:
-            value = self.rng.choice([0.0, 1.0])
+            value = self.rng.choice([0.0, -0.0, 1.0])
         data = self.numbers.uniform(0.5, 2.0, shape) if value is None else np.full(shape, value)
         return self.graph.add_constant(ArrayRef(np.asarray(data, dtype)), "c")[0]
 
@@ -155,7 +184,7 @@ def _conv(s: _Sampler, pattern: OpPattern, type_: TensorType) -> Wanted:
     given = groups * s.rng.randint(1, 3)
     kernel = [s.rng.randint(1, 3) for _ in spatial]
     stride = [1 if transposed else s.rng.randint(1, 2) for _ in spatial]
-    pads = [0] * (2 * n) if s.rng.random() < 0.5 else [s.rng.randint(0, 1) for _ in range(2 * n)]
+    pads = [0] * (2 * n) if s.rng.random() < 0.3 else [s.rng.randint(0, 2) for _ in range(2 * n)]
     around = [pads[i] + pads[n + i] for i in range(n)]
     if transposed:
         sizes = [spatial[i] - kernel[i] + 1 + around[i] for i in range(n)]
@@ -203,6 +232,8 @@ def _attention(s: _Sampler, pattern: OpPattern, type_: TensorType) -> Wanted:
 def _transpose(s: _Sampler, pattern: OpPattern, type_: TensorType) -> Wanted:
     shape = _shape(type_)
     perm = s.rng.sample(range(len(shape)), len(shape))
+    if s.rng.random() < 0.7:
+        perm = s.rng.choice([p for p in USUAL if len(p) == len(shape)])
     return _floats(type_, tuple(shape[perm.index(i)] for i in range(len(shape)))), {"perm": tuple(perm)}
 
 
@@ -246,6 +277,29 @@ def _concat(s: _Sampler, pattern: OpPattern, type_: TensorType) -> Wanted:
     return _floats(type_, *parts), {"axis": axis}
 
 
+def _einsum(s: _Sampler, pattern: OpPattern, type_: TensorType) -> Wanted:
+    shape = _shape(type_)
+    equation = s.rng.choice([e for e in EQUATIONS if len(e.partition("->")[2]) == len(shape)])
+    operands, _, result = equation.partition("->")
+    sizes = dict(zip(result, shape, strict=True))
+    for letter in "dj":
+        sizes.setdefault(letter, s.size())
+    return _floats(type_, *(tuple(sizes[c] for c in term) for term in operands.split(","))), {"equation": equation}
+
+
+def _split(s: _Sampler, pattern: OpPattern, type_: TensorType) -> Wanted:
+    axis = s.rng.randrange(len(_shape(type_)))
+    return [type_], {"axis": axis, "sizes": (_shape(type_)[axis],)}
+
+
+def _pad(s: _Sampler, pattern: OpPattern, type_: TensorType) -> Wanted:
+    return [type_, TensorType(type_.dtype, ())], {"pads": (0,) * (2 * len(_shape(type_)))}
+
+
+def _tile(s: _Sampler, pattern: OpPattern, type_: TensorType) -> Wanted:
+    return [type_], {"repeats": (1,) * len(_shape(type_))}
+
+
 def _expand(s: _Sampler, pattern: OpPattern, type_: TensorType) -> Wanted:
     shape = _shape(type_)
     kept = tuple(n if s.rng.random() < 0.7 else 1 for n in shape)
@@ -272,5 +326,6 @@ _OPERANDS: dict[str, Callable[[_Sampler, OpPattern, TensorType], Wanted]] = {
     "conv": _conv, "conv_transpose": _conv, "linear": _linear, "matmul": _matmul, "batch_norm": _batch_norm,
     "attention": _attention, "transpose": _transpose, "reshape": _reshape, "unsqueeze": _unsqueeze,
     "squeeze": _squeeze, "slice": _slice, "concat": _concat, "expand": _expand, "cast": _cast, "where": _where,
-    "clamp": _scalars, "is_nan": _compared, "logical_not": _logical,
+    "einsum": _einsum, "split": _split, "pad": _pad, "tile": _tile, "clamp": _scalars,
+    "is_nan": _compared, "logical_not": _logical,
 }  # fmt: skip

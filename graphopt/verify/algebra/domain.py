@@ -162,7 +162,11 @@ class Field(Float64):
     def abs(self, x: Tensor) -> Tensor:
         if not isinstance(x, FieldTensor):
             return super().abs(x)
-        return unknown_of_set("abs", _united(keys(x), keys(-x)), x, x)
+        if "abs" in x.fixed:
+            return x
+        result = unknown_of_set("abs", _united(keys(x), keys(-x)), x, x)
+        result.fixed = frozenset({"abs"})
+        return result
 
     # ---- order ------------------------------------------------------------------------------------------------
 
@@ -358,9 +362,18 @@ def _opaque(name: str, operands: int) -> Callable[..., Tensor]:
     def method(self: Field, *xs: Tensor) -> Tensor:
         if not _any(*xs):
             return plain(self, *xs) if name in ("erf", "trunc_divide") else plain(*xs)
-        return unknown(spoken, *(self._lift(x) for x in xs))
+        given = [self._lift(x) for x in xs]
+        if name in given[0].fixed:
+            return given[0]
+        result = unknown(spoken, *given)
+        result.fixed = _WHOLE if name in _WHOLE else frozenset()
+        return result
 
     return method
+
+
+_WHOLE = frozenset({"floor", "ceil", "round"})
+"""Functions that leave whole numbers as they are, and give such."""
 
 
 for _name in ("log", "erf", "sin", "cos", "sign", "floor", "ceil", "round"):

@@ -92,6 +92,8 @@ class FieldTensor:
         """What this is the negative of: negation is an involution for unknown functions too."""
         self.least: tuple[Lanes, ...] = ()
         """Hashes of numbers that this one is known to be at least, elementwise."""
+        self.fixed: frozenset[str] = frozenset()
+        """Names of functions that leave this as it is."""
 
     # ---- as an array -----------------------------------------------------------------------------------------
 
@@ -145,7 +147,7 @@ class FieldTensor:
             None if o is None else m for m, o in zip(self.channels, value.channels, strict=True)
         )  # fmt: skip
         self.facts = joint(self.facts, value.facts)
-        self.negative, self.least = None, ()
+        self.negative, self.least, self.fixed = None, (), frozenset()
 
     def each(self, function: Callable[[Array], Any], facts: Facts | None = None) -> FieldTensor:
         """What a structural function makes of every channel."""

@@ -18,6 +18,8 @@ MOVES = frozenset({
 TOGETHER = frozenset({"concat", "stack"})
 """Those of them that move all of their operands; the others move the first, by the rest."""
 RING = frozenset({"add", "sub", "mul", "neg"})
+LOGIC = frozenset({"logical_not", "logical_and", "logical_or", "logical_xor"})
+"""Polynomials of their operands: 1 - x, x * y and so on."""
 
 
 def needs_no_numbers(fragment: Fragment, value: Value) -> bool:
@@ -45,12 +47,12 @@ def _moves(graph: Graph, call: Call, known: set[Value]) -> bool:
 
 
 def _computes(graph: Graph, call: Call) -> bool:
-    """Whether the node computes in one ring of integers."""
-    if call.op not in RING:
+    """Whether the node computes polynomials in one ring of integers, or of truth values."""
+    if call.op not in RING | LOGIC:
         return False
     types = [None if o is None else graph.type(o) for o in call.operands]
     dtypes = {None if t is None else t.dtype for t in types}
-    return len(dtypes) == 1 and str(dtypes.pop()).startswith(("int", "uint"))
+    return len(dtypes) == 1 and str(dtypes.pop()).startswith("bool" if call.op in LOGIC else ("int", "uint"))
 
 
 def depends(graph: Graph, node: Node, drawn: set[Value]) -> bool:
