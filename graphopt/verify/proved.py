@@ -7,6 +7,7 @@ look-ups.
 from __future__ import annotations
 
 import hashlib
+import secrets
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +21,7 @@ from graphopt.rewrite.driver import sort_nodes, write_match
 from graphopt.rewrite.journal import Journal
 from graphopt.rewrite.matcher import NoMatch
 from graphopt.rewrite.rule import Refused
-from graphopt.verify.algebra.sides import weights_of
+from graphopt.verify.algebra.sides import spelled, weights_of
 from graphopt.verify.fragment import Fragment, Side, cut
 from graphopt.verify.inputs import KINDS, NoInputs, draw
 from graphopt.verify.proof_sizes import proof_sizes
@@ -66,13 +67,15 @@ class Proved:
 
     def _cached(self, fragment: Fragment, feeds: list[Array], *, reduced: bool) -> Proof:
         key = signature(fragment, feeds)
-        if key in self._proofs:
-            return replace(self._proofs[key], milliseconds=0.0)
-        proof = prove(fragment, feeds, seed=self._seed)
+        proof = self._proofs.get(key)
+        if proof is None:
+            proof = prove(fragment, feeds, seed=self._seed)
+            if proof.weights != "none":
+                self._proofs[key] = proof
+        else:
+            proof = replace(proof, milliseconds=0.0)
         if reduced and proof.holds:
             proof = replace(proof, reduced=True, level="proof@reduced" if proof.level == "proof" else proof.level)
-        if proof.weights != "none":
-            self._proofs[key] = proof
         return proof
 
 
@@ -128,6 +131,8 @@ class _Namer:
         self.names: dict[object, str] = {v: f"input {i}" for i, v in enumerate(fragment.inputs)}
         self.variables = weights_of(fragment.graph, fragment.before)
         self.numbers: dict[object, int] = {}
+        self.met: list[TensorRef] = []
+        """Weights so far, which stay alive so that no other gets their identities."""
 
     def side(self, side: Side) -> Iterator[str]:
         for n, node in enumerate(side.nodes):
@@ -135,7 +140,8 @@ class _Namer:
             assert isinstance(call, Call)
             operands = ["absent" if o is None else self.name(o, side) for o in call.operands]
             types = [str(self.graph.type(o)) for o in call.outputs if o is not None]
-            yield f"{call.op}{operands}{sorted((k, repr(v)) for k, v in call.fields.items())}{types}"
+            own = "" if self.graph.is_pure(node) and not self.graph.subgraphs(node) else self.alone(node)
+            yield f"{call.op}{operands}{spelled(call.fields)}{types}{own}"
             place = f"{'after' if side is self.after else 'before'} {n}"
             self.names.update({o: f"{place}.{i}" for i, o in enumerate(call.outputs) if o is not None})
         yield f"out {[self.name(o, side) for o in side.outputs]}"
@@ -144,12 +150,18 @@ class _Namer:
         if value in self.names:
             return self.names[value]
         data = side.declared.get(value) or self.graph.constant(value)
-        return "outer" if data is None else self.constant(data)
+        return self.alone(value) if data is None else self.constant(data)
+
+    @staticmethod
+    def alone(thing: object) -> str:
+        """A name for what no other fragment has."""
+        return f"{secrets.token_hex(8)} {thing!r}"
 
     def constant(self, data: TensorRef) -> str:
+        self.met.append(data)
         if isinstance(data, Deferred):
             operands = [self.constant(o) for o in data.operands]
-            return f"{data.op}{operands}{sorted((k, repr(v)) for k, v in data.fields.items())}"
+            return f"{data.op}{operands}{spelled(data.fields)}"
         if isinstance(data, Number):
             return f"{data.dtype} {data.value!r}"
         if data.identity not in self.variables or data.dtype not in FLOATS:
