@@ -19,7 +19,7 @@ from graphopt.ir.ops.domain import Float64, Tensor
 from graphopt.ir.weights import FLOATS, Array, numpy_dtype
 from graphopt.verify.algebra import field as modular
 from graphopt.verify.algebra.numpy_functions import einsum
-from graphopt.verify.algebra.roots import positive_roots
+from graphopt.verify.algebra.roots import positive_roots, rational
 from graphopt.verify.algebra.tensor import (
     FRESH,
     ORDER,
@@ -148,13 +148,12 @@ class Field(Float64):
 
     def _small_exponent(self, y: FieldTensor) -> float | None:
         """The exponent, if it is one small whole or half number."""
-        if not y.facts.rational or y.size == 0:
+        if not y.facts.rational or y.size == 0 or any(c is None or np.ptp(c) for c in y.channels):
             return None
-        for doubled in range(-2 * _LARGEST_POWER, 2 * _LARGEST_POWER + 1):
-            candidate = lift(self.point, doubled / 2)
-            if all(c is None or np.all(c == d) for c, d in zip(y.channels, candidate.channels, strict=True)):
-                return doubled / 2
-        return None
+        found = rational([int(np.ravel(c)[0]) for c in y.channels if c is not None], self.point.moduli)
+        if found is None or found.denominator > 2 or abs(found) > _LARGEST_POWER:
+            return None
+        return float(found)
 
     def abs(self, x: Tensor) -> Tensor:
         if not isinstance(x, FieldTensor):
