@@ -7,6 +7,7 @@ look-ups.
 from __future__ import annotations
 
 import hashlib
+import secrets
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ from graphopt.ir.graph import Call
 from graphopt.ir.weights import FLOATS, Array, Deferred, Number, TensorRef
 from graphopt.rewrite.change import Change, Rejected, Verifier
 from graphopt.rewrite.contract import Approximate, Evidence, Proof
-from graphopt.verify.algebra.sides import weights_of
+from graphopt.verify.algebra.sides import spelled, weights_of
 from graphopt.verify.fragment import Fragment, Side, cut
 from graphopt.verify.inputs import KINDS, NoInputs, draw
 from graphopt.verify.proof_sizes import proof_sizes
@@ -80,9 +81,7 @@ class Proved:
         known = next((self._proofs[key] for key in keys.values() if key in self._proofs), None)
         proof = prove(fragment, feeds, seed=self._seed) if known is None else replace(known, milliseconds=0.0)
         if known is None and proof.weights != "none":
-            key = keys[proof.weights if proof.holds else "large"]
-            if key is not None:
-                self._proofs[key] = proof
+            self._proofs[keys[proof.weights if proof.holds else "large"]] = proof
         if reduced and proof.holds and proof.log2_error is not None:  # equal expressions are so at all sizes
             return replace(proof, reduced=True, level="proof@reduced" if proof.level == "proof" else proof.level)
         return proof
@@ -110,11 +109,9 @@ def _versions(change: Change, fragment: Fragment) -> Iterator[Fragment]:
 # ---- signatures ----------------------------------------------------------------------------------------------------
 
 
-def signature(fragment: Fragment, feeds: list[Array], *, weights: str) -> str | None:
+def signature(fragment: Fragment, feeds: list[Array], *, weights: str = "large") -> str:
     """A hash of all that a proof of the fragment can depend on that holds for all of its weights ("all") or for all of
-    its large ones ("large"); None where control-flow bodies are part of that."""
-    if any(fragment.graph.subgraphs(n) for side in (fragment.before, fragment.after) for n in side.nodes):
-        return None
+    its large ones ("large"). It is like no other where an op has effects or control-flow bodies."""
     namer = _Namer(fragment, SMALL if weights == "large" else 0)
     lines = [f"{feed.dtype}{feed.shape}" if feed.dtype.name in FLOATS else _digest(feed) for feed in feeds]
     lines += [*namer.side(fragment.before), "becomes", *namer.side(fragment.after)]
@@ -130,6 +127,8 @@ class _Namer:
         self.names: dict[object, str] = {v: f"input {i}" for i, v in enumerate(fragment.inputs)}
         self.variables = weights_of(fragment.graph, fragment.before)
         self.numbers: dict[object, int] = {}
+        self.met: list[TensorRef] = []
+        """Weights so far, which stay alive so that no other gets their identities."""
 
     def side(self, side: Side) -> Iterator[str]:
         for n, node in enumerate(side.nodes):
@@ -137,7 +136,8 @@ class _Namer:
             assert isinstance(call, Call)
             operands = ["absent" if o is None else self.name(o, side) for o in call.operands]
             types = [str(self.graph.type(o)) for o in call.outputs if o is not None]
-            yield f"{call.op}{operands}{sorted((k, repr(v)) for k, v in call.fields.items())}{types}"
+            own = "" if self.graph.is_pure(node) and not self.graph.subgraphs(node) else self.alone(node)
+            yield f"{call.op}{operands}{spelled(call.fields)}{types}{own}"
             place = f"{'after' if side is self.after else 'before'} {n}"
             self.names.update({o: f"{place}.{i}" for i, o in enumerate(call.outputs) if o is not None})
         yield f"out {[self.name(o, side) for o in side.outputs]}"
@@ -146,16 +146,22 @@ class _Namer:
         if value in self.names:
             return self.names[value]
         data = side.declared.get(value) or self.graph.constant(value)
-        return "outer" if data is None else self.constant(data)
+        return self.alone(value) if data is None else self.constant(data)
+
+    @staticmethod
+    def alone(thing: object) -> str:
+        """A name for what no other fragment has."""
+        return f"{secrets.token_hex(8)} {thing!r}"
 
     def constant(self, data: TensorRef) -> str:
+        self.met.append(data)
         if data.identity in self.variables and data.dtype in FLOATS:
             number = self.numbers.setdefault(data.identity, len(self.numbers))
             numbers = _digest(data.numpy()) if data.size <= self.small else ""
             return f"weight {number} {data.dtype}{list(data.shape)}{numbers}"
         if isinstance(data, Deferred):
             operands = [self.constant(o) for o in data.operands]
-            return f"{data.op}{operands}{sorted((k, repr(v)) for k, v in data.fields.items())}"
+            return f"{data.op}{operands}{spelled(data.fields)}"
         if isinstance(data, Number):
             return f"{data.dtype} {data.value!r}"
         return _digest(data.numpy())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from graphopt.ir.graph import Branches, Call, Graph, Literal, Node, Value
 from graphopt.ir.ops import OPS
-from graphopt.ir.weights import FLOATS, Array, Deferred, TensorRef
+from graphopt.ir.weights import FLOATS, Array, Deferred, SlicedRef, TensorRef
 from graphopt.verify.algebra.domain import Field
 from graphopt.verify.algebra.tensor import FRESH, FieldTensor, Point, Undecided, lift, random
 from graphopt.verify.algebra.tokens import depends
@@ -63,13 +64,22 @@ class Constants:
 
 
 def weights_of(graph: Graph, side: Side) -> frozenset[object]:
-    """The identities of the weights that `side` reads; Python numbers inside of nodes are none."""
+    """The identities of the stored weights that `side` reads; Python numbers inside of nodes are none."""
     values = [o for node in side.nodes for o in graph.raw_call(node).operands if o is not None]
     values = [v for v in (*values, *side.outputs) if not isinstance(v, Literal)]
     found = [side.declared.get(v) or graph.constant(v) for v in values]
+    stored = frozenset(data.identity for one in found if one is not None for data in (one, *_stored(one)))
     bodies = [body for node in side.nodes for body in graph.subgraphs(node)]
-    inner = [weights_of(body, _whole(body)) for body in bodies]
-    return frozenset(data.identity for data in found if data is not None).union(*inner)
+    return stored.union(*(weights_of(body, _whole(body)) for body in bodies))
+
+
+def _stored(data: TensorRef) -> Iterator[TensorRef]:
+    """What a weight is computed from."""
+    if not isinstance(data, Deferred | SlicedRef):
+        yield data
+        return
+    for operand in data.operands:
+        yield from _stored(operand)
 
 
 def _whole(body: Graph) -> Side:
@@ -102,18 +112,35 @@ def structure(graph: Graph, side: Side, inputs: Sequence[Value], numbers: dict[o
         data = side.declared.get(value) or graph.constant(value)
         if isinstance(value, Literal):
             return "literal", repr(value)
-        return ("outer", value) if data is None else ("constant", data.identity)
+        if data is None:
+            return "outer", value
+        numbers.setdefault(data, -1)  # it stays alive, so that no other gets its identity
+        return "constant", data.identity
 
     for node in side.nodes:
         read = graph.call(node)
         call = read if isinstance(read, Call) else graph.raw_call(node)
         pure = graph.is_pure(node) and not graph.subgraphs(node)
-        what = (call.op, tuple(sorted((k, repr(v)) for k, v in call.fields.items())), pure or node)
+        what = (call.op, spelled(call.fields), pure or node)
         made = numbers.setdefault((what, tuple(name(o) for o in call.operands)), len(numbers))
         for i, output in enumerate(call.outputs):
             if output is not None:
                 known[output] = name(call.operands[0]) if call.op == "identity" else (made, i)
     return tuple(name(o) for o in side.outputs)
+
+
+def spelled(fields: Mapping[str, Any]) -> str:
+    """The attributes of an op in words that are equal for equal ones alone: tensors are not abridged."""
+
+    def one(value: Any) -> str:
+        if isinstance(value, tuple | list):
+            return f"[{', '.join(one(v) for v in value)}]"
+        if isinstance(value, np.ndarray) or callable(getattr(value, "numpy", None)):
+            array = np.asarray(value if isinstance(value, np.ndarray) else value.numpy())
+            return f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"
+        return repr(value)
+
+    return str(sorted((k, one(v)) for k, v in fields.items()))
 
 
 def run_side(graph: Graph, side: Side, inputs: Mapping[Value, Any], domain: Field, constants: Constants) -> list[Any]:
@@ -215,7 +242,7 @@ def _opaque(graph: Graph, node: Node, operands: Sequence[Any], point: Point) -> 
     raw = graph.raw_call(node)
     if not graph.is_pure(node) or graph.subgraphs(node):
         raise Undecided("it has effects or bodies of its own")
-    label = f"{raw.op} {sorted((k, repr(v)) for k, v in raw.fields.items())}"
+    label = f"{raw.op} {spelled(raw.fields)}"
     point.functions.add(raw.op)
     results: list[Any] = []
     for i, output in enumerate(raw.outputs):
