@@ -42,6 +42,9 @@ class CleanUp(GraphPass):
     name: ClassVar[str] = "clean-up"
     contract: ClassVar[str] = "Exact; adding 0.0 to floats: Rounding"
 
+    uses: ClassVar[tuple[Rule, ...]] = RULES
+    """The rules that it runs, among other things."""
+
     rounds: int = 8
     "Most rounds of rules, folding, merging and removal."
 

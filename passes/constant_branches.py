@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
-from graphopt.ir.graph import Graph, Node, Value
+from graphopt.ir.graph import Branches, Graph, Node, Value
 from graphopt.rewrite.change import Editor
 from graphopt.rewrite.contract import Exact
 from graphopt.rewrite.journal import Journal
-
-IF = "ai.onnx::If"
-COND = "higher_order.cond"
-BRANCHES = {True: "then_branch", False: "else_branch"}
 
 
 def inline_constant_branches(editor: Editor, settled: set[Hashable]) -> bool:
@@ -25,12 +21,17 @@ def inline_constant_branches(editor: Editor, settled: set[Hashable]) -> bool:
     if getattr(graph, "function", None) is not None:
         return False
     for node in list(graph.nodes()):
-        if graph.raw_name(node) != IF or node in settled or editor.ledger.exhausted:
+        branches = graph.branches(node)
+        if branches is None or node in settled or editor.ledger.exhausted:
             continue
-        body = _chosen(graph, node)
-        if body is None or not graph.is_pure(node) or any(body.subgraphs(inner) for inner in body.nodes()):
+        condition = graph.constant(branches.condition)
+        if condition is None or condition.size != 1 or not graph.is_pure(node):
             continue
-        application, _ = editor.apply("inline-constant-branch", Exact(), [node], write_branch(graph, node, body))
+        taken = bool(condition.item())
+        if any(branches.body(taken).subgraphs(inner) for inner in branches.body(taken).nodes()):
+            continue
+        write = write_branch(graph, node, branches, taken)
+        application, _ = editor.apply("inline-constant-branch", Exact(), [node], write)
         if application.status == "kept":
             kept = True
         else:
@@ -38,32 +39,13 @@ def inline_constant_branches(editor: Editor, settled: set[Hashable]) -> bool:
     return kept
 
 
-def _chosen(graph: Graph, node: Node) -> Graph | None:
-    """The body of the branch that is always taken, or None if that depends on the run."""
-    call = graph.raw_call(node)
-    condition = None if call.operands[0] is None else graph.constant(call.operands[0])
-    if condition is None or condition.size != 1:
-        return None
-    return branch_of(graph, node, bool(condition.item()))
-
-
-def branch_of(graph: Graph, node: Node, taken: bool) -> Graph:
-    """The body that an If of ONNX or a cond of torch runs if its condition is `taken`."""
-    call = graph.raw_call(node)
-    if call.op == COND:
-        return graph.subgraphs(node)[0 if taken else 1]
-    names = [name for name in call.fields if name in BRANCHES.values()]
-    return graph.subgraphs(node)[names.index(BRANCHES[taken])]
-
-
-def write_branch(graph: Graph, node: Node, body: Graph) -> Callable[[Journal], None]:
-    """Writes copies of the nodes of `body`, a branch of `node`, in the place of `node`."""
+def write_branch(graph: Graph, node: Node, branches: Branches, condition: bool) -> Callable[[Journal], None]:
+    """Writes copies of the nodes that `node` runs if its condition is as given, in the place of `node`."""
+    body = branches.body(condition)
     inside = set(body.nodes())
 
     def write(journal: Journal) -> None:
-        given, inputs = graph.raw_call(node).operands, body.inputs()
-        # A body of torch captures nothing: it is given all that it reads, as the last operands.
-        copies: dict[Value, Value] = dict(zip(inputs, given[len(given) - len(inputs) :], strict=True))
+        copies: dict[Value, Value] = dict(zip(body.inputs(), branches.operands, strict=True))
 
         def copy(value: Value) -> Value:
             """`value` of the body as one of the graph around it, where what the body captures is already."""

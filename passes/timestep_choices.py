@@ -11,7 +11,7 @@ import numpy as np
 
 from graphopt.ir.graph import Call, Graph, Node, Value
 from graphopt.ir.weights import ArrayRef
-from graphopt.passes.constant_branches import COND, IF, branch_of, write_branch
+from graphopt.passes.constant_branches import write_branch
 from graphopt.passes.dead_code import find_dead
 from graphopt.passes.hoist_split import Split
 from graphopt.program.body import Unit
@@ -54,12 +54,13 @@ def _choices(graph: Graph, staging: Staging, tabulated: Container[Value]) -> Ite
 
     for node in graph.nodes():
         runs = staging.nodes[node] is not Stage.SCHEDULE
-        call = graph.raw_call(node) if graph.raw_name(node) in (IF, COND) else graph.call(node)
-        if not isinstance(call, Call):
+        branches = graph.branches(node)
+        if branches is not None and selects(branches.condition) and _is_flat(graph, node):
+            yield Choice(node, "branch", branches.condition, leads=runs)
+        call = graph.call(node)
+        if branches is not None or not isinstance(call, Call):
             continue
-        if call.op in (IF, COND) and selects(call.operands[0]) and _is_flat(graph, node):
-            yield Choice(node, "branch", call.operands[0], leads=runs)
-        elif call.op == "where" and selects(call.operands[0]):
+        if call.op == "where" and selects(call.operands[0]):
             whole = all(_same_type(graph, side, call.outputs[0]) for side in call.operands[1:])
             yield Choice(node, "where", call.operands[0], leads=runs and whole)
         elif call.op == "gather" and selects(call.operands[1]) and _elements(graph, call.operands[1]) == 1:
@@ -126,7 +127,9 @@ def decided(step: Unit, values: Sequence[int | None]) -> Unit:
 def _decide(journal: Journal, choice: Choice, value: int) -> None:
     graph, node = journal.graph, choice.node
     if choice.kind == "branch":
-        write_branch(graph, node, branch_of(graph, node, bool(value)))(journal)
+        branches = graph.branches(node)
+        assert branches is not None
+        write_branch(graph, node, branches, bool(value))(journal)
         return
     call = graph.call(node)
     assert isinstance(call, Call)

@@ -11,17 +11,20 @@ from graphopt.tools.output import print_json, print_result
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from graphopt.rewrite.rule import Rule
+
 
 def passes_command(
     name: Annotated[str | None, typer.Argument(help="A pass; all are listed if none is given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List all passes, or show one: its options, contract and mathematics.
+    """List all passes, or show one: its options, contract and mathematics, and what is proved of its rules.
 
     The list has the package that owns each pass.
 
     JSON keys: of the list name, owner; of one pass name, kind, owner, doc, contract, requires, ensures,
-    options (name, type, default, doc) and rules (name, contract, doc).
+    options (name, type, default, doc) and rules (name, contract, doc, proof: what algebra says of the rule on
+    graphs made from its pattern, for_all_weights, level, weights, functions, graphs, reason).
     """
     if name is not None:
         details = _details(name)
@@ -42,11 +45,30 @@ def _details(name: str) -> dict[str, Any]:
 
     pass_class = passes().get(name)
     try:
-        rules = rules_of(instantiate(PassSpec(name), passes()))
+        pass_ = instantiate(PassSpec(name), passes())
+        rules = rules_of(pass_) or tuple(getattr(pass_, "uses", ()))
     except PipelineError:  # an option must be given before there are rules
         rules = ()
-    described = [{"name": rule.name, "contract": str(rule.contract), "doc": rule.doc} for rule in rules]
+    described = [
+        {"name": rule.name, "contract": str(rule.contract), "doc": rule.doc, "proof": _proof(rule)} for rule in rules
+    ]
     return describe(pass_class) | {"owner": passes().owner(name), "rules": described}
+
+
+def _proof(rule: Rule) -> dict[str, Any]:
+    from graphopt.verify.rule_proofs import prove_rule
+
+    found = prove_rule(rule)
+    proof = found.proof
+    return {
+        "text": str(found),
+        "for_all_weights": found.for_all_weights,
+        "level": None if proof is None else proof.level,
+        "weights": None if proof is None else proof.weights,
+        "functions": [] if proof is None else list(proof.functions),
+        "graphs": found.graphs,
+        "reason": found.reason,
+    }
 
 
 def _listing(rows: list[dict[str, str]]) -> RenderableType:
@@ -82,7 +104,7 @@ def _option(option: dict[str, Any]) -> str:
 
 
 def _rule(rule: dict[str, Any]) -> str:
-    return f"{rule['name']}: {rule['contract']}\n{_indented(rule['doc'])}".rstrip()
+    return f"{rule['name']}: {rule['contract']}\n{_indented(rule['proof']['text'])}\n{_indented(rule['doc'])}".rstrip()
 
 
 def _indented(text: str) -> str:

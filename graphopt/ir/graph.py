@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from graphopt.ir.weights import TensorRef
 
@@ -115,6 +115,20 @@ class CannotEmit(Exception):
     """Raised by a writer that cannot say a call exactly in its storage. Carries the reason; never reaches users."""
 
 
+class Branches(NamedTuple):
+    """A node that runs one of two bodies."""
+
+    condition: Value
+    taken: Graph
+    """What runs if the condition is true."""
+    otherwise: Graph
+    operands: tuple[Value, ...]
+    """What the inputs of either body are; what a body captures it reads from the regions around it."""
+
+    def body(self, condition: bool) -> Graph:
+        return self.taken if condition else self.otherwise
+
+
 class Graph(ABC):
     """One region of a model: the main graph, a control-flow body or a local function.
 
@@ -203,6 +217,10 @@ class Graph(ABC):
     @abstractmethod
     def subgraphs(self, node: Node) -> Sequence[Graph]:
         """The control-flow bodies that `node` holds."""
+
+    def branches(self, node: Node) -> Branches | None:
+        """The two bodies of `node` and what decides between them; None if it is no such node."""
+        return None
 
     @abstractmethod
     def is_pure(self, node: Node) -> bool:

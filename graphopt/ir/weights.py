@@ -125,20 +125,20 @@ class SlicedRef(TensorRef):
 
     def __init__(self, data: TensorRef, kept: Sequence[npt.NDArray[np.int64] | None]) -> None:
         """`kept` has the indices that stay for each axis, in order; None where all do."""
-        self._data = data
+        self.operands = (data,)
         self._kept = tuple(kept)
         self.dtype = data.dtype
         self.shape = tuple(n if k is None else len(k) for n, k in zip(data.shape, kept, strict=True))
 
     def numpy(self) -> Array:
-        found = self._data.numpy()
+        found = self.operands[0].numpy()
         for axis, kept in enumerate(self._kept):
             if kept is not None:
                 found = np.take(found, kept, axis=axis)
         return read_only(found)
 
     def evaluate(self, leaf: Callable[[TensorRef], Any], domain: Any) -> Any:
-        found = self._data.evaluate(leaf, domain)
+        found = self.operands[0].evaluate(leaf, domain)
         for axis, kept in enumerate(self._kept):
             found = found if kept is None else np.take(found, kept, axis=axis)
         return found

@@ -142,7 +142,8 @@ class Report:
         return [line for record in self.passes for line in record.why_not()]
 
     def to_dict(self, *, times: bool = True) -> dict[str, Any]:
-        """The report as JSON-able data; without `times` it depends on the input and the pipeline alone."""
+        """The report as JSON-able data; without `times` it depends on the input, the pipeline and the seeds of proofs
+        alone."""
         data: dict[str, Any] = {
             "model": self.model,
             "pipeline": self.pipeline,
@@ -277,7 +278,7 @@ def _number(value: float) -> float | str:
 def _without_times(data: Any) -> Any:
     match data:
         case dict():
-            return {k: _without_times(v) for k, v in data.items() if k != "seconds"}
+            return {k: _without_times(v) for k, v in data.items() if k not in ("seconds", "milliseconds")}
         case list():
             return [_without_times(v) for v in data]
     return data

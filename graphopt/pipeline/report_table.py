@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -45,25 +45,36 @@ def _title(report: Report) -> Text:
 
 
 def _proofs(report: Report) -> str:
-    """How much is proved, where proofs were asked for."""
-    levels = report.proved()
-    proved = sum(n for level, n in levels.items() if level.startswith("proof"))
-    asked = proved + levels["undecided"]
-    return f"{proved} of {asked} proved" if asked else ""
+    """How much of what was kept is proved or right by construction, where proofs were asked for."""
+    settled, kept = _settled(report.kept), len(report.kept)
+    return f"{100 * settled / kept:.0f} % proved" if kept and _asked(report) else ""
+
+
+def _asked(report: Report) -> bool:
+    return any(a.evidence.proof is not None for a in report.kept)
+
+
+def _settled(applications: Iterable[Application]) -> int:
+    """How many need no more evidence than algebra or their construction give."""
+    proofs = [(a.evidence.kind, a.evidence.proof) for a in applications]
+    return sum(kind == "construction" if proof is None else proof.holds for kind, proof in proofs)
 
 
 def _rules(report: Report) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("pass", "rule"):
         table.add_column(name, overflow="fold")
-    for name in ("tried", "matched", "applied", "undone", "refused", "worst/allowed", "seconds"):
+    proved = ("proved",) if _asked(report) else ()
+    for name in ("tried", "matched", "applied", *proved, "undone", "refused", "worst/allowed", "seconds"):
         table.add_column(name, justify="right")
     for record in report.passes:
         shown = list(rows(record)) or None
         if shown is None:
-            table.add_row(Text(record.title), *[""] * 7, f"{record.seconds:.2f}")
+            table.add_row(Text(record.title), *[""] * (7 + len(proved)), f"{record.seconds:.2f}")
         for i, (rule, stats, worst) in enumerate(shown or ()):
-            counts = (stats.tried, stats.matched, stats.applied, stats.undone, stats.refused.total())
+            kept = [a for a in record.of_rule(rule) if a.status == "kept"]
+            settled = [_settled(kept)] if proved else []
+            counts = (stats.tried, stats.matched, stats.applied, *settled, stats.undone, stats.refused.total())
             worst_text = "-" if worst is None else f"{worst:.2g}"
             shown_name = Text(record.title if i == 0 else "")
             table.add_row(shown_name, Text(rule), *map(str, counts), worst_text, f"{stats.seconds:.2f}")

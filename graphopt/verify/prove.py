@@ -23,24 +23,29 @@ import numpy as np
 from graphopt.ir.weights import FLOATS, Array, TensorRef
 from graphopt.rewrite.contract import Proof
 from graphopt.verify.algebra.domain import Field
-from graphopt.verify.algebra.field import SAFE_PRIMES
+from graphopt.verify.algebra.field import safe_prime
 from graphopt.verify.algebra.sides import (
     Constants,
     Symbolic,
     equal,
     input_tensors,
-    only_moved,
     run_side,
     structure,
     weights_of,
 )
-from graphopt.verify.algebra.tensor import FieldTensor, Point, Undecided, lift
+from graphopt.verify.algebra.tensor import ORDER, FieldTensor, Point, Undecided, lift, text_key
+from graphopt.verify.algebra.tokens import needs_no_numbers
 from graphopt.verify.fragment import Fragment
 
 ENOUGH = -40.0
 """Of the base-2 logarithm of the error: what is less certain is no proof."""
 WORK = 10**8
 """Multiplications that each of two sides may take in each field: a second or two."""
+ORDERS = 8
+"""At how many points a proof is made whose sides sort numbers: in as many orders of them."""
+ATTEMPTS = 12
+"""How often at most a fragment is tried at one point: with truth values open or not, for three kinds of weights, with
+the law of exp and without. The bound of the error is that of all of them together."""
 SMALL = 16
 """Elements up to which a weight's numbers may matter for a rule."""
 
@@ -59,11 +64,15 @@ def prove(fragment: Fragment, feeds: Sequence[Array], *, seed: int | None = None
     sides = (structure(fragment.graph, side, fragment.inputs, met) for side in (fragment.before, fragment.after))
     if next(sides) == next(sides):
         return Proof("proof", "both are the same expression", seed=seed)
-    attempt = _Attempt(fragment, feeds, seed, work, _tokens(fragment, feeds))
-    proof = attempt.with_weights(law=False)
-    if not proof.holds and {"exp", "tanh"} & set(proof.functions):
-        lawful = attempt.with_weights(law=True)
-        proof = lawful if lawful.holds else proof
+    proof = Proof("undecided")
+    for tokens in _tokens(fragment, feeds):
+        attempt = _Attempt(fragment, feeds, seed, work, tokens)
+        proof = attempt.with_weights(law=False)
+        if not proof.holds and {"exp", "tanh"} & set(proof.functions):
+            lawful = attempt.with_weights(law=True)
+            proof = lawful if lawful.holds else proof
+        if proof.holds:
+            break
     return replace(proof, seed=seed, milliseconds=1e3 * (time.perf_counter() - started))
 
 
@@ -73,8 +82,8 @@ class _Attempt:
     feeds: Sequence[Array]
     seed: int
     work: int
-    tokens: bool
-    """Whether integers and truth values are only moved, so that they need no numbers."""
+    tokens: frozenset[int]
+    """Which of the integer and truth inputs stay open as the real inputs do."""
 
     def with_weights(self, *, law: bool) -> Proof:
         """All weights as variables; failing that, only those that a rule is unlikely to have looked into; then none."""
@@ -86,22 +95,33 @@ class _Attempt:
         return proof
 
     def at_point(self, weights: str, symbolic: Symbolic, *, law: bool) -> tuple[Proof, Sequence[TensorRef]]:
-        """The verdict, and which weights were variables."""
-        point = Point(_moduli(self.seed), self.seed, limit=self.work)
+        """The verdict, and which weights were variables. What holds for one order of numbers must hold for others."""
+        proof, met = self.at_one(self.seed, weights, symbolic, law=law)
+        for turn in range(1, ORDERS if proof.holds and ORDER in proof.sampled else 0):
+            other, _ = self.at_one(text_key(f"{self.seed} {turn}") // 2, weights, symbolic, law=law)
+            if not other.holds:
+                return replace(other, reason=f"in another order of the numbers that are sorted: {other.reason}"), met
+        return proof, met
+
+    def at_one(self, seed: int, weights: str, symbolic: Symbolic, *, law: bool) -> tuple[Proof, Sequence[TensorRef]]:
+        point = Point(_moduli(seed), seed, limit=self.work)
         domain = Field(point, exp_law=law)
         fragment = self.fragment
         constants = Constants(point, symbolic, weights_of(fragment.graph, fragment.before))
         try:
-            inputs = dict(zip(fragment.inputs, input_tensors(point, self.feeds, tokens=self.tokens), strict=True))
+            inputs = dict(zip(fragment.inputs, input_tensors(point, self.feeds, self.tokens), strict=True))
             before = run_side(fragment.graph, fragment.before, inputs, domain, constants)
+            compared = set(point.compared)
             after = run_side(fragment.graph, fragment.after, inputs, domain, constants)
+            if not point.compared <= compared:
+                raise Undecided("the new side sorts numbers that the old one does not sort")
             reason = next((r for b, a in zip(before, after, strict=True) if (r := equal(b, a, point))), None)
-            error = _log2_error(point, before, after)
+            error = _log2_error(point, before, after, law=bool(domain.laws))
         except Undecided as undecided:
             reason, error = str(undecided), None
         if reason is None and error is not None and error > ENOUGH:
             reason = f"by chance the sides may agree with a probability of 2^{error:.0f}, as their degree is so high"
-        drawn = not self.tokens and any(f.dtype.name not in FLOATS for f in self.feeds)
+        drawn = any(f.dtype.name not in FLOATS and i not in self.tokens for i, f in enumerate(self.feeds))
         sampled = {*point.sampled, *(["integer and truth inputs"] if drawn else [])}
         proof = Proof(
             "undecided" if reason else "proof+exp" if domain.laws else "proof",
@@ -115,38 +135,43 @@ class _Attempt:
         return proof, list(constants.variables.values())
 
 
-def _tokens(fragment: Fragment, feeds: Sequence[Array]) -> bool:
-    drawn = [v for v, feed in zip(fragment.inputs, feeds, strict=True) if feed.dtype.name not in FLOATS]
-    return all(only_moved(fragment.graph, side, drawn) for side in (fragment.before, fragment.after))
+def _tokens(fragment: Fragment, feeds: Sequence[Array]) -> Sequence[frozenset[int]]:
+    """Which integers and truth values to leave open: those that need no numbers, and before that all truth values, for
+    which the algebra may do."""
+    given = {i: v for i, (v, f) in enumerate(zip(fragment.inputs, feeds, strict=True)) if f.dtype.name not in FLOATS}
+    free = frozenset(i for i, value in given.items() if needs_no_numbers(fragment, value))
+    truths = frozenset(i for i in given if feeds[i].dtype.name == "bool")
+    return (free,) if truths <= free else (free | truths, free)
 
 
 def _moduli(seed: int) -> tuple[int, ...]:
     """Two pairs of primes p = 2q + 1, q."""
-    first = seed % len(SAFE_PRIMES)
-    second = (first + 1 + seed // len(SAFE_PRIMES) % (len(SAFE_PRIMES) - 1)) % len(SAFE_PRIMES)
-    return tuple(m for i in (first, second) for m in (SAFE_PRIMES[i], SAFE_PRIMES[i] // 2))
+    first = second = safe_prime(text_key(f"first {seed}"))
+    turn = 0
+    while second == first:
+        second = safe_prime(text_key(f"second {seed} {turn}"))
+        turn += 1
+    return tuple(m for p in (first, second) for m in (p, p // 2))
 
 
-def _log2_error(point: Point, before: Sequence[Any], after: Sequence[Any]) -> float:
+def _log2_error(point: Point, before: Sequence[Any], after: Sequence[Any], *, law: bool) -> float:
     """A bound of the chance that different sides agree, as a base-2 logarithm.
 
     Either their difference vanishes at the point (degree over size, in each field), or two arguments of unknown
     functions that differ coincide, in all fields or in the 128 bits that results are made of.
     """
-    degree, alive = 0.0, len(point.moduli)
+    degree = 0.0
     for b, a in zip(before, after, strict=True):
         x, y = (t.facts if isinstance(t, FieldTensor) else lift(point, np.asarray(t)).facts for t in (b, a))
         degree = max(degree, x.above + y.below, y.above + x.below)
-        for t in (b, a):
-            if isinstance(t, FieldTensor):
-                alive = min(alive, sum(c is not None for c in t.channels))
-    live = point.moduli if alive == len(point.moduli) else point.moduli[::2]
+    live = point.moduli[::2] if law else point.moduli  # exponents are known in every other field alone
     chances = [_product(degree, live)]
     if point.applications > 1:
         pairs = 2.0 * math.log2(point.applications) - 1.0
         chances += [pairs + _product(point.argument_degree, live), pairs - 128.0]
     largest = max(chances)
-    return 0.0 if largest >= 0.0 else min(0.0, largest + math.log2(sum(2.0 ** (c - largest) for c in chances)))
+    both = largest + math.log2(sum(2.0 ** (c - largest) for c in chances)) + math.log2(ATTEMPTS)
+    return min(0.0, both)
 
 
 def _product(degree: float, moduli: Sequence[int]) -> float:

@@ -7,24 +7,22 @@ look-ups.
 from __future__ import annotations
 
 import hashlib
+import secrets
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 
-from graphopt.ir.graph import Call, CannotEmit
-from graphopt.ir.transcribe import transcribe
+from graphopt.ir.graph import Call
 from graphopt.ir.weights import FLOATS, Array, Deferred, Number, TensorRef
 from graphopt.rewrite.change import Change, Rejected, Verifier
 from graphopt.rewrite.contract import Approximate, Evidence, Proof
-from graphopt.rewrite.driver import sort_nodes, write_match
-from graphopt.rewrite.journal import Journal
-from graphopt.rewrite.matcher import NoMatch
-from graphopt.rewrite.rule import Refused
-from graphopt.verify.algebra.sides import weights_of
+from graphopt.verify.algebra.sides import spelled, weights_of
 from graphopt.verify.fragment import Fragment, Side, cut
 from graphopt.verify.inputs import KINDS, NoInputs, draw
 from graphopt.verify.proof_sizes import proof_sizes
 from graphopt.verify.prove import SMALL, prove
+from graphopt.verify.rerun import twin
+from graphopt.verify.shrink import shrunk
 
 
 class Proved:
@@ -49,9 +47,13 @@ class Proved:
         return replace(evidence, proof=proof)
 
     def _proof(self, change: Change) -> Proof:
+        original = cut(change)
+        small = self._shrunk(change, original)
+        if small is not None:
+            return small
         found = Proof("undecided", "no sizes to try")
-        for fragment in _versions(change):
-            calls = [c for n in fragment.before.nodes if isinstance(c := fragment.graph.call(n), Call)]
+        for fragment in _versions(change, original):
+            calls = _calls(fragment)
             try:
                 for sizes, reduced in proof_sizes(fragment, calls):
                     feeds = draw(fragment, sizes, calls, KINDS[0], zlib.crc32(change.id.encode()))
@@ -64,70 +66,69 @@ class Proved:
                 found = Proof("undecided", str(error))
         return found
 
+    def _shrunk(self, change: Change, fragment: Fragment) -> Proof | None:
+        """The proof on a smaller copy, if there is one for all weights."""
+        try:
+            sizes, _ = next(iter(proof_sizes(fragment, _calls(fragment))))
+        except NoInputs:
+            return None
+        small = shrunk(change, fragment, sizes)
+        proof = None if small is None else self._cached(*small, reduced=True)
+        return proof if proof is not None and proof.holds and proof.weights == "all" else None
+
     def _cached(self, fragment: Fragment, feeds: list[Array], *, reduced: bool) -> Proof:
-        key = signature(fragment, feeds)
-        if key in self._proofs:
-            return replace(self._proofs[key], milliseconds=0.0)
-        proof = prove(fragment, feeds, seed=self._seed)
-        if reduced and proof.holds:
-            proof = replace(proof, reduced=True, level="proof@reduced" if proof.level == "proof" else proof.level)
-        if proof.weights != "none":
-            self._proofs[key] = proof
+        keys = {weights: signature(fragment, feeds, weights=weights) for weights in ("all", "large")}
+        known = next((self._proofs[key] for key in keys.values() if key in self._proofs), None)
+        proof = prove(fragment, feeds, seed=self._seed) if known is None else replace(known, milliseconds=0.0)
+        if known is None and proof.weights != "none":
+            self._proofs[keys[proof.weights if proof.holds else "large"]] = proof
+        if reduced and proof.holds and proof.log2_error is not None:  # equal expressions are so at all sizes
+            return replace(proof, reduced=True, level="proof@reduced" if proof.level == "proof" else proof.level)
         return proof
 
 
-def _versions(change: Change) -> Iterator[Fragment]:
+def _calls(fragment: Fragment) -> list[Call]:
+    return [c for n in fragment.before.nodes if isinstance(c := fragment.graph.call(n), Call)]
+
+
+def _versions(change: Change, fragment: Fragment) -> Iterator[Fragment]:
     """What to prove: the rule's work on a copy that keeps weights as expressions, and the change as it was written.
 
     Torch has no deferred weights, so that of a change there only the copy tells how new weights follow from old ones.
     """
-    fragment = cut(change)
     if fragment.graph.storage == "fx":
-        if (twin := _twin(change, fragment)) is not None:
-            yield twin
+        if (copy := twin(change, fragment)) is not None:
+            yield copy
         yield fragment
     else:
         yield fragment
-        if (twin := _twin(change, fragment)) is not None:
-            yield twin
-
-
-def _twin(change: Change, fragment: Fragment) -> Fragment | None:
-    """The rule of `change` applied to a copy of its fragment; None if there is no rule, or it does not apply there."""
-    if change.rule is None or change.match is None:
-        return None
-    side = fragment.before
-    try:
-        scratch, nodes = transcribe(fragment.graph, side.nodes, fragment.inputs, side.outputs, declared=side.declared)
-        match = change.rule.match(scratch, nodes[next(iter(change.match.calls))])
-        if isinstance(match, NoMatch):
-            return None
-        journal, ordered = Journal(scratch), sort_nodes(scratch, match)
-        write_match(change.rule, match, ordered, journal)
-    except (CannotEmit, Refused):
-        return None
-    made = cut(Change(change.id, scratch, tuple(ordered), journal, change.contract, change.rule, match))
-    return Fragment(scratch, tuple(scratch.inputs()), made.before, made.after)
+        if (copy := twin(change, fragment)) is not None:
+            yield copy
 
 
 # ---- signatures ----------------------------------------------------------------------------------------------------
 
 
-def signature(fragment: Fragment, feeds: list[Array]) -> str:
-    """A hash of all that a proof of the fragment for all of its large weights can depend on."""
-    namer = _Namer(fragment)
+def signature(fragment: Fragment, feeds: list[Array], *, weights: str = "large") -> str:
+    """A hash of all that a proof of the fragment can depend on that holds for all of its weights ("all") or for all of
+    its large ones ("large"). It is like no other where an op has effects or control-flow bodies."""
+    namer = _Namer(fragment, SMALL if weights == "large" else 0)
     lines = [f"{feed.dtype}{feed.shape}" if feed.dtype.name in FLOATS else _digest(feed) for feed in feeds]
     lines += [*namer.side(fragment.before), "becomes", *namer.side(fragment.after)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 class _Namer:
-    def __init__(self, fragment: Fragment) -> None:
+    def __init__(self, fragment: Fragment, small: int) -> None:
         self.graph = fragment.graph
+        self.small = small
+        """Elements up to which a weight's numbers are part of the signature."""
         self.after = fragment.after
         self.names: dict[object, str] = {v: f"input {i}" for i, v in enumerate(fragment.inputs)}
         self.variables = weights_of(fragment.graph, fragment.before)
         self.numbers: dict[object, int] = {}
+        self.met: list[TensorRef] = []
+        """Weights so far, which stay alive so that no other gets their identities."""
 
     def side(self, side: Side) -> Iterator[str]:
         for n, node in enumerate(side.nodes):
@@ -135,7 +136,8 @@ class _Namer:
             assert isinstance(call, Call)
             operands = ["absent" if o is None else self.name(o, side) for o in call.operands]
             types = [str(self.graph.type(o)) for o in call.outputs if o is not None]
-            yield f"{call.op}{operands}{sorted((k, repr(v)) for k, v in call.fields.items())}{types}"
+            own = "" if self.graph.is_pure(node) and not self.graph.subgraphs(node) else self.alone(node)
+            yield f"{call.op}{operands}{spelled(call.fields)}{types}{own}"
             place = f"{'after' if side is self.after else 'before'} {n}"
             self.names.update({o: f"{place}.{i}" for i, o in enumerate(call.outputs) if o is not None})
         yield f"out {[self.name(o, side) for o in side.outputs]}"
@@ -144,18 +146,25 @@ class _Namer:
         if value in self.names:
             return self.names[value]
         data = side.declared.get(value) or self.graph.constant(value)
-        return "outer" if data is None else self.constant(data)
+        return self.alone(value) if data is None else self.constant(data)
+
+    @staticmethod
+    def alone(thing: object) -> str:
+        """A name for what no other fragment has."""
+        return f"{secrets.token_hex(8)} {thing!r}"
 
     def constant(self, data: TensorRef) -> str:
+        self.met.append(data)
+        if data.identity in self.variables and data.dtype in FLOATS:
+            number = self.numbers.setdefault(data.identity, len(self.numbers))
+            numbers = _digest(data.numpy()) if data.size <= self.small else ""
+            return f"weight {number} {data.dtype}{list(data.shape)}{numbers}"
         if isinstance(data, Deferred):
             operands = [self.constant(o) for o in data.operands]
-            return f"{data.op}{operands}{sorted((k, repr(v)) for k, v in data.fields.items())}"
+            return f"{data.op}{operands}{spelled(data.fields)}"
         if isinstance(data, Number):
             return f"{data.dtype} {data.value!r}"
-        if data.identity not in self.variables or data.dtype not in FLOATS:
-            return _digest(data.numpy())
-        number = self.numbers.setdefault(data.identity, len(self.numbers))
-        return f"weight {number} {data!r}{_digest(data.numpy()) if data.size <= SMALL else ''}"
+        return _digest(data.numpy())
 
 
 def _digest(array: Array) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from graphopt.pipeline.report import Application, Evidence, PassRecord, Report, RuleStats, Size, worst_of
+from graphopt.rewrite.contract import Proof
 
 
 def application(number: int, status: str = "kept", kind: str = "executed", **evidence: object) -> Application:
@@ -159,6 +161,24 @@ def test_only_a_few_undone_applications_are_named():
     text = str(report)
     assert text.count("undone: fuse-conv-bn/conv-batch-norm#") == 5
     assert "undone: 4 more of fuse-conv-bn" in text
+
+
+def test_with_proofs_the_table_has_how_many_of_what_was_kept_are_settled():
+    report = sample()
+    record = report.passes[0]
+    proofs = [Proof("proof", seed=1), None, Proof("undecided", "sizes differ"), None]
+    record.applications = [
+        a._replace(evidence=replace(a.evidence, proof=p)) for a, p in zip(record.applications, proofs, strict=True)
+    ]
+    record.applications.append(application(5, kind="construction"))
+    text = str(report)
+    assert "50 % proved" in text  # one by algebra and one by construction, of four
+    header, row = (next(line for line in text.splitlines() if word in line) for word in ("tried", "conv-batch-norm"))
+    end = header.index("proved") + len("proved")
+    assert row[:end].split()[-1] == "2"
+    assert "proved" not in str(sample())
+    again = Report.from_dict(report.to_dict())
+    assert [a.evidence.proof for a in again.kept] == [a.evidence.proof for a in report.kept]
 
 
 def test_an_empty_report_prints():

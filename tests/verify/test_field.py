@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphopt.verify.algebra import field
-from graphopt.verify.algebra.field import SAFE_PRIMES
+from graphopt.verify.algebra.field import safe_prime
+from graphopt.verify.algebra.roots import positive_root, rational
 
-P = SAFE_PRIMES[0]
+PRIMES = [safe_prime(n) for n in (1, 10**6)]
+P = PRIMES[0]
 RNG = np.random.default_rng(3)
 
 
@@ -20,28 +22,22 @@ def draw(*shape: int) -> np.ndarray:
     return RNG.integers(0, P, shape)
 
 
-def is_prime(n: int) -> bool:
-    """Miller-Rabin with bases that decide every n below 3 * 10^24."""
-    odd, twos = n - 1, 0
-    while odd % 2 == 0:
-        odd, twos = odd // 2, twos + 1
-    for base in (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41):
-        x = pow(base, odd, n)
-        if x not in (1, n - 1) and all((x := x * x % n) != n - 1 for _ in range(twos - 1)):
-            return False
-    return True
-
-
-@pytest.mark.parametrize("p", SAFE_PRIMES)
-def test_the_primes_are_what_they_are_said_to_be(p: int):
+@pytest.mark.parametrize("seed", range(40))
+def test_the_primes_are_what_they_are_said_to_be(seed: int):
+    p = safe_prime(seed * 12345677)
     q = (p - 1) // 2
-    assert p < 2**31 and is_prime(p) and is_prime(q)
+    assert 3 * 2**29 < p < 2**31
     for modulus in (p, q):
+        assert all(modulus % n for n in range(2, 46342))
         assert modulus % 4 == 3
         assert all(pow(n, (modulus - 1) // 2, modulus) == 1 for n in (2, 3, 5, 7, 11, 13))
 
 
-@given(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(SAFE_PRIMES))
+def test_primes_are_many():
+    assert len({safe_prime(seed) for seed in range(0, 10**6, 1009)}) > 100
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(PRIMES))
 def test_a_float_is_the_dyadic_rational_that_it_is(x: float, p: int):
     exact = Fraction(x)
     expected = exact.numerator * pow(exact.denominator, -1, p) % p
@@ -70,12 +66,31 @@ def test_inverses_and_powers():
     assert field.power_of(7, exponents, P).tolist() == [pow(7, int(e), P) for e in exponents]
 
 
-def test_roots_are_squares_themselves():
-    x = draw(200)
-    root, exists = field.square_root(x, P)
-    assert 50 < exists.sum() < 150
-    assert np.all(root[exists] ** 2 % P == x[exists])
-    assert all(pow(int(r), (P - 1) // 2, P) == 1 for r in root[exists] if r)
+MODULI = [m for p in PRIMES for m in (p, p // 2)]
+
+
+@given(st.fractions(max_denominator=10**6).filter(lambda x: abs(x) < 10**6))
+def test_a_fraction_is_found_again_from_its_residues(x: Fraction):
+    residues = [x.numerator * pow(x.denominator, -1, m) % m for m in MODULI]
+    assert rational(residues, MODULI) == x
+
+
+def test_residues_of_no_simple_fraction_are_none():
+    assert all(rational([int(RNG.integers(0, m)) for m in MODULI], MODULI) is None for _ in range(200))
+
+
+@pytest.mark.parametrize("root", [Fraction(17), Fraction(19, 23), Fraction(8), Fraction(0), Fraction(1, 640)])
+def test_the_root_of_a_square_is_positive(root: Fraction):
+    expected = [root.numerator * pow(root.denominator, -1, m) % m for m in MODULI]
+    assert positive_root(root * root, MODULI) == expected
+
+
+def test_roots_multiply_as_real_ones_do():
+    roots = {n: positive_root(Fraction(n), MODULI) for n in (6, 10, 15, 30)}
+    for (a, b, c), product in {(6, 10, 15): 30}.items():
+        for i, m in enumerate(MODULI):
+            assert roots[a][i] * roots[b][i] * roots[c][i] % m == product
+    assert positive_root(Fraction(17), MODULI) is None and positive_root(Fraction(-4), MODULI) is None
 
 
 def test_hashes_differ_wherever_words_do():

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from claims import Make, claim, op
 from planted import PLANTED, Maker, Planted
 from proofs import proofs_of
 from test_more_mutations import PAIRS, Pair
@@ -14,7 +14,6 @@ from test_more_mutations import PAIRS, Pair
 from graphopt.ir.convert import from_scratch
 from graphopt.ir.graph import TensorType
 from graphopt.ir.scratch import ScratchGraph
-from graphopt.rewrite.contract import Proof
 from graphopt.verify.fragment import Fragment, Side
 from graphopt.verify.prove import prove
 
@@ -23,36 +22,6 @@ EQUAL_OVER_THE_REALS = {"nan-swallowed", "comparison-negated-without-nan"}
 
 OPEN = {"overflow-of-integers-ignored"}
 """True of the integers that were tried; of all integers algebra says nothing."""
-
-Make = Callable[[Maker, Any, Any], Any]
-
-
-def claim(before: Make, after: Make, *, shape: tuple[int, ...] = (2, 3), seed: int | None = None) -> Proof:
-    """Whether two expressions in x and y agree."""
-    m = Maker("float32")
-    x, y = m.input(*shape), m.input(*shape)
-    old, new = before(m, x, y), after(m, x, y)
-    sides = []
-    for root in (old, new):
-        nodes = [n for n in m.graph.nodes()]
-        sides.append(Side(tuple(nodes), (root,)))
-    feeds = [np.zeros(shape, np.float32)] * 2
-    return prove(Fragment(m.graph, (x, y), *sides), feeds, seed=seed)
-
-
-def op(name: str, *arguments: Any, **fields: Any) -> Make:
-    """An expression: "x", "y", a number, or an op of such."""
-
-    def make(m: Maker, x: Any, y: Any) -> Any:
-        def one(argument: Any) -> Any:
-            if callable(argument):
-                return argument(m, x, y)
-            return {"x": x, "y": y}[argument] if isinstance(argument, str) else m.full(argument)
-
-        return m.graph.append(name, *(one(a) for a in arguments), **fields)
-
-    return make
-
 
 TRUE = {
     "distributivity": (op("mul", "x", op("add", "x", "y")), op("add", op("mul", "x", "x"), op("mul", "x", "y"))),

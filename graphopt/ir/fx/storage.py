@@ -17,7 +17,7 @@ from graphopt.ir.fx.tensors import LiteralRef, TorchRef, tensor_identity, to_tor
 from graphopt.ir.fx.vocabulary import Target
 from graphopt.ir.fx.weight import Weight
 from graphopt.ir.fx.write import check_types, plan
-from graphopt.ir.graph import Call, CannotEmit, Graph, Literal, Node, TensorType, Undo, Unreadable, Value
+from graphopt.ir.graph import Branches, Call, CannotEmit, Graph, Literal, Node, TensorType, Undo, Unreadable, Value
 from graphopt.ir.weights import FLOATS, Array, TensorRef
 
 _IDENTITY = torch.ops.aten.clone.default
@@ -172,6 +172,14 @@ class FxGraph(Graph):
 
     def subgraphs(self, node: Node) -> Sequence[Graph]:
         return [self.body(n) for n in bodies_of(node) if self.is_body(n)]
+
+    def branches(self, node: Node) -> Branches | None:
+        if raw_name_of(node.target) != "higher_order.cond" or len(node.args) != 4:
+            return None
+        condition, taken, otherwise, operands = node.args
+        if not all(isinstance(value, fx.Node) for value in (condition, *operands)):
+            return None
+        return Branches(condition, self.body(taken), self.body(otherwise), tuple(operands))
 
     def is_body(self, node: fx.Node) -> bool:
         """Whether a `get_attr` node stands for a control-flow body."""

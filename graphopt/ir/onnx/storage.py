@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graphopt.ir.graph import Call, Graph, Literal, TensorType, Undo, Unreadable, Value
+from graphopt.ir.graph import Branches, Call, Graph, Literal, TensorType, Undo, Unreadable, Value
 from graphopt.ir.onnx import edits, resize
 from graphopt.ir.onnx.cut import cut_fragment
 from graphopt.ir.onnx.drafting import PlainWriter
@@ -143,6 +143,12 @@ class OnnxGraph(Graph):
 
     def subgraphs(self, node: ir.Node) -> Sequence[OnnxGraph]:
         return [self.shared_region(body) for body in body_graphs(node)]
+
+    def branches(self, node: ir.Node) -> Branches | None:
+        if self.raw_name(node) != "ai.onnx::If" or node.inputs[0] is None:
+            return None
+        taken, otherwise = (self.shared_region(node.attributes[k].as_graph()) for k in ("then_branch", "else_branch"))
+        return Branches(node.inputs[0], taken, otherwise, ())
 
     def shared_region(self, graph: ir.Graph) -> OnnxGraph:
         """The region of `graph`: this one, one around it or one inside it."""

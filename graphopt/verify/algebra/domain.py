@@ -19,8 +19,10 @@ from graphopt.ir.ops.domain import Float64, Tensor
 from graphopt.ir.weights import FLOATS, Array, numpy_dtype
 from graphopt.verify.algebra import field as modular
 from graphopt.verify.algebra.numpy_functions import einsum
+from graphopt.verify.algebra.roots import positive_roots, rational
 from graphopt.verify.algebra.tensor import (
     FRESH,
+    ORDER,
     FieldTensor,
     Lanes,
     Point,
@@ -72,9 +74,8 @@ class Field(Float64):
             return x if x.facts.kind == "bool" else self.not_equal(x, 0)
         if dtype not in FLOATS:
             return x.as_kind("int") if x.facts.kind != "float" else unknown(f"cast to {dtype}", x, kind="int")
-        if x.facts.kind != "float" or (x.facts.fits is not None and wider(x.facts.fits, dtype) == dtype):
-            fits = x.facts.fits if x.facts.kind == "float" else dtype
-            return FieldTensor(self.point, x.channels, replace(x.facts, kind="float", dtype=dtype, fits=fits))
+        if x.facts.fits is not None and wider(x.facts.fits, dtype) == dtype:
+            return FieldTensor(self.point, x.channels, replace(x.facts, kind="float", dtype=dtype))
         rounded = unknown(f"cast to {dtype}", x)
         return FieldTensor(self.point, rounded.channels, replace(FRESH, dtype=dtype, fits=dtype))
 
@@ -120,49 +121,48 @@ class Field(Float64):
         return (square - 1.0) / (square + 1.0)
 
     def sqrt(self, x: Tensor) -> Tensor:
-        """The root of a rational constant is one whose square it is; of all else it is an unknown function, since
-        which of two roots is the positive one a field cannot tell."""
+        """The positive root of a rational constant, where that can be told; of all else it is an unknown function,
+        since which of two roots is the positive one a field cannot tell."""
         x = self._lift(x)
-        if not x.facts.rational:
+        roots = positive_roots(x) if x.facts.rational else None
+        if roots is None:
             return unknown("sqrt", x)
-        pairs = zip(x.channels, self.point.moduli, strict=True)
-        roots = [None if c is None else modular.square_root(c, p) for c, p in pairs]
-        if not all(r is None or np.all(r[1]) for r in roots):
-            return unknown("sqrt", x)
-        facts = replace(x.facts, rational=False, fits=x.facts.dtype)
-        return FieldTensor(self.point, [None if r is None else r[0] for r in roots], facts)
+        return FieldTensor(self.point, roots, replace(x.facts, rational=False, kind="float", fits=x.facts.dtype))
 
     def pow(self, x: Tensor, y: Tensor) -> Tensor:
         if not isinstance(x, FieldTensor) and not isinstance(y, FieldTensor) and not self.is_real(x):
             return super().pow(x, y)
-        x, y = self._lift(x), self._lift(y)
+        x, y = self._broadcast(x, y)
         exponent = self._small_exponent(y)
-        if exponent is None:
+        if exponent is None or (x.facts.kind != "float" and (exponent < 0 or exponent % 1)):
             return unknown("pow", x, y)
         if exponent % 1:
             root = self.sqrt(x)
-            return self.pow(root, 2.0 * exponent)
+            return self.pow(root, np.asarray(2.0 * exponent))
         if exponent < 0:
-            return 1.0 / self.pow(x, -exponent)
-        result = lift(self.point, np.ones(x.shape))
+            return 1.0 / self.pow(x, np.asarray(-exponent))
+        result = lift(self.point, np.ones(x.shape, np.float64 if x.facts.kind == "float" else np.int64))
         for _ in range(int(exponent)):
             result = result * x
         return result
 
     def _small_exponent(self, y: FieldTensor) -> float | None:
         """The exponent, if it is one small whole or half number."""
-        if not y.facts.rational or y.size == 0:
+        if not y.facts.rational or y.size == 0 or any(c is None or np.ptp(c) for c in y.channels):
             return None
-        for doubled in range(-2 * _LARGEST_POWER, 2 * _LARGEST_POWER + 1):
-            candidate = lift(self.point, doubled / 2)
-            if all(c is None or np.all(c == d) for c, d in zip(y.channels, candidate.channels, strict=True)):
-                return doubled / 2
-        return None
+        found = rational([int(np.ravel(c)[0]) for c in y.channels if c is not None], self.point.moduli)
+        if found is None or found.denominator > 2 or abs(found) > _LARGEST_POWER:
+            return None
+        return float(found)
 
     def abs(self, x: Tensor) -> Tensor:
         if not isinstance(x, FieldTensor):
             return super().abs(x)
-        return unknown_of_set("abs", _united(keys(x), keys(-x)), x, x)
+        if "abs" in x.fixed:
+            return x
+        result = unknown_of_set("abs", _united(keys(x), keys(-x)), x, x)
+        result.fixed = frozenset({"abs"})
+        return result
 
     # ---- order ------------------------------------------------------------------------------------------------
 
@@ -171,7 +171,8 @@ class Field(Float64):
             return super().maximum(x, y)
         x, y = self._broadcast(x, y)
         of_x, of_y, lowest = keys(x), keys(y), keys(minus_infinity(self.point))
-        found = unknown_of_set("max", _united(of_x, of_y), x, y)
+        kind = "float" if "float" in (x.facts.kind, y.facts.kind) else x.facts.kind
+        found = unknown_of_set("max", _united(of_x, of_y), x, y, kind=kind)
         x_wins = same(of_x, of_y) | same(of_y, lowest) | _contains(x.least, of_y)
         y_wins = same(of_x, lowest) | _contains(y.least, of_x)
         result = self._select(x_wins, x, self._select(y_wins, y, found))
@@ -204,7 +205,7 @@ class Field(Float64):
         fresh = ~same((first, second), keys(minus_infinity(self.point)))
         fresh[..., 1:] &= ~same((first[..., 1:], second[..., 1:]), (first[..., :-1], second[..., :-1]))
         members = [np.sum(np.where(fresh, modular.mixed(k), np.uint64(0)), axis=-1) for k in (first, second)]
-        found = unknown_of_set("max", members, rows)
+        found = unknown_of_set("max", members, rows, kind=rows.facts.kind)
         place = np.take_along_axis(order, np.argmax(fresh, axis=-1)[..., None], axis=-1)
         single = rows.each(lambda c: np.squeeze(np.take_along_axis(c, place, axis=-1), axis=-1))
         return self._select(np.sum(fresh, axis=-1) <= 1, single, found)
@@ -218,18 +219,25 @@ class Field(Float64):
         """Some order of the elements, the same whenever they are compared: the real one is not known."""
         if not isinstance(x, FieldTensor):
             return super().argsort(x, axis)
-        self.point.sampled.add("the order of numbers that are sorted")
-        return np.argsort(keys(x)[0], axis=axis, kind="stable").astype(np.int64)
+        return np.argsort(self._order(x, axis), axis=axis, kind="stable").astype(np.int64)
+
+    def _order(self, x: FieldTensor, axis: int) -> Array:
+        """Numbers in the order that the elements have at this point. Which ones were compared is kept."""
+        order, second = keys(x)
+        self.point.sampled.add(ORDER)
+        rows = np.sum(modular.mixed(order) ^ modular.mixed(second), axis=axis, dtype=np.uint64)
+        self.point.compared.update(int(row) for row in np.ravel(rows))
+        return order
 
     def arg_max(self, x: Tensor, axis: int) -> Tensor:
         if not isinstance(x, FieldTensor):
             return super().arg_max(x, axis)
-        return np.take(self.argsort(x, axis), [-1], axis=axis)
+        return np.argmax(self._order(x, axis), axis=axis, keepdims=True).astype(np.int64)
 
     def arg_min(self, x: Tensor, axis: int) -> Tensor:
         if not isinstance(x, FieldTensor):
             return super().arg_min(x, axis)
-        return np.take(self.argsort(x, axis), [0], axis=axis)
+        return np.argmin(self._order(x, axis), axis=axis, keepdims=True).astype(np.int64)
 
     # ---- comparison and logic ---------------------------------------------------------------------------------
 
@@ -262,13 +270,16 @@ class Field(Float64):
     def is_nan(self, x: Tensor) -> Tensor:
         return unknown("is NaN", x, kind="bool") if isinstance(x, FieldTensor) else super().is_nan(x)
 
+    def _truth(self, x: Tensor) -> Tensor:
+        return self.cast(self._lift(x), "bool")
+
     def logical_not(self, x: Tensor) -> Tensor:
-        return (1 - x).as_kind("bool") if isinstance(x, FieldTensor) else super().logical_not(x)
+        return (1 - self._truth(x)).as_kind("bool") if isinstance(x, FieldTensor) else super().logical_not(x)
 
     def logical_and(self, x: Tensor, y: Tensor) -> Tensor:
         if not _any(x, y):
             return super().logical_and(x, y)
-        return (self._lift(x) * y).as_kind("bool")
+        return (self._truth(x) * self._truth(y)).as_kind("bool")
 
     def logical_or(self, x: Tensor, y: Tensor) -> Tensor:
         if not _any(x, y):
@@ -278,7 +289,7 @@ class Field(Float64):
     def logical_xor(self, x: Tensor, y: Tensor) -> Tensor:
         if not _any(x, y):
             return super().logical_xor(x, y)
-        x, y = self._lift(x), self._lift(y)
+        x, y = (self._truth(t).as_kind("int") for t in (x, y))
         return (x + y - 2 * x * y).as_kind("bool")
 
     def where(self, condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -286,9 +297,12 @@ class Field(Float64):
             return super().where(condition, x, y)
         if not isinstance(condition, FieldTensor):
             return self._select(np.asarray(condition, bool), x, y)
-        x, y = self._broadcast(x, y)
+        condition = self._truth(condition)
+        shape = np.broadcast_shapes(condition.shape, np.shape(x), np.shape(y))
+        x, y = self._expanded(self._lift(x), shape), self._expanded(self._lift(y), shape)
         chosen = condition * x + (1 - condition) * y
-        return self._select(same(keys(x), keys(y)), x, chosen).as_kind(x.facts.kind)
+        kind = "bool" if x.facts.kind == y.facts.kind == "bool" else chosen.facts.kind
+        return self._select(same(keys(x), keys(y)), x, chosen).as_kind(kind)
 
     # ---- products and the like ----------------------------------------------------------------------------------
 
@@ -358,9 +372,18 @@ def _opaque(name: str, operands: int) -> Callable[..., Tensor]:
     def method(self: Field, *xs: Tensor) -> Tensor:
         if not _any(*xs):
             return plain(self, *xs) if name in ("erf", "trunc_divide") else plain(*xs)
-        return unknown(spoken, *(self._lift(x) for x in xs))
+        given = [self._lift(x) for x in xs]
+        if name in given[0].fixed:
+            return given[0]
+        result = unknown(spoken, *given)
+        result.fixed = _WHOLE if name in _WHOLE else frozenset()
+        return result
 
     return method
+
+
+_WHOLE = frozenset({"floor", "ceil", "round"})
+"""Functions that leave whole numbers as they are, and give such."""
 
 
 for _name in ("log", "erf", "sin", "cos", "sign", "floor", "ceil", "round"):

@@ -2,23 +2,64 @@
 
 The primes come in pairs: p is a safe prime, 2q + 1, so that the numbers modulo p have a subgroup of the prime order q,
 in which exponents are numbers modulo q. In both fields -1 is no square, so that of the two roots of a square exactly
-one is a square itself; and 2, 3, 5, 7, 11 and 13 are squares, so that the roots of most constants exist.
+one is a square itself; and 2, 3, 5, 7, 11 and 13 are squares, so that their roots exist. Which primes is drawn anew for
+each proof, for else the product of all of them would pass for 0.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from graphopt.ir.weights import Array
 
-SAFE_PRIMES = (
-    2147024879, 2145341519, 2144751839, 2144380559, 2144158799, 2143901759, 2143419599, 2141914319,
-)  # fmt: skip
-"""Primes p just below 2^31 for which q = (p - 1) / 2 is prime, and all that the module's docstring says holds."""
+SQUARES = (2, 3, 5, 7, 11, 13)
+"""Primes that are squares modulo every modulus."""
+_STRIDE = 8 * math.prod(SQUARES[1:])
+_LEAST = 3 * 2**28
+
+
+@cache
+def _classes() -> tuple[int, ...]:
+    """What q is modulo the stride where the module's docstring holds of q and 2q + 1."""
+
+    def square(n: int, r: int) -> bool:
+        return pow(n, (r - 1) // 2, r) == 1
+
+    def fits(n: int, r: int) -> bool:  # quadratic reciprocity for r modulo an n that is 3 modulo 4
+        return n % r != 0 and square(n, r) == (r % 4 == 1)
+
+    kept = range(7, _STRIDE, 8)
+    return tuple(q for q in kept if all(fits(n, r) for r in SQUARES[1:] for n in (q, 2 * q + 1)))
+
+
+def safe_prime(seed: int) -> int:
+    """One of some thousand primes p below 2^31 for which q = (p - 1) / 2 is prime, and all that the module's docstring
+    says holds."""
+    classes = _classes()
+    places = (2**30 - _LEAST) // _STRIDE * len(classes)
+    place = seed % places
+    while True:
+        q = _LEAST - _LEAST % _STRIDE + place // len(classes) * _STRIDE + classes[place % len(classes)]
+        if is_prime(q) and is_prime(2 * q + 1):
+            return 2 * q + 1
+        place = (place + 1) % places
+
+
+def is_prime(n: int) -> bool:
+    """Miller-Rabin with bases that decide every odd n from 63 to 2^32 (Jaeschke 1993)."""
+    odd, twos = n - 1, 0
+    while odd % 2 == 0:
+        odd, twos = odd // 2, twos + 1
+    for base in (2, 7, 61):
+        x = pow(base, odd, n)
+        if x not in (1, n - 1) and all((x := x * x % n) != n - 1 for _ in range(twos - 1)):
+            return False
+    return True
 
 
 def power(x: Array, exponent: int, p: int) -> Array:
@@ -48,14 +89,10 @@ def inverse(x: Array, p: int) -> Array:
     return power(x, p - 2, p)
 
 
-def square_root(x: Array, p: int) -> tuple[Array, Array]:
-    """The root that is itself a square, and where there is one. p is 3 modulo 4."""
-    root = power(x, (p + 1) // 4, p)
-    return root, root * root % p == x
-
-
 def residues(x: Array, p: int) -> Array:
     """Finite floats (as the dyadic rationals that they are), integers or truth values modulo p."""
+    if x.dtype == np.uint64:
+        return (x % np.uint64(p)).astype(np.int64)
     if x.dtype == np.bool_ or np.issubdtype(x.dtype, np.integer):
         return np.asarray(x.astype(np.int64) % p)
     mantissa, exponent = np.frexp(x.astype(np.float64))

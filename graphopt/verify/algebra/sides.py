@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from graphopt.ir.graph import Call, Graph, Literal, Node, Value
+from graphopt.ir.graph import Branches, Call, Graph, Literal, Node, Value
 from graphopt.ir.ops import OPS
-from graphopt.ir.weights import FLOATS, Array, TensorRef
+from graphopt.ir.weights import FLOATS, Array, Deferred, SlicedRef, TensorRef
 from graphopt.verify.algebra.domain import Field
 from graphopt.verify.algebra.tensor import FRESH, FieldTensor, Point, Undecided, lift, random
+from graphopt.verify.algebra.tokens import depends
 from graphopt.verify.algebra.unknown import scrambled
-from graphopt.verify.fragment import Side, reads
+from graphopt.verify.fragment import Side
 
 Symbolic = Callable[[TensorRef], bool]
 """Whether a weight stands for every tensor of its shape."""
@@ -41,6 +43,16 @@ class Constants:
             self._made[key] = (data, self._variable(data) if variable else self._number(data))
         return self._made[key][1]
 
+    def evaluate(self, data: TensorRef, domain: Field) -> Any:
+        """The tensor over the domain. A weight that is an expression is one variable all the same, where the side
+        before the change reads it."""
+        if data.identity in self.weights and data.dtype in FLOATS and self.symbolic(data):
+            return self.leaf(data)
+        if isinstance(data, Deferred):
+            operands = [self.evaluate(o, domain) for o in data.operands]
+            return OPS[data.op].meaning(domain, *operands, **data.fields)
+        return data.evaluate(self.leaf, domain)
+
     def _variable(self, data: TensorRef) -> FieldTensor:
         facts = replace(FRESH, dtype=data.dtype, fits=data.dtype)
         self.variables[data.identity] = data
@@ -52,44 +64,42 @@ class Constants:
 
 
 def weights_of(graph: Graph, side: Side) -> frozenset[object]:
-    """The identities of the weights that `side` reads; Python numbers inside of nodes are none."""
+    """The identities of the stored weights that `side` reads; Python numbers inside of nodes are none."""
     values = [o for node in side.nodes for o in graph.raw_call(node).operands if o is not None]
     values = [v for v in (*values, *side.outputs) if not isinstance(v, Literal)]
     found = [side.declared.get(v) or graph.constant(v) for v in values]
-    return frozenset(data.identity for data in found if data is not None)
+    stored = frozenset(data.identity for one in found if one is not None for data in (one, *_stored(one)))
+    bodies = [body for node in side.nodes for body in graph.subgraphs(node)]
+    return stored.union(*(weights_of(body, _whole(body)) for body in bodies))
 
 
-def input_tensors(point: Point, feeds: Sequence[Array], *, tokens: bool) -> list[Any]:
-    """Variables for the real inputs; integers and truth values are what they are in `feeds`, or as `tokens` something
-    that can be moved and compared but not computed with."""
+def _stored(data: TensorRef) -> Iterator[TensorRef]:
+    """What a weight is computed from."""
+    if not isinstance(data, Deferred | SlicedRef):
+        yield data
+        return
+    for operand in data.operands:
+        yield from _stored(operand)
+
+
+def _whole(body: Graph) -> Side:
+    return Side(tuple(body.nodes()), tuple(body.outputs()))
+
+
+def input_tensors(point: Point, feeds: Sequence[Array], tokens: Collection[int]) -> list[Any]:
+    """Variables for the real inputs and those that are `tokens`; other integers and truth values are what they are in
+    `feeds`."""
     found: list[Any] = []
     for i, feed in enumerate(feeds):
         dtype = feed.dtype.name
         if dtype in FLOATS:
             found.append(random(point, feed.shape, f"input {i}", replace(FRESH, dtype=dtype, fits=dtype)))
-        elif tokens:
+        elif i in tokens:
             kind = "bool" if dtype == "bool" else "int"
             found.append(random(point, feed.shape, f"input {i}", replace(FRESH, kind=kind)))
         else:
             found.append(feed)
     return found
-
-
-MOVES = frozenset({
-    "identity", "reshape", "transpose", "expand", "unsqueeze", "squeeze", "concat", "stack", "split", "slice", "tile",
-    "repeat_interleave", "roll", "gather",
-})  # fmt: skip
-
-
-def only_moved(graph: Graph, side: Side, drawn: Iterable[Value]) -> bool:
-    """Whether the side does nothing with integers and truth values that follow from `drawn` but to move them."""
-    known = set(drawn)
-    for node in side.nodes:
-        if graph.key(node) != "shape" and not known.isdisjoint(reads(graph, node)):
-            if graph.key(node) not in MOVES:
-                return False
-            known.update(o for o in graph.results(node) if o is not None)
-    return True
 
 
 def structure(graph: Graph, side: Side, inputs: Sequence[Value], numbers: dict[object, int]) -> tuple[object, ...]:
@@ -102,18 +112,35 @@ def structure(graph: Graph, side: Side, inputs: Sequence[Value], numbers: dict[o
         data = side.declared.get(value) or graph.constant(value)
         if isinstance(value, Literal):
             return "literal", repr(value)
-        return ("outer", value) if data is None else ("constant", data.identity)
+        if data is None:
+            return "outer", value
+        numbers.setdefault(data, -1)  # it stays alive, so that no other gets its identity
+        return "constant", data.identity
 
     for node in side.nodes:
         read = graph.call(node)
         call = read if isinstance(read, Call) else graph.raw_call(node)
         pure = graph.is_pure(node) and not graph.subgraphs(node)
-        what = (call.op, tuple(sorted((k, repr(v)) for k, v in call.fields.items())), pure or node)
+        what = (call.op, spelled(call.fields), pure or node)
         made = numbers.setdefault((what, tuple(name(o) for o in call.operands)), len(numbers))
         for i, output in enumerate(call.outputs):
             if output is not None:
                 known[output] = name(call.operands[0]) if call.op == "identity" else (made, i)
     return tuple(name(o) for o in side.outputs)
+
+
+def spelled(fields: Mapping[str, Any]) -> str:
+    """The attributes of an op in words that are equal for equal ones alone: tensors are not abridged."""
+
+    def one(value: Any) -> str:
+        if isinstance(value, tuple | list):
+            return f"[{', '.join(one(v) for v in value)}]"
+        if isinstance(value, np.ndarray) or callable(getattr(value, "numpy", None)):
+            array = np.asarray(value if isinstance(value, np.ndarray) else value.numpy())
+            return f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"
+        return repr(value)
+
+    return str(sorted((k, one(v)) for k, v in fields.items()))
 
 
 def run_side(graph: Graph, side: Side, inputs: Mapping[Value, Any], domain: Field, constants: Constants) -> list[Any]:
@@ -122,28 +149,55 @@ def run_side(graph: Graph, side: Side, inputs: Mapping[Value, Any], domain: Fiel
     Integers and truth values that follow from those of the inputs are no result of a proof, but of a run.
     """
     drawn = {v for v, given in inputs.items() if not isinstance(given, FieldTensor)}
-    env = dict(inputs)
+    outputs = _run(graph, side, dict(inputs), drawn, domain, constants)
+    if any(o in drawn and not domain.is_real(r) for o, r in zip(side.outputs, outputs, strict=True)):
+        raise Undecided("integers or truth values follow from drawn ones")
+    return outputs
+
+
+def _run(
+    graph: Graph, side: Side, env: dict[Value, Any], drawn: set[Value], domain: Field, constants: Constants
+) -> list[Any]:
+    """The outputs of `side`, or of a control-flow body. `env` holds what it reads from elsewhere, `drawn` what of that
+    follows from drawn integers and truth values; both are added to."""
     fetch = _fetcher(graph, side, env, domain, constants)
     for node in side.nodes:
         if all(o is None or graph.constant(o) is not None for o in graph.results(node)):
             continue
-        call = graph.call(node)
-        read = call if isinstance(call, Call) else graph.raw_call(node)
-        operands = [None if o is None else fetch(o) for o in read.operands]
         try:
-            results = _results(graph, node, call, operands, domain)
+            branches = graph.branches(node)
+            if branches is not None:
+                results: Sequence[Any] = _run_branch(branches, env, fetch, drawn, domain, constants)
+            else:
+                call = graph.call(node)
+                read = call if isinstance(call, Call) else graph.raw_call(node)
+                operands = [None if o is None else fetch(o) for o in read.operands]
+                results = _results(graph, node, call, operands, domain)
         except Undecided as error:
             raise Undecided(f"{graph.key(node)}: {error}") from error
-        depends = graph.key(node) != "shape" and not drawn.isdisjoint(reads(graph, node))
-        for output, result in zip(graph.results(node), results, strict=True):
-            if output is not None:
-                env[output] = result
-                if depends:
-                    drawn.add(output)
-    outputs = [fetch(o) for o in side.outputs]
-    if any(o in drawn and not isinstance(r, FieldTensor) for o, r in zip(side.outputs, outputs, strict=True)):
-        raise Undecided("integers or truth values follow from drawn ones")
-    return outputs
+        if depends(graph, node, drawn):
+            drawn.update(o for o in graph.results(node) if o is not None)
+        env.update((o, r) for o, r in zip(graph.results(node), results, strict=True) if o is not None)
+    return [fetch(o) for o in side.outputs]
+
+
+def _run_branch(
+    branches: Branches,
+    env: Mapping[Value, Any],
+    fetch: Callable[[Value], Any],
+    drawn: set[Value],
+    domain: Field,
+    constants: Constants,
+) -> list[Any]:
+    """What the body gives that runs whatever the inputs are; one drawn condition would not speak for the other."""
+    condition = fetch(branches.condition)
+    if branches.condition in drawn or isinstance(condition, FieldTensor) or np.size(condition) != 1:
+        raise Undecided("which of its bodies runs depends on data")
+    body = branches.body(bool(np.reshape(condition, ())))
+    pairs = list(zip(body.inputs(), branches.operands, strict=True))
+    env = {**env, **{v: fetch(o) for v, o in pairs}}
+    drawn = drawn | {v for v, o in pairs if o in drawn}
+    return _run(body, _whole(body), env, drawn, domain, constants)
 
 
 def _fetcher(
@@ -158,7 +212,7 @@ def _fetcher(
         if isinstance(value, Literal) and data.dtype in FLOATS:
             env[value] = domain.number(float(value.value))
         else:
-            env[value] = _in_dtype(data.evaluate(constants.leaf, domain), data.dtype)
+            env[value] = _in_dtype(constants.evaluate(data, domain), data.dtype)
         return env[value]
 
     return fetch
@@ -188,7 +242,7 @@ def _opaque(graph: Graph, node: Node, operands: Sequence[Any], point: Point) -> 
     raw = graph.raw_call(node)
     if not graph.is_pure(node) or graph.subgraphs(node):
         raise Undecided("it has effects or bodies of its own")
-    label = f"{raw.op} {sorted((k, repr(v)) for k, v in raw.fields.items())}"
+    label = f"{raw.op} {spelled(raw.fields)}"
     point.functions.add(raw.op)
     results: list[Any] = []
     for i, output in enumerate(raw.outputs):

@@ -22,6 +22,7 @@ class Undecided(Exception):
     """The field cannot say what a program computes; carries the reason."""
 
 
+ORDER = "the order of numbers that are sorted"
 Lanes = tuple[Array, Array]
 """Two 64-bit hashes of every element."""
 
@@ -44,6 +45,8 @@ class Point:
     """Of the work; beyond it evaluation ends with `Undecided`."""
     sampled: set[str] = field(default_factory=set)
     """What was not left open but drawn: an order of numbers that a sort depends on."""
+    compared: set[int] = field(default_factory=set)
+    """Hashes of the sets of numbers that were sorted."""
 
     def spend(self, work: int) -> None:
         self.work += work
@@ -92,6 +95,8 @@ class FieldTensor:
         """What this is the negative of: negation is an involution for unknown functions too."""
         self.least: tuple[Lanes, ...] = ()
         """Hashes of numbers that this one is known to be at least, elementwise."""
+        self.fixed: frozenset[str] = frozenset()
+        """Names of functions that leave this as it is."""
 
     # ---- as an array -----------------------------------------------------------------------------------------
 
@@ -138,14 +143,15 @@ class FieldTensor:
 
     def __setitem__(self, index: Any, value: Any) -> None:
         value = self.lifted(value)
+        channels: list[Array | None] = []
         for mine, other in zip(self.channels, value.channels, strict=True):
-            if mine is not None and other is not None:
-                mine[index] = other
-        self.channels = tuple(
-            None if o is None else m for m, o in zip(self.channels, value.channels, strict=True)
-        )  # fmt: skip
+            made = None if mine is None or other is None else np.array(mine)
+            if made is not None:
+                made[index] = other  # in a copy: other tensors may share the memory
+            channels.append(made)
+        self.channels = tuple(channels)
         self.facts = joint(self.facts, value.facts)
-        self.negative, self.least = None, ()
+        self.negative, self.least, self.fixed = None, (), frozenset()
 
     def each(self, function: Callable[[Array], Any], facts: Facts | None = None) -> FieldTensor:
         """What a structural function makes of every channel."""
@@ -178,11 +184,8 @@ class FieldTensor:
 
     def __mul__(self, other: Any) -> FieldTensor:
         other = self.lifted(other)
-        both = self.facts.kind == other.facts.kind == "bool"
-        facts = (
-            replace(product_of(self.facts, other.facts), kind="bool") if both else product_of(self.facts, other.facts)
-        )
-        return self._with(other, lambda a, b, p: a * b % p, facts)
+        result = self._with(other, lambda a, b, p: a * b % p, product_of(self.facts, other.facts))
+        return result.as_kind("bool") if self.facts.kind == other.facts.kind == "bool" else result
 
     def __truediv__(self, other: Any) -> FieldTensor:
         other = self.lifted(other)
@@ -197,7 +200,8 @@ class FieldTensor:
             return self.negative
         channels = [None if c is None else -c % p for c, p in zip(self.channels, self.point.moduli, strict=True)]
         result = FieldTensor(self.point, channels, self.facts)
-        result.negative = self
+        result.negative = FieldTensor(self.point, self.channels, self.facts)
+        result.negative.least = self.least
         return result
 
     def __radd__(self, other: Any) -> FieldTensor:
@@ -216,7 +220,12 @@ class FieldTensor:
         return matmul(self, self.lifted(other))
 
     def as_kind(self, kind: str) -> FieldTensor:
-        return FieldTensor(self.point, self.channels, replace(self.facts, kind=kind))
+        if kind == self.facts.kind:
+            return self
+        facts = replace(self.facts, kind=kind)
+        if kind == "bool":
+            facts = replace(facts, dtype=None, fits="float16")
+        return FieldTensor(self.point, self.channels, facts)
 
     # ---- numpy's functions -----------------------------------------------------------------------------------
 
@@ -234,10 +243,11 @@ def lift(point: Point, value: Any) -> FieldTensor:
     of which nothing is known, the same ones each time."""
     if isinstance(value, bool | int | float | np.generic):
         value = np.asarray(value)
-    if not isinstance(value, np.ndarray):
-        raise Undecided(f"{type(value).__name__} is no number")
+    if not isinstance(value, np.ndarray) or value.dtype.kind in "cOSUmM":
+        what = value.dtype.name if isinstance(value, np.ndarray) else type(value).__name__
+        raise Undecided(f"{what} is no real number")
     kind = {"b": "bool", "i": "int", "u": "int"}.get(value.dtype.kind, "float")
-    facts = Facts(0.0, 0.0, rational=True, kind=kind, fits=_exact_in(value) if kind == "float" else None)
+    facts = Facts(0.0, 0.0, rational=True, kind=kind, fits="float16" if kind == "bool" else _exact_in(value))
     if kind != "float":
         return FieldTensor(point, [modular.residues(value, p) for p in point.moduli], facts)
     wide = value.astype(np.float64)
@@ -263,9 +273,11 @@ def _special(point: Point, value: Array, channel: int) -> Array:
 
 def _exact_in(value: Array) -> str | None:
     """The narrowest dtype of files that holds every one of `value`."""
+    if value.dtype.kind in "iu" and value.size and max(abs(int(value.min())), abs(int(value.max()))) > 2**24:
+        return None
     for dtype in ("float16", "float32"):
         with np.errstate(over="ignore"):
-            if np.array_equal(value, value.astype(dtype), equal_nan=True):
+            if np.array_equal(value, value.astype(dtype), equal_nan=value.dtype.kind not in "iu"):
                 return dtype
     return None
 

@@ -14,6 +14,8 @@ from graphopt.ir.weights import Array
 from graphopt.verify.algebra import field as modular
 from graphopt.verify.algebra.tensor import Facts, FieldTensor, Lanes, Point, random, spread, text_key, wider
 
+_FITS = {"bool": "float16", "int": None}
+
 
 def keys(x: FieldTensor) -> Lanes:
     words = [c for c in x.channels if c is not None]
@@ -51,7 +53,8 @@ def _from_lanes(name: str, lanes: Sequence[Array], xs: Sequence[FieldTensor], ki
     dtype = xs[0].facts.dtype
     for x in xs[1:]:
         dtype = wider(dtype, x.facts.dtype)
-    return FieldTensor(point, spread(point, lanes), Facts(kind=kind, dtype=dtype, fits=dtype))
+    facts = Facts(dtype=dtype, fits=dtype) if kind == "float" else Facts(kind=kind, fits=_FITS[kind])
+    return FieldTensor(point, spread(point, lanes), facts)
 
 
 def scrambled(
@@ -66,6 +69,7 @@ def scrambled(
         places = np.arange(x.size, dtype=np.uint64).reshape(x.shape)
         words += [np.sum(modular.keyed([k, places], point.key)) for k in keys(x)]
         words += [np.asarray(n, np.uint64) for n in x.shape]
+        words.append(np.asarray(text_key(f"{x.facts.kind} {x.facts.dtype}"), np.uint64))
         point.argument_degree = max(point.argument_degree, 2 * x.facts.degree)
     point.applications += 1
     digest = int(modular.keyed(words, text_key(label)))
