@@ -100,10 +100,10 @@ def relative(a: Array, b: Array) -> float:
 def run_native(pair: Pair, model: Any, feeds: Mapping[str, Array]) -> list[Array]:
     """The outputs of a model as the runtime computes them, in the order of `pair`. Raises CannotRun."""
     try:
-        run = model_runner(model)
-    except OSError as error:
+        results = model_runner(model)([feeds[model.main.name(v)] for v in model.main.inputs()])
+    except (OSError, ValueError, RuntimeError) as error:
         raise CannotRun(str(error)) from error
-    return [np.asarray(r) for r in pair.results(model, run([feeds[model.main.name(v)] for v in model.main.inputs()]))]
+    return [np.asarray(r) for r in pair.results(model, results)]
 
 
 def end_to_end(pair: Pair, feeds: Mapping[str, Array]) -> Verdict:

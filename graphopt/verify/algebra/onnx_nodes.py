@@ -95,8 +95,11 @@ def executed(
     model.ir_version = _RUNTIME_IR
     given = {f"i{i}": d for i, d in enumerate(data) if d is not None}
     try:
-        return _run_session(_session(model.SerializeToString()), list(given), list(given.values()))
-    except (CannotRun, RuntimeError, ValueError, TypeError):
+        session = _session(model.SerializeToString())
+        if not all(o.type.startswith("tensor") for o in session.get_outputs()):
+            return None
+        return _run_session(session, list(given), list(given.values()))
+    except CannotRun:
         return None
     except Exception:  # noqa: BLE001  onnxruntime's errors have no common base
         return None

@@ -19,15 +19,19 @@ from graphopt.ir.ops import OPS
 from graphopt.ir.ops.domain import Float64
 from graphopt.ir.weights import FLOATS, Array, TensorRef, as_ref
 from graphopt.verify.algebra import onnx_nodes
+from graphopt.verify.algebra.bodies import run_bodies
 from graphopt.verify.algebra.domain import Field
 from graphopt.verify.algebra.lifting import Table
-from graphopt.verify.algebra.sides import MOVES
 from graphopt.verify.algebra.tensor import FRESH, FieldTensor, Undecided, lift
 from graphopt.verify.algebra.unknown import scrambled
+from graphopt.verify.fragment import reads
 
-TOKENS = MOVES | {"where", "equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "cast"}
+TOKENS = frozenset({
+    "identity", "reshape", "transpose", "expand", "unsqueeze", "squeeze", "concat", "stack", "split", "slice", "tile",
+    "repeat_interleave", "roll", "gather", "where", "equal", "not_equal", "less", "less_equal", "greater",
+    "greater_equal", "cast", "shape",
+})  # fmt: skip
 """Ops that are exact for integers of which only that they are integers is known: nothing overflows in them."""
-BOOLEAN = frozenset({"logical_not", "logical_and", "logical_or", "logical_xor"})
 NESTED = 8
 """How deep functions are expanded."""
 
@@ -136,7 +140,7 @@ class Running:
     def _keep(self, graph: Any, node: Any, results: Sequence[Any]) -> None:
         """Note results and their types: the dtype is the one of the file, the shape the one that was met."""
         known = self.known
-        read = [v for v in node.inputs if v is not None]
+        read = reads(graph, node)
         varies = graph.raw_name(node) not in ("ai.onnx::Shape", "ai.onnx::Size") and not known.varying.isdisjoint(read)
         moved = not known.tokens.isdisjoint(read)
         inferred: list[Any] | None = None
@@ -170,10 +174,10 @@ class Running:
     # ---- one node --------------------------------------------------------------------------------------------
 
     def _results(self, graph: Any, node: Any, depth: int) -> Sequence[Any]:
-        if graph.subgraphs(node):
-            raise Undecided("it has bodies of its own")
         if not graph.is_pure(node):
             raise Undecided("it draws random numbers, or nothing is known of it")
+        if graph.subgraphs(node):
+            return run_bodies(self, graph, node, depth)
         if self.table is not None and (found := self._folded(graph, node)) is not None:
             return found
         call = graph.read_with(node, self)
