@@ -110,8 +110,12 @@ def claim(found: ModelProof) -> Iterator[str]:
         return
     left_open = "" if proof.weights == "none" else " and of the large weights that both files store"
     yield f"{proof.level}: equal as expressions of real numbers for every value of the real inputs{left_open}"
+    if proof.log2_error is None:
+        yield f"  {proof.reason}"
     sizes = ", ".join(f"{name} {list(shape)}" for name, shape in found.sizes.items())
-    yield f"  at the sizes {sizes}; chance that different models pass: at most 2^{proof.log2_error or 0:.0f}"
+    yield f"  at the sizes {sizes}"
+    if proof.log2_error is not None:
+        yield f"  chance that different models pass: at most 2^{proof.log2_error:.0f}"
     if proof.functions:
         yield f"  unknown functions: {', '.join(proof.functions)}"
     if proof.laws:

@@ -24,6 +24,7 @@ from graphopt.verify.algebra.lifting import Table
 from graphopt.verify.algebra.running import Running
 from graphopt.verify.algebra.sides import equal
 from graphopt.verify.algebra.tensor import FRESH, FieldTensor, Point, Undecided, lift, random
+from graphopt.verify.algebra.terms import same_expressions
 from graphopt.verify.pairs import Pair, drawn, pair, shapes
 from graphopt.verify.prove import ENOUGH, SMALL, _log2_error, _moduli
 from graphopt.verify.replay import compare_executed, refute
@@ -140,6 +141,8 @@ class _Comparison:
         first: _Outcome | None = None
         if self.pair.is_constant:
             return self._proved(_Outcome(None, Proof("undecided"), self.pair.outputs))
+        if (same := self._same()) is not None:
+            return same
         for setting in self._settings():
             outcome = self._attempt(setting)
             if outcome.reason is None:
@@ -147,11 +150,21 @@ class _Comparison:
             first = first or outcome
             self._last, self._last_setting = outcome, setting
         assert first is not None
+        if time.perf_counter() > self.end:
+            return ModelProof(first.proof, self.sizes)
         refuted = refute(self.pair, self.sizes, self.feeds, self.seed)
         if refuted is not None:
             reason, example = refuted
             return ModelProof(replace(first.proof, level="refuted", reason=reason), self.sizes, counterexample=example)
         return ModelProof(first.proof, self.sizes)
+
+    def _same(self) -> ModelProof | None:
+        mains = self.pair.before.main, self.pair.after.main
+        computed = same_expressions(*mains, self.sizes, lambda: time.perf_counter() > self.end)
+        if computed is None or _types_of(mains[0]) != _types_of(mains[1]):
+            return None
+        proof = Proof("proof~const" if computed else "proof", "both are the same expression")
+        return ModelProof(proof, self.sizes, computed=tuple(sorted(computed)))
 
     def _settings(self) -> Iterator[_Setting]:
         """The attempts, those first that say more. Each is looked at only if the one before it has failed."""
@@ -162,7 +175,9 @@ class _Comparison:
                     yield _Setting(tokens, lifted, shared, False)
                     if {"exp", "tanh"} & set(self._last.proof.functions):
                         yield replace(self._last_setting, law=True)
-                    if not self._last.met or time.perf_counter() > self.end:
+                    if time.perf_counter() > self.end:
+                        return
+                    if not self._last.met:
                         break
                 if time.perf_counter() > self.end:
                     return
@@ -198,7 +213,7 @@ class _Comparison:
         domain = Field(point, exp_law=setting.law)
         table = Table(point) if setting.lifted else None
         leaf = _Leaf(point, table, self._shared() if setting.shared else frozenset(), self._digest)
-        runs = [Running(domain, leaf, table) for _ in range(2)]
+        runs = [Running(domain, leaf, table, self.end) for _ in range(2)]
         results: list[list[Any]] = []
         executed: tuple[str, ...] = ()
         error = None
@@ -245,7 +260,7 @@ class _Comparison:
         values = [self.pair.results(m, m.main.outputs()) for m in (self.pair.before, self.pair.after)]
         for i, name in enumerate(self.pair.outputs):
             ends = [(run, v[i], r[i]) for run, v, r in zip(runs, values, results, strict=True)]
-            floats = all(v not in run.known.varying for run, v, _ in ends) and isinstance(ends[0][2], FieldTensor)
+            floats = all(v not in run.known.opened for run, v, _ in ends) and isinstance(ends[0][2], FieldTensor)
             integers = all(not isinstance(r, FieldTensor) for _, _, r in ends)
             if floats or (integers and any(v in run.known.varying for run, v, _ in ends)):
                 found.append(name)
@@ -277,6 +292,10 @@ class _Comparison:
             said.update(data.numpy().tobytes())
             self.digests[data.identity] = said.digest()
         return self.digests[data.identity]
+
+
+def _types_of(graph: Any) -> dict[str, str | None]:
+    return {graph.name(v): None if (t := graph.type(v)) is None else t.dtype for v in graph.outputs()}
 
 
 def _derived(seed: int, number: int) -> int:

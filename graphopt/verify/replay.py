@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ from graphopt.ir.weights import FLOATS, Array, TensorRef
 from graphopt.verify.algebra.running import Running
 from graphopt.verify.algebra.tensor import Undecided
 from graphopt.verify.compare import EPS
-from graphopt.verify.execute import CannotRun, model_runner
+from graphopt.verify.execute import CannotRun, _session, model_runner
 from graphopt.verify.inputs import draw_float
 from graphopt.verify.pairs import Pair
 from graphopt.verify.whole import Verdict, WholeCheck, distance
@@ -101,9 +104,33 @@ def run_native(pair: Pair, model: Any, feeds: Mapping[str, Array]) -> list[Array
     """The outputs of a model as the runtime computes them, in the order of `pair`. Raises CannotRun."""
     try:
         results = model_runner(model)([feeds[model.main.name(v)] for v in model.main.inputs()])
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CannotRun(str(error)) from error
+    except (CannotRun, OSError, ValueError, RuntimeError) as error:
+        if (raw := _as_bytes(model, feeds)) is None:
+            raise CannotRun(str(error)) from error
+        results = raw
     return [np.asarray(r) for r in pair.results(model, results)]
+
+
+def _as_bytes(model: Any, feeds: Mapping[str, Array]) -> list[Array] | None:
+    """Outputs of dtypes that numpy lacks, as the bytes that the runtime holds; None if it cannot run the model."""
+    from onnxruntime import OrtValue
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(path := Path(folder) / "model.onnx")
+        try:
+            session = _session(str(path))
+            given = {i.name: OrtValue.ortvalue_from_numpy(feeds[i.name]) for i in session.get_inputs()}
+            values = session.run_with_ort_values([o.name for o in session.get_outputs()], given)
+        except Exception:  # noqa: BLE001  onnxruntime's errors have no common base
+            return None
+    if not all(v.is_tensor() for v in values):
+        return None
+    return [np.frombuffer(ctypes.string_at(v.data_ptr(), v.tensor_size_in_bytes()), np.uint8) for v in values]
+
+
+def _declared(model: Any, name: str) -> str | None:
+    type_ = next(model.main.type(v) for v in model.main.outputs() if model.main.name(v) == name)
+    return None if type_ is None else str(type_.dtype)
 
 
 def end_to_end(pair: Pair, feeds: Mapping[str, Array]) -> Verdict:
@@ -131,6 +158,9 @@ def compare_executed(pair: Pair, feeds: Mapping[str, Array], names: Sequence[str
     for name, a, b in zip(pair.outputs, *results, strict=True):
         if name not in names:
             continue
+        declared = [_declared(m, name) for m in (pair.before, pair.after)]
+        if declared[0] != declared[1]:
+            return f"output {name!r} was {declared[0]} and becomes {declared[1]}"
         if a.dtype != b.dtype or a.shape != b.shape:
             return f"output {name!r} was {a.dtype}{list(a.shape)} and becomes {b.dtype}{list(b.shape)}"
         allowed = max(CLOSE, 2.0 * EPS.get(a.dtype.name, 0.0))

@@ -8,6 +8,8 @@ defines it by, else it is an unknown function of all that it reads.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -50,6 +52,8 @@ class Tensors:
     """Values that are the same for every input, in their own dtypes."""
     varying: set[Value] = field(default_factory=set)
     """Values that depend on an input's numbers, not on its shape alone."""
+    opened: set[Value] = field(default_factory=set)
+    """Those of them that depend on an input that was left open."""
     tokens: set[Value] = field(default_factory=set)
     """Integers that were left open, and what they are moved to."""
 
@@ -61,15 +65,21 @@ class Running:
         domain: a `Field`, or `Float64` to replay.
         leaf: what a stored float tensor is over the domain, and whether its numbers may be looked at.
         table: if given, nodes of constants alone are computed by onnxruntime, and their results read by it.
+        end: when to give up, on the clock of `time.perf_counter`.
     """
 
     def __init__(
-        self, domain: Float64, leaf: Callable[[TensorRef], tuple[Any, bool]], table: Table | None = None
+        self,
+        domain: Float64,
+        leaf: Callable[[TensorRef], tuple[Any, bool]],
+        table: Table | None = None,
+        end: float = math.inf,
     ) -> None:
         self.domain = domain
         self.field = domain if isinstance(domain, Field) else None
         self.leaf = leaf
         self.table = table
+        self.end = end
         self.known = Tensors()
         self.computed: set[str] = set()
         """Ops of constants alone that onnxruntime computed."""
@@ -103,12 +113,16 @@ class Running:
         self.known.env[value], self.known.types[value] = tensor, type_
         if varying:
             self.known.varying.add(value)
+            if isinstance(tensor, FieldTensor):
+                self.known.opened.add(value)
         if token:
             self.known.tokens.add(value)
 
     def run(self, graph: Any, depth: int = 0) -> list[Any]:
         """The outputs of `graph`, whose inputs have been given. Raises Undecided, with the op that is the reason."""
         for node in graph.nodes():
+            if time.perf_counter() > self.end:
+                raise Undecided("not decided in the time that was given")
             if all(v is None or graph.constant(v) is not None for v in graph.results(node)):
                 continue
             for value in node.inputs:
@@ -158,6 +172,8 @@ class Running:
             known.env[value] = self._as_real(result, known.types[value].dtype)
             if varies:
                 known.varying.add(value)
+                if not known.opened.isdisjoint(read):
+                    known.opened.add(value)
             if moved and isinstance(result, FieldTensor) and result.facts.kind == "int":
                 known.tokens.add(value)
 
@@ -216,7 +232,8 @@ class Running:
         return onnx_nodes.array_of(value.value, value.dtype)
 
     def _point_has_work_left(self, error: Undecided) -> None:
-        if self.field is None or self.field.point.work > self.field.point.limit:
+        exhausted = self.field is None or self.field.point.work > self.field.point.limit
+        if exhausted or time.perf_counter() > self.end:
             raise error
 
     def _types(self, node: Any) -> list[TensorType | None]:
@@ -231,7 +248,7 @@ class Running:
     def _folded(self, graph: Any, node: Any) -> Sequence[Any] | None:
         """The results of a node of constants alone as numbers, read by the table."""
         read = [v for v in node.inputs if v is not None]
-        if not read or any(v in self.known.varying or self._number(v) is None for v in read):
+        if not read or any(v in self.known.opened or self._number(v) is None for v in read):
             return None
         results = self._executed(graph, node, floats=True)
         if results is None:
@@ -279,13 +296,13 @@ class Running:
         from graphopt.ir.onnx.model import OnnxModel
 
         main = OnnxModel(body).main
-        inside = Running(self.domain, self.leaf, self.table)
+        inside = Running(self.domain, self.leaf, self.table, self.end)
         place: dict[Any, Value] = {f"i{i}": v for i, v in enumerate(node.inputs) if v is not None}
         for value in main.ir.inputs:
             outer = place[value.name]
             varying, token = outer in self.known.varying, outer in self.known.tokens
             inside.give(value, self.known.env[outer], self.known.types[outer], varying=varying, token=token)
-            if (number := self._number(outer)) is not None and not varying:
+            if (number := self._number(outer)) is not None and outer not in self.known.opened:
                 inside.known.numbers[value] = number
         try:
             made = inside.run(main, depth + 1)
