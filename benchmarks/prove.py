@@ -32,6 +32,8 @@ from benchmarks.prove_worker import PROVERS, Told
 TOOLS = ("onnxsim", "onnxscript")
 LIMITS = {"make": 60.0, "graphopt": 10.0, "onnxsim-certify": 60.0}
 """Seconds for one item."""
+STARTING = 60.0
+"""Seconds in which a process starts and comes to its first item."""
 SHARE, WORST = 0.95, 10.0
 OWN_VALUES = "executed"
 
@@ -100,7 +102,7 @@ def _lines(arguments: Sequence[str], limit: float) -> Iterator[Told | None]:
     try:
         first = True
         while True:
-            timer = threading.Timer(limit + (STARTING if first else 0.0), stop)
+            timer = threading.Timer(limit + (STARTING if first and arguments[0] == "make" else 5.0), stop)
             timer.start()
             line = process.stdout.readline()
             timer.cancel()
@@ -116,10 +118,6 @@ def _lines(arguments: Sequence[str], limit: float) -> Iterator[Told | None]:
         process.kill()
         process.wait()
         process.stdout.close()
-
-
-STARTING = 60.0
-"""Seconds in which a process starts and comes to its first item."""
 
 
 def judge(found: dict[str, dict[str, list[Told]]]) -> Iterator[str]:

@@ -7,6 +7,7 @@ occurs twice.
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -86,7 +87,7 @@ class Terms:
         if value not in self._hashes:
             number = self._number(value)
             if number is None:
-                return _hash("outer", repr(value))
+                return _hash("unlike anything", secrets.token_hex())
             self._hashes[value] = _hash(
                 f"{number.dtype} {number.shape}", np.ascontiguousarray(number).reshape(-1).view(np.uint8)
             )
