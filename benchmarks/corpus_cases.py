@@ -102,3 +102,16 @@ def _fixed(name: str, model: onnx.ModelProto, feeds: dict[str, Any], chosen: lis
         del copy.graph.input[:]
         copy.graph.input.extend(left)
     return Case(name, copy, {n: v for n, v in feeds.items() if n not in chosen})
+
+
+def light_cases() -> Iterator[Case]:
+    """The whole networks that onnx ships with weights made of one number each, as they are."""
+    import onnx.backend.test
+
+    rng = np.random.default_rng(SEED)
+    folder = Path(onnx.backend.test.__file__).parent / "data" / "light"
+    for path in sorted(folder.glob("light_*.onnx")):
+        model = onnx.load(path)
+        shapes = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in _fed(model.graph)}
+        feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+        yield Case(f"light/{path.stem}/{VARIANTS[0]}", model, feeds)

@@ -21,6 +21,7 @@ from graphopt.tools.fetch_command import fetch_command
 from graphopt.tools.output import print_note
 from graphopt.tools.passes_command import passes_command
 from graphopt.tools.run import run
+from graphopt.tools.verify_command import verify_command
 
 app = typer.Typer(
     name="graphopt",
@@ -37,6 +38,7 @@ app.command("experts")(experts)
 app.command("bench")(bench)
 app.command("compile")(compile_command)
 app.command("fetch")(fetch_command)
+app.command("verify")(verify_command)
 
 
 def _print_version(wanted: bool) -> None:

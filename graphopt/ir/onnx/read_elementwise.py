@@ -149,7 +149,7 @@ def _cast(n: Reading, dtype: str | None) -> Said:
         raise CannotRead("casts to a type that is no number")
     if dtype.startswith("float8"):
         n.only("saturate", 1)
-    n.ignore("saturate")
+    n.only("saturate", 1, 0)
     n.only("round_mode", "up")
     n.dtype(n.operand(0))
     return (n.operand(0),), {"dtype": dtype}

@@ -67,7 +67,7 @@ def quantize(n: Reading) -> Said:
         raise CannotRead("the output type is not understood")
     if dtype.startswith("float8"):
         n.only("saturate", 1)
-    n.ignore("saturate")
+    n.only("saturate", 1, 0)
     return (x, scale, zero), {"axis": _quantization_axis(n, x, scale), "dtype": dtype}
 
 

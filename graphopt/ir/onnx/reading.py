@@ -107,7 +107,10 @@ class Reading:
         return default if value is None else int(value)  # type: ignore[return-value]
 
     def attr_flag(self, name: str, default: bool = False) -> bool:
-        return self.attr_int(name, int(default)) != 0
+        value = self.attr_int(name, int(default))
+        if value not in (0, 1):
+            raise CannotRead(f"attribute {name} is {value}, neither 0 nor 1")
+        return value == 1
 
     def attr_float(self, name: str, default: float | None = None) -> float:
         """A float attribute: exactly the float32 number that the file holds."""

@@ -17,6 +17,7 @@ from graphopt.ir.onnx.drafting import PlainWriter
 from graphopt.ir.onnx.fingerprint import graph_fingerprint
 from graphopt.ir.onnx.positions import Positions
 from graphopt.ir.onnx.purity import is_pure
+from graphopt.ir.onnx.reading import Facts
 from graphopt.ir.onnx.shared import Shared, body_graphs
 from graphopt.ir.onnx.write import WRITERS, cannot_emit, draft
 from graphopt.ir.weights import TensorRef, as_ref
@@ -77,10 +78,14 @@ class OnnxGraph(Graph):
         return known
 
     def _read(self, node: ir.Node) -> Call | Unreadable:
+        return self.read_with(node, self)
+
+    def read_with(self, node: ir.Node, facts: Facts) -> Call | Unreadable:
+        """`node` in the vocabulary as far as `facts` tell of its operands, who may know more than the file does."""
         reader = self.shared.readers.get((node.domain, node.op_type))
         if reader is None:
             return Unreadable(f"{self.raw_name(node)} is not in the vocabulary")
-        return reader(node, self.opsets.get(node.domain, 1) if node.domain else self.opset, self)
+        return reader(node, self.opsets.get(node.domain, 1) if node.domain else self.opset, facts)
 
     def raw_call(self, node: ir.Node) -> Call:
         fields = {name: attribute.value for name, attribute in node.attributes.items()}

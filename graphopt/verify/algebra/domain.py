@@ -261,6 +261,8 @@ class Field(Float64):
             return super().equal(x, y)
         x, y = self._broadcast(x, y)
         of_x, of_y = keys(x), keys(y)
+        if _is_number(x) and _is_number(y):
+            return same(of_x, of_y)
         found = unknown_of_set("equal", _united(of_x, of_y), x, y, kind="bool")
         return self._select(same(of_x, of_y), True, found)
 
@@ -398,6 +400,11 @@ def _any(*xs: Any) -> bool:
 
 def _is_zero(x: FieldTensor) -> bool:
     return x.facts.rational and all(c is None or not np.any(c) for c in x.channels)
+
+
+def _is_number(x: FieldTensor) -> bool:
+    """Whether all elements are numbers that do not depend on the point: two that differ there are different ones."""
+    return x.facts.rational or bool(np.all(same(keys(x), keys(minus_infinity(x.point)))))
 
 
 def _united(a: Lanes, b: Lanes) -> list[Array]:

@@ -1,0 +1,333 @@
+"""Proof of two whole models: files from anywhere, so that nothing is known of how the one was made from the other.
+
+Weights are numbers here. Those that both files store with the same bytes are first left open; the others are the exact
+dyadic rationals that the files hold. If the models do not agree so, constants are read as the simple numbers that they
+are close to, and what follows from constants alone is computed as the runtime computes it: a proof by that is
+called "proof~const". What is proved, and what not, is as for rewrites (see `prove`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from graphopt.ir.weights import FLOATS, Array, TensorRef
+from graphopt.rewrite.contract import Proof
+from graphopt.verify.algebra.domain import Field
+from graphopt.verify.algebra.lifting import Table
+from graphopt.verify.algebra.running import Running
+from graphopt.verify.algebra.sides import equal
+from graphopt.verify.algebra.tensor import FRESH, FieldTensor, Point, Undecided, lift, random
+from graphopt.verify.algebra.terms import same_expressions
+from graphopt.verify.pairs import Pair, drawn, pair, shapes
+from graphopt.verify.prove import ENOUGH, SMALL, _log2_error, _moduli
+from graphopt.verify.replay import compare_executed, refute
+
+WORK = 2 * 10**9
+"""Multiplications that the models may take in each field, for each attempt."""
+
+
+TRIALS = 4
+"""Points at which models of a high degree are compared."""
+
+
+@dataclass(frozen=True)
+class ModelProof:
+    """What is known of two models.
+
+    `proof.level` is as for rewrites, or "executed" if no output depends on an input that was left open, so that all
+    outputs were but compared as the runtime computes them.
+    """
+
+    proof: Proof
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """The shapes that inputs had."""
+    executed: tuple[str, ...] = ()
+    """Outputs that were compared as numbers: they follow from constants, or from integers that were drawn."""
+    constants: Mapping[float, str] = field(default_factory=dict)
+    """Numbers that were read as others, and as which."""
+    computed: tuple[str, ...] = ()
+    """Ops of constants alone whose results are the runtime's."""
+    counterexample: Mapping[str, Array] | None = None
+    """Inputs for which the models differ in float64."""
+    milliseconds: float = 0.0
+
+    @property
+    def level(self) -> str:
+        return self.proof.level
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """How an attempt reads what the files hold."""
+
+    tokens: bool
+    """Integers and truth values of inputs are left open."""
+    lifted: bool
+    shared: bool
+    """Weights that both files store are left open."""
+    law: bool
+
+
+@dataclass
+class _Outcome:
+    reason: str | None
+    proof: Proof
+    executed: tuple[str, ...] = ()
+    table: Table | None = None
+    computed: frozenset[str] = frozenset()
+    met: bool = False
+    """Whether weights were left open."""
+
+
+def compare_models(
+    before: Any,
+    after: Any,
+    *,
+    examples: Mapping[str, Array] | None = None,
+    seed: int | None = None,
+    work: int = WORK,
+    seconds: float = 60.0,
+) -> ModelProof:
+    """Whether two ONNX models compute the same real numbers, for every input.
+
+    It runs here; `prove_models` does the same in a process of its own, since a runtime may crash.
+
+    Args:
+        before, after: paths or `onnx.ModelProto`s with the same names of inputs and outputs.
+        examples: of some inputs. Their shapes are taken, and of integers and truth values the numbers too.
+        seed: of the random points; drawn from the system's own source if absent.
+        work: multiplications of residues that an attempt may take.
+        seconds: after which no new attempt is made.
+
+    Raises:
+        ModelError: no models, or the interfaces differ.
+    """
+    started = time.perf_counter()
+    seed = secrets.randbits(63) if seed is None else seed
+    both = pair(before, after)
+    found = ModelProof(Proof("undecided", "no sizes to try"))
+    for sizes in shapes(both, examples):
+        comparison = _Comparison(both, sizes, drawn(both, sizes, examples, seed), seed, work, started + seconds)
+        with np.errstate(all="ignore"):
+            found = comparison.decide()
+        if found.proof.level != "undecided" or found.proof.log2_error is not None:
+            break
+    took = 1e3 * (time.perf_counter() - started)
+    return replace(found, proof=replace(found.proof, seed=seed, milliseconds=took), milliseconds=took)
+
+
+class _Comparison:
+    def __init__(
+        self,
+        both: Pair,
+        sizes: Mapping[str, tuple[int, ...]],
+        feeds: Mapping[str, Array],
+        seed: int,
+        work: int,
+        end: float,
+    ) -> None:
+        self.pair, self.sizes, self.feeds = both, sizes, feeds
+        self.seed, self.work, self.end = seed, work, end
+        self.digests: dict[object, bytes] = {}
+
+    def decide(self) -> ModelProof:
+        first: _Outcome | None = None
+        if self.pair.is_constant:
+            return self._proved(_Outcome(None, Proof("undecided"), self.pair.outputs))
+        if (same := self._same()) is not None:
+            return same
+        for setting in self._settings():
+            outcome = self._attempt(setting)
+            if outcome.reason is None:
+                return self._proved(outcome)
+            first = first or outcome
+            self._last, self._last_setting = outcome, setting
+        assert first is not None
+        if time.perf_counter() > self.end:
+            return ModelProof(first.proof, self.sizes)
+        refuted = refute(self.pair, self.sizes, self.feeds, self.seed)
+        if refuted is not None:
+            reason, example = refuted
+            return ModelProof(replace(first.proof, level="refuted", reason=reason), self.sizes, counterexample=example)
+        return ModelProof(first.proof, self.sizes)
+
+    def _same(self) -> ModelProof | None:
+        mains = self.pair.before.main, self.pair.after.main
+        computed = same_expressions(*mains, self.sizes, lambda: time.perf_counter() > self.end)
+        if computed is None or _types_of(mains[0]) != _types_of(mains[1]):
+            return None
+        proof = Proof("proof~const" if computed else "proof", "both are the same expression")
+        return ModelProof(proof, self.sizes, computed=tuple(sorted(computed)))
+
+    def _settings(self) -> Iterator[_Setting]:
+        """The attempts, those first that say more. Each is looked at only if the one before it has failed."""
+        open_first = (True, False) if any(t.dtype not in FLOATS for t in self.pair.inputs.values()) else (True,)
+        for tokens in open_first:
+            for lifted in (False, True):
+                for shared in (True, False):
+                    yield _Setting(tokens, lifted, shared, False)
+                    if {"exp", "tanh"} & set(self._last.proof.functions):
+                        yield replace(self._last_setting, law=True)
+                    if time.perf_counter() > self.end:
+                        return
+                    if not self._last.met:
+                        break
+                if time.perf_counter() > self.end:
+                    return
+
+    def _proved(self, outcome: _Outcome) -> ModelProof:
+        proof = outcome.proof
+        if outcome.executed:
+            reason = compare_executed(self.pair, self.feeds, outcome.executed)
+            if reason is not None:
+                return ModelProof(replace(proof, level="undecided", reason=reason), self.sizes, outcome.executed)
+            if len(outcome.executed) == len(self.pair.outputs):
+                proof = Proof("executed", "no output depends on an input that was left open")
+        moved = {} if outcome.table is None else outcome.table.moved
+        return ModelProof(proof, self.sizes, outcome.executed, moved, tuple(sorted(outcome.computed)))
+
+    # ---- one attempt -----------------------------------------------------------------------------------------
+
+    def _attempt(self, setting: _Setting) -> _Outcome:
+        """At as many points as it takes: models that differ must agree at each of them by chance."""
+        outcome = self._at_point(setting, self.seed)
+        error, trials = outcome.proof.log2_error, 1
+        while outcome.reason is None and error is not None and error > ENOUGH:
+            if trials == TRIALS or time.perf_counter() > self.end:
+                reason = f"by chance the models may agree with a probability of 2^{error:.0f}: their degree is too high"
+                return replace(outcome, reason=reason, proof=replace(outcome.proof, level="undecided", reason=reason))
+            outcome = self._at_point(setting, _derived(self.seed, trials))
+            error, trials = error + (outcome.proof.log2_error or 0.0), trials + 1
+            outcome = replace(outcome, proof=replace(outcome.proof, log2_error=error))
+        return outcome
+
+    def _at_point(self, setting: _Setting, seed: int) -> _Outcome:
+        point = Point(_moduli(seed), seed, limit=self.work)
+        domain = Field(point, exp_law=setting.law)
+        table = Table(point) if setting.lifted else None
+        leaf = _Leaf(point, table, self._shared() if setting.shared else frozenset(), self._digest)
+        runs = [Running(domain, leaf, table, self.end) for _ in range(2)]
+        results: list[list[Any]] = []
+        executed: tuple[str, ...] = ()
+        error = None
+        try:
+            for model, run in zip((self.pair.before, self.pair.after), runs, strict=True):
+                self._feed(model, run, point, setting)
+                results.append(self.pair.results(model, run.run(model.main)))
+            executed = self._fixed(runs, results)
+            reason = self._difference(runs, results, executed, point)
+            error = _log2_error(point, *results)
+        except Undecided as undecided:
+            reason = str(undecided)
+        sampled = set(point.sampled)
+        if not setting.tokens:
+            sampled.add("integer and truth inputs")
+        level = "proof~const" if setting.lifted else "proof+exp" if domain.laws else "proof"
+        proof = Proof(
+            "undecided" if reason else level,
+            reason or "",
+            error,
+            tuple(sorted(point.functions)),
+            tuple(sorted(domain.laws)),
+            "large" if leaf.met else "none",
+            tuple(sorted(sampled)),
+        )
+        return _Outcome(reason, proof, executed, table, frozenset().union(*(r.computed for r in runs)), bool(leaf.met))
+
+    def _feed(self, model: Any, run: Running, point: Point, setting: _Setting) -> None:
+        for name, value in self.pair.values(model).items():
+            feed, type_ = self.feeds[name], replace(self.pair.inputs[name], shape=self.sizes[name])
+            if type_.dtype in FLOATS:
+                facts = replace(FRESH, dtype=type_.dtype, fits=type_.dtype)
+                run.give(value, random(point, feed.shape, f"input {name}", facts), type_)
+            elif setting.tokens:
+                facts = replace(FRESH, kind="bool" if type_.dtype == "bool" else "int")
+                made = random(point, feed.shape, f"input {name}", facts)
+                run.give(value, made, type_, token=facts.kind == "int")
+            else:
+                run.give(value, feed, type_)
+
+    def _fixed(self, runs: Sequence[Running], results: Sequence[Sequence[Any]]) -> tuple[str, ...]:
+        """Outputs that are numbers on both sides: they follow from constants, or from integers that were drawn."""
+        found = []
+        values = [self.pair.results(m, m.main.outputs()) for m in (self.pair.before, self.pair.after)]
+        for i, name in enumerate(self.pair.outputs):
+            ends = [(run, v[i], r[i]) for run, v, r in zip(runs, values, results, strict=True)]
+            floats = all(v not in run.known.opened for run, v, _ in ends) and isinstance(ends[0][2], FieldTensor)
+            integers = all(not isinstance(r, FieldTensor) for _, _, r in ends)
+            if floats or (integers and any(v in run.known.varying for run, v, _ in ends)):
+                found.append(name)
+        return tuple(found)
+
+    def _difference(
+        self, runs: Sequence[Running], results: Sequence[Sequence[Any]], executed: Sequence[str], point: Point
+    ) -> str | None:
+        values = [self.pair.results(m, m.main.outputs()) for m in (self.pair.before, self.pair.after)]
+        for i, name in enumerate(self.pair.outputs):
+            types = [run.type(v[i]) for run, v in zip(runs, values, strict=True)]
+            if types[0] != types[1]:
+                return f"output {name!r} was {types[0]} and becomes {types[1]}"
+            if name not in executed and (reason := equal(results[0][i], results[1][i], point)) is not None:
+                return f"output {name!r}: {reason}"
+        return None
+
+    def _shared(self) -> frozenset[bytes]:
+        """Digests of the large float weights that both files store."""
+        sides = []
+        for model in (self.pair.before, self.pair.after):
+            refs = [model.main.constant(v) for v in model.ir.graph.initializers.values()]
+            sides.append({self._digest(r) for r in refs if r is not None and r.dtype in FLOATS and r.size > SMALL})
+        return frozenset(sides[0] & sides[1])
+
+    def _digest(self, data: TensorRef) -> bytes:
+        if data.identity not in self.digests:
+            said = hashlib.sha256(f"{data.dtype}{data.shape}".encode())
+            said.update(data.numpy().tobytes())
+            self.digests[data.identity] = said.digest()
+        return self.digests[data.identity]
+
+
+def _types_of(graph: Any) -> dict[str, str | None]:
+    return {graph.name(v): None if (t := graph.type(v)) is None else t.dtype for v in graph.outputs()}
+
+
+def _derived(seed: int, number: int) -> int:
+    """Another seed, of a point that is independent of the first."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:7], "little")
+
+
+class _Leaf:
+    """What stored float tensors are at a point: variables if they are shared, else numbers."""
+
+    def __init__(
+        self, point: Point, table: Table | None, shared: frozenset[bytes], digest: Callable[[TensorRef], bytes]
+    ) -> None:
+        self.point, self.table, self.shared, self.digest = point, table, shared, digest
+        self.met: set[bytes] = set()
+        self._made: dict[bytes, FieldTensor] = {}
+
+    def __call__(self, data: TensorRef) -> tuple[FieldTensor, bool]:
+        digest = self.digest(data)
+        variable = digest in self.shared
+        if variable:
+            self.met.add(digest)
+        if digest not in self._made:
+            self._made[digest] = self._variable(data, digest) if variable else self._number(data)
+        return self._made[digest], not variable
+
+    def _variable(self, data: TensorRef, digest: bytes) -> FieldTensor:
+        facts = replace(FRESH, dtype=data.dtype, fits=data.dtype)
+        return random(self.point, data.shape, f"weight {digest.hex()}", facts)
+
+    def _number(self, data: TensorRef) -> FieldTensor:
+        if self.table is not None:
+            return self.table.tensor(data.numpy(), data.dtype)
+        made = lift(self.point, data.numpy())
+        return FieldTensor(self.point, made.channels, replace(made.facts, dtype=data.dtype))

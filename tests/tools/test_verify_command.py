@@ -1,0 +1,56 @@
+"""`graphopt verify`: what it prints of pairs that agree, differ, or cannot be decided."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+from graphopt.tools.main import app
+
+
+def scaled(factor, *, twice=False):
+    nodes = [helper.make_node("Mul", ["x", "c"], ["s" if twice else "y"])]
+    if twice:
+        nodes.append(helper.make_node("Identity", ["s"], ["y"]))
+    graph = helper.make_graph(
+        nodes,
+        "scaled",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(np.float32(factor), "c")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, proto in (("a", scaled(0.7)), ("b", scaled(0.7, twice=True)), ("c", scaled(0.71))):
+        onnx.save(proto, f"{name}.onnx")
+    return lambda *arguments: CliRunner().invoke(app, ["verify", *arguments])
+
+
+def test_a_pair_that_agrees_is_run_and_proved(call):
+    result = call("a.onnx", "b.onnx", "--prove", "--seed", "3")
+    assert result.exit_code == 0, result.output
+    assert "run: they agree" in result.stdout and "proof: equal as expressions" in result.stdout
+    assert "x [5, 3]" in result.stdout and "seed 3" in result.stdout
+
+
+def test_a_refuted_pair_ends_with_1_and_keeps_the_inputs(call, tmp_path):
+    result = call("a.onnx", "c.onnx", "--prove", "--json", "--counterexample", "kept.npz")
+    assert result.exit_code == 1
+    told = json.loads(result.stdout)
+    assert told["proof"]["level"] == "refuted" and told["ok"] is False and told["error"] > told["allowed"]
+    with np.load(tmp_path / "kept.npz") as kept:
+        assert kept["x"].shape == (5, 3)
+
+
+def test_without_proof_models_are_only_run(call):
+    np.savez("inputs.npz", x=np.ones((2, 3), np.float32))
+    result = call("a.onnx", "b.onnx", "--inputs", "inputs.npz", "--json")
+    assert result.exit_code == 0 and "proof" not in json.loads(result.stdout)
+    assert call("a.onnx", "c.onnx").exit_code == 1
