@@ -20,6 +20,7 @@ from graphopt.tools.explain import explain
 from graphopt.tools.fetch_command import fetch_command
 from graphopt.tools.output import print_note
 from graphopt.tools.passes_command import passes_command
+from graphopt.tools.prove_rule_command import prove_rule_command
 from graphopt.tools.run import run
 from graphopt.tools.verify_command import verify_command
 
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.command("run")(run)
 app.command("passes")(passes_command)
+app.command("prove-rule")(prove_rule_command)
 app.command("dump")(dump)
 app.command("explain")(explain)
 app.command("experts")(experts)

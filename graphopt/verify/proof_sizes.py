@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from graphopt.ir.graph import Call
+from graphopt.ir.ops import ELEMENTWISE
 from graphopt.verify.fragment import Fragment
 from graphopt.verify.inputs import LOCAL, Sizes, kernel_extent, size_choices
 
@@ -36,9 +37,9 @@ def proof_sizes(fragment: Fragment, calls: Sequence[Call]) -> Iterator[tuple[Siz
 
 def _reduced(fragment: Fragment, calls: Sequence[Call], sizes: Sizes) -> Sizes:
     step = math.prod(math.prod(c.fields.get("stride", ())) for c in calls)
-    least = 2 * kernel_extent(fragment, calls) + step
-    chosen: dict[int, int] = {}
-    for n in sorted({n for shape in sizes.values() for n in shape[2:]}):
+    least = max(2, 2 * kernel_extent(fragment, calls) + step)
+    chosen = {n: n for n in _stored(fragment, calls)}
+    for n in sorted({n for shape in sizes.values() for n in shape[2:]} - set(chosen)):
         m = least + (n - least) % step
         while m in chosen.values():
             m += step
@@ -47,6 +48,18 @@ def _reduced(fragment: Fragment, calls: Sequence[Call], sizes: Sizes) -> Sizes:
         value: (min(shape[0], BATCH), shape[1], *(chosen[n] for n in shape[2:])) if len(shape) > 2 else shape
         for value, shape in sizes.items()
     }
+
+
+def _stored(fragment: Fragment, calls: Sequence[Call]) -> set[int]:
+    """Sizes of constants that meet images elementwise: they would be broadcast if the image had another."""
+    constants = [
+        data
+        for call in calls
+        if call.op in ELEMENTWISE
+        for o in call.operands
+        if o is not None and (data := fragment.before.declared.get(o) or fragment.graph.constant(o)) is not None
+    ]
+    return {n for data in constants for n in data.shape}
 
 
 def _cuts(fragment: Fragment, sizes: Sizes) -> bool:

@@ -192,6 +192,24 @@ def test_numbers_that_a_rule_has_read_are_no_proof_for_all_weights() -> None:
     assert not (proof.holds and proof.weights == "all"), proof
 
 
+@rule(contract=Rounding())
+class PlusZero:
+    def pattern(self, op, x):
+        return op.add(x, const(0.0))
+
+    def rewrite(self, m, build):
+        return m.x
+
+
+def test_an_axis_that_a_constant_has_keeps_its_size() -> None:
+    """At another size than the constant's the sum would be broadcast, and the rule be wrong there."""
+    g = ScratchGraph()
+    type_ = TensorType("float32", (2, 7, 48))
+    zeros = ArrayRef(np.zeros(48, np.float32))
+    g.add_output(g.append("relu", g.append("add", g.add_input(type_), zeros, types=[type_]), types=[type_]))
+    assert proof_of(g, PlusZero).holds
+
+
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     made: list[Any] = []
