@@ -41,13 +41,12 @@ def moe(
     gates = gates / np.sum(gates, axis=1, keepdims=True) if normalize else gates
     total = np.zeros_like(tokens)
     for expert in range(last + 1):
-        rows, choices = np.nonzero(places == last - expert)
-        hidden = d.matmul(tokens[rows], np.transpose(w1[expert]))
+        hidden = d.matmul(tokens, np.transpose(w1[expert]))
         hidden = _activated(d, hidden if b1 is None else hidden + b1[expert], activation, alpha, beta, limit)
         made = d.matmul(hidden, np.transpose(w2[expert]))
-        gate = gates[rows, choices][:, None]
-        weighted = gate * (made if b2 is None else made + b2[expert])
-        total[rows] = total[rows] + d.where(d.equal(gate, 0.0), 0.0, weighted)
+        chosen = d.where(d.equal(places, last - expert), gates, 0.0)
+        gate = np.sum(chosen, axis=1, keepdims=True)
+        total = total + d.where(d.equal(gate, 0.0), 0.0, gate * (made if b2 is None else made + b2[expert]))
     return np.reshape(total, x.shape)
 
 

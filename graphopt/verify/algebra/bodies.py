@@ -137,7 +137,7 @@ def _forget(run: Running, body: Any) -> None:
     known = run.known
     for value in (*body.ir.inputs, *(o for node in body.nodes() for o in node.outputs)):
         for table in (known.env, known.types, known.numbers):
-            table.pop(value, None)  # type: ignore[attr-defined]
+            table.pop(value, None)
         known.varying.discard(value)
         known.tokens.discard(value)
 
