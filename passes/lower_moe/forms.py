@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Form = Literal["auto", "sorted", "dense", "contrib", "loop"]
+Form = Literal["auto", "sorted", "dense", "contrib"]
 WORTH = 1.25
 """Experts for each that is picked, from which on picking is faster than computing all. Measured on onnxruntime 1.32
 (one thread, two products): the break-even is 1.2 for 64 features, between 1 and 1.14 for 256 and 512."""

@@ -22,6 +22,7 @@ from graphopt.passes.lower_moe.grouped import NotGrouped, grouped_by, nodes_of, 
 from graphopt.passes.lower_moe.one_node import MOE, whole, write_one_node
 from graphopt.passes.lower_moe.picked import NotPicked, Picked, picked_rows
 from graphopt.passes.lower_moe.rules import FOLLOWING, PREPARING
+from graphopt.passes.lower_moe.unstack import stacked_results, write_unstacked
 from graphopt.pipeline.pass_ import GraphPass
 from graphopt.rewrite.contract import Exact, Rounding
 
@@ -73,7 +74,7 @@ class LowerMoe(GraphPass):
     contract: ClassVar[str] = "Rounding: at most 8 times the rounding error of the original, per application"
 
     form: Form = "auto"
-    "How experts are computed: auto (the cost model decides), sorted, dense, contrib or loop."
+    "How experts are computed: auto (the cost model decides), sorted, dense or contrib."
 
     def run(self, context: Context) -> None:
         context.run_rules(PREPARING)
@@ -87,6 +88,7 @@ class LowerMoe(GraphPass):
                     _join(context, graph)
                 _split_by_expert(self, context, graph)
                 if self.form != "dense":
+                    _unstack(self, context, graph)
                     _pick_terms(self, context, graph)
             elif context.target is not None and GROUPED not in context.features:
                 _unsort(context, graph)
@@ -181,11 +183,22 @@ def _can_split(context: Context, graph: Any, node: Node) -> bool:
     return False
 
 
+def _unstack(options: LowerMoe, context: Context, graph: Any) -> None:
+    """Results of experts that are stacked, weighted and added up become sums."""
+    for found in list(stacked_results(graph, _worth(options))):
+        write = partial(write_unstacked, found)
+        context.editor(graph).apply("stacked-results", Rounding(special=False), found.nodes, write)
+    context.refresh()
+
+
+def _worth(options: LowerMoe) -> float:
+    return 1.0 if options.form == "sorted" else WORTH
+
+
 def _pick_terms(options: LowerMoe, context: Context, graph: Any) -> None:
     """One sum after the other, each found in the graph as the one before has left it."""
     seen: set[str] = set()
-    worth = 1.0 if options.form == "sorted" else WORTH
-    while (found := _next_sum(graph, seen, worth)) is not None:
+    while (found := _next_sum(graph, seen, _worth(options))) is not None:
         if isinstance(found, tuple):
             context.notes.append(f"{graph.node_name(found[0].node)} left alone: {found[1]}")
             continue
