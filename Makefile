@@ -4,7 +4,7 @@
 #   make test    the test-suite
 #   make lint    ruff, and mypy --strict on the package as it is installed
 #   make zoo     all 43 real models (or MODELS="id id") beside onnxsim, onnxslim and onnxoptimizer
-#   make bench   the rewriting engine beside others; cost of verification; memory at 3 GB; schedules; whole samplers; pruning; low rank; experts; backends
+#   make bench   the rewriting engine beside others; cost of verification; memory at 3 GB; schedules; whole samplers; pruning; low rank; experts; backends; proofs
 #   make clean   remove .venv and what was built (fetched models in .zoo stay)
 
 PYTHON ?= python3
@@ -52,6 +52,7 @@ bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.low_rank
 	$(BIN)/python -m benchmarks.moe
 	$(BIN)/python -m benchmarks.backends
+	$(BIN)/python -m benchmarks.prove --every 8
 
 clean:
 	rm -rf $(VENV) build *.egg-info
