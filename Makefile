@@ -4,7 +4,7 @@
 #   make test    the test-suite
 #   make lint    ruff, and mypy --strict on the package as it is installed
 #   make zoo     all 43 real models (or MODELS="id id") beside onnxsim, onnxslim and onnxoptimizer
-#   make bench   the rewriting engine beside others; cost of verification; memory at 3 GB; schedules; whole samplers; pruning; low rank; experts; backends; ops on XLA
+#   make bench   the rewriting engine beside others; cost of verification; memory at 3 GB; schedules; whole samplers; pruning; low rank; experts; backends; ops on XLA; proofs
 #   make tpu     compile denoisers and sampling loops for TPUs with libtpu (213 MB; no TPU is needed): tests and a table
 #   make clean   remove .venv and what was built (fetched models in .zoo stay)
 
@@ -54,6 +54,7 @@ bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.moe
 	$(BIN)/python -m benchmarks.backends
 	$(BIN)/python -m benchmarks.xla_ops
+	$(BIN)/python -m benchmarks.prove --every 8
 
 tpu: $(VENV)/tpu.stamp
 	$(BIN)/python -m pytest -m tpu tests

@@ -91,6 +91,15 @@ def test_sums_of_open_integers_are_not_taken_for_exact():
     assert not found.proof.holds
 
 
+def test_a_cast_to_fewer_bits_is_not_taken_back():
+    inputs = {"k": (TensorProto.INT64, [4])}
+    casts = [n("Cast", "k", "m", to=TensorProto.INT32), n("Cast", "m", "y", to=TensorProto.INT64)]
+    before, after = model(casts, inputs=inputs), model([n("Identity", "k", "y")], inputs=inputs)
+    assert not decided(before, after).proof.holds
+    wider = [n("Cast", "k", "m", to=TensorProto.INT64), n("Cast", "m", "y", to=TensorProto.INT64)]
+    assert decided(model(wider, inputs=inputs), after).level == "proof"
+
+
 def test_an_attribute_without_a_meaning_is_not_guessed():
     weights = {"a": np.asarray([1])}
     before, after = (

@@ -19,7 +19,7 @@ import numpy as np
 from graphopt.ir.graph import Call, Literal, TensorType, Value
 from graphopt.ir.ops import OPS
 from graphopt.ir.ops.domain import Float64
-from graphopt.ir.weights import FLOATS, Array, TensorRef, as_ref
+from graphopt.ir.weights import FLOATS, Array, TensorRef, as_ref, numpy_dtype
 from graphopt.verify.algebra import onnx_nodes
 from graphopt.verify.algebra.bodies import run_bodies
 from graphopt.verify.algebra.domain import Field
@@ -31,7 +31,7 @@ from graphopt.verify.fragment import reads
 TOKENS = frozenset({
     "identity", "reshape", "transpose", "expand", "unsqueeze", "squeeze", "concat", "stack", "split", "slice", "tile",
     "repeat_interleave", "roll", "gather", "where", "equal", "not_equal", "less", "less_equal", "greater",
-    "greater_equal", "cast", "shape",
+    "greater_equal", "cast", "shape", "dequantize",
 })  # fmt: skip
 """Ops that are exact for integers of which only that they are integers is known: nothing overflows in them."""
 NESTED = 8
@@ -55,7 +55,7 @@ class Tensors:
     opened: set[Value] = field(default_factory=set)
     """Those of them that depend on an input that was left open."""
     tokens: set[Value] = field(default_factory=set)
-    """Integers that were left open, and what they are moved to."""
+    """Integers that were left open, or that follow from real numbers."""
 
 
 class Running:
@@ -156,7 +156,6 @@ class Running:
         known = self.known
         read = reads(graph, node)
         varies = graph.raw_name(node) not in ("ai.onnx::Shape", "ai.onnx::Size") and not known.varying.isdisjoint(read)
-        moved = not known.tokens.isdisjoint(read)
         inferred: list[Any] | None = None
         for i, (value, result) in enumerate(zip(graph.results(node), results, strict=False)):
             if value is None:
@@ -174,7 +173,7 @@ class Running:
                 known.varying.add(value)
                 if not known.opened.isdisjoint(read):
                     known.opened.add(value)
-            if moved and isinstance(result, FieldTensor) and result.facts.kind == "int":
+            if isinstance(result, FieldTensor) and result.facts.kind == "int":
                 known.tokens.add(value)
 
     def _as_real(self, result: Any, dtype: str) -> Any:
@@ -212,7 +211,11 @@ class Running:
 
     def _is_exact(self, call: Call) -> bool:
         """Whether the meaning holds for open integers that overflow."""
-        return call.op in TOKENS or self.known.tokens.isdisjoint(o for o in call.operands if o is not None)
+        unknown = self.known.tokens.intersection(o for o in call.operands if o is not None)
+        if call.op == "cast" and unknown:
+            to = call.fields["dtype"]
+            return to in FLOATS or to == "bool" or all(_holds(to, self.known.types[v].dtype) for v in unknown)
+        return call.op in TOKENS or not unknown
 
     def _meaning(self, call: Call) -> Sequence[Any]:
         operands = [None if o is None else self._operand(o) for o in call.operands]
@@ -346,6 +349,11 @@ class Running:
             results.append(scrambled(point, tensors, f"{label} {i}", type_.shape, facts))
         point.functions.add(graph.raw_name(node))
         return results
+
+
+def _holds(wide: str, narrow: str) -> bool:
+    """Whether every number of one integer type is one of another."""
+    return bool(np.can_cast(numpy_dtype(narrow), numpy_dtype(wide)))
 
 
 def _kind(dtype: str) -> str | None:
