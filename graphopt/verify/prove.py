@@ -104,7 +104,7 @@ class _Attempt:
         return proof, met
 
     def at_one(self, seed: int, weights: str, symbolic: Symbolic, *, law: bool) -> tuple[Proof, Sequence[TensorRef]]:
-        point = Point(_moduli(seed), seed, limit=self.work)
+        point = Point(moduli(seed), seed, limit=self.work)
         domain = Field(point, exp_law=law)
         fragment = self.fragment
         constants = Constants(point, symbolic, weights_of(fragment.graph, fragment.before))
@@ -116,7 +116,7 @@ class _Attempt:
             if not point.compared <= compared:
                 raise Undecided("the new side sorts numbers that the old one does not sort")
             reason = next((r for b, a in zip(before, after, strict=True) if (r := equal(b, a, point))), None)
-            error = _log2_error(point, before, after, law=bool(domain.laws))
+            error = log2_error(point, before, after, law=bool(domain.laws))
         except Undecided as undecided:
             reason, error = str(undecided), None
         if reason is None and error is not None and error > ENOUGH:
@@ -144,7 +144,7 @@ def _tokens(fragment: Fragment, feeds: Sequence[Array]) -> Sequence[frozenset[in
     return (free,) if truths <= free else (free | truths, free)
 
 
-def _moduli(seed: int) -> tuple[int, ...]:
+def moduli(seed: int) -> tuple[int, ...]:
     """Two pairs of primes p = 2q + 1, q."""
     first = second = safe_prime(text_key(f"first {seed}"))
     turn = 0
@@ -154,7 +154,7 @@ def _moduli(seed: int) -> tuple[int, ...]:
     return tuple(m for p in (first, second) for m in (p, p // 2))
 
 
-def _log2_error(point: Point, before: Sequence[Any], after: Sequence[Any], *, law: bool) -> float:
+def log2_error(point: Point, before: Sequence[Any], after: Sequence[Any], *, law: bool) -> float:
     """A bound of the chance that different sides agree, as a base-2 logarithm.
 
     Either their difference vanishes at the point (degree over size, in each field), or two arguments of unknown

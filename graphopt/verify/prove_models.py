@@ -26,7 +26,7 @@ from graphopt.verify.algebra.sides import equal
 from graphopt.verify.algebra.tensor import FRESH, FieldTensor, Point, Undecided, lift, random
 from graphopt.verify.algebra.terms import same_expressions
 from graphopt.verify.pairs import Pair, drawn, pair, shapes
-from graphopt.verify.prove import ENOUGH, SMALL, _log2_error, _moduli
+from graphopt.verify.prove import ENOUGH, SMALL, log2_error, moduli
 from graphopt.verify.replay import compare_executed, refute
 
 WORK = 2 * 10**9
@@ -209,7 +209,7 @@ class _Comparison:
         return outcome
 
     def _at_point(self, setting: _Setting, seed: int) -> _Outcome:
-        point = Point(_moduli(seed), seed, limit=self.work)
+        point = Point(moduli(seed), seed, limit=self.work)
         domain = Field(point, exp_law=setting.law)
         table = Table(point) if setting.lifted else None
         leaf = _Leaf(point, table, self._shared() if setting.shared else frozenset(), self._digest)
@@ -223,7 +223,7 @@ class _Comparison:
                 results.append(self.pair.results(model, run.run(model.main)))
             executed = self._fixed(runs, results)
             reason = self._difference(runs, results, executed, point)
-            error = _log2_error(point, *results)
+            error = log2_error(point, *results, law=bool(domain.laws))
         except Undecided as undecided:
             reason = str(undecided)
         sampled = set(point.sampled)

@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 
 from graphopt.ir.weights import Array
-from graphopt.verify.algebra import field as modular
+from graphopt.verify.algebra.roots import positive_root
 from graphopt.verify.algebra.tensor import CONSTANT, FieldTensor, Point, lift
 
 CLOSE = 4e-7
@@ -83,10 +83,10 @@ class Table:
                 return tuple(_residue(fraction, p) for p in moduli), True
             square = simplest(number * number, 2 * CLOSE)
             if square.numerator * square.denominator <= SIMPLE_ROOT:
-                roots = [modular.square_root(np.asarray(_residue(square, p), np.int64), p) for p in moduli]
-                if all(bool(exists) for _, exists in roots):
+                roots = positive_root(square, moduli)
+                if roots is not None:
                     self.moved[number] = f"sqrt({square})"
-                    return tuple(int(root) for root, _ in roots), False
+                    return tuple(roots), False
         return tuple(_residue(Fraction(number), p) for p in moduli), True
 
 
