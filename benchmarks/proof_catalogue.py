@@ -255,7 +255,8 @@ entry("a shift before a padded conv", [X],
       lambda o, x: o.convolved(o.add(x, o.weight("s", 1, 4, 1, 1)), o.weight("w", 3, 4, 3, 3)), None,
       border_forgotten=lambda o, x: o.add(
           o.convolved(x, o.weight("w", 3, 4, 3, 3)),
-          o.shaped(o.sum(o.mul(o.weight("w", 3, 4, 3, 3), o.weight("s", 1, 4, 1, 1)), 1, 2, 3), 1, 3, 1, 1)))  # fmt: skip
+          o.shaped(o.sum(o.mul(o.weight("w", 3, 4, 3, 3), o.weight("s", 1, 4, 1, 1)), 1, 2, 3), 1, 3, 1, 1),
+      ))  # fmt: skip
 entry("a conv of the negative", [X], lambda o, x: o.convolved(o.neg(x), o.weight("w", 3, 4, 3, 3)),
       lambda o, x: o.neg(o.convolved(x, o.weight("w", 3, 4, 3, 3))),
       sign_lost=lambda o, x: o.convolved(x, o.weight("w", 3, 4, 3, 3)))  # fmt: skip
