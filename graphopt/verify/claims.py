@@ -12,7 +12,8 @@ WEIGHTS = {
     "none": "with the weights as they are",
 }
 LEFT_OUT = (
-    "It says nothing of rounding, overflow, NaN, infinities, -0.0, integers that wrap around or the kernels of runtimes."
+    "It says nothing of rounding, overflow, NaN, infinities, -0.0, integers that wrap around "
+    "or the kernels of runtimes."
 )
 
 
@@ -29,7 +30,8 @@ def claim(proof: Proof, shapes: Sequence[Sequence[int]] = ()) -> str:
     at = f", at shapes {', '.join('x'.join(map(str, s)) or 'scalar' for s in shapes)}" if shapes else ""
     smaller = ", which are smaller than the model's" if proof.reduced else ""
     said = [
-        f"Equal as expressions of real numbers for every value of the real inputs {WEIGHTS[proof.weights]}{at}{smaller}.",
+        "Equal as expressions of real numbers for every value of the real inputs "
+        f"{WEIGHTS[proof.weights]}{at}{smaller}.",
         f"The chance that a wrong rewrite passes is at most 2^{proof.log2_error:.0f}.",
     ]
     if proof.functions:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from graphopt.rewrite.claims import LEFT_OUT, claim
 from graphopt.rewrite.contract import Proof
+from graphopt.verify.claims import LEFT_OUT, claim
 
 
 def test_a_claim_names_all_that_the_proof_rests_on():
