@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from catalogue_more import CATALOGUE, Entry
 
+from benchmarks.proof_catalogue_more import CATALOGUE, Entry
 from graphopt.verify.prove import prove
 
 RIGHT = [e for e in CATALOGUE if e.after is not None]

@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 import numpy as np
-from catalogue import CATALOGUE, EXP, Entry, Ops, X, entry
+
+from benchmarks.proof_catalogue import CATALOGUE, EXP, Entry, Ops, X, entry
 
 __all__ = ["CATALOGUE", "Entry"]
 
