@@ -32,6 +32,7 @@ def prove_rule_command(
     seed; null where nothing was proved.
     """
     from graphopt.tools.rules import find_rule
+    from graphopt.verify.claims import claim
     from graphopt.verify.rule_proofs import prove_rule
 
     shown, rule = (name, imported_rule(name)) if ":" in name else find_rule(name)
@@ -44,6 +45,8 @@ def prove_rule_command(
         print_json({**details, **own, "for_all_weights": found.for_all_weights, "reason": found.reason})
     else:
         typer.echo(f"{shown} ({rule.contract}): {found}")
+        if proof is not None and proof.holds:
+            typer.echo(claim(proof))
     if proof is None or not proof.holds:
         raise typer.Exit(1)
 
