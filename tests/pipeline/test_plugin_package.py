@@ -72,6 +72,19 @@ print(described["kind"], described["contract"], described["options"], sep="\\n")
     ]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "graphopt_example_plugin.double_negation:DoubleNegation",
+        "graphopt_example_plugin.double_negation:AbsoluteOfNegation",
+        "double-negation/double-negation",
+    ],
+)
+def test_its_rules_are_proved(run, name):
+    printed = run(f"from graphopt.tools.main import main\nmain(['prove-rule', {name!r}])\n")
+    assert printed.startswith(f"{name} (exact): proof for all weights, on 8 graphs")
+
+
 MODEL = """
 import numpy as np
 import onnx
