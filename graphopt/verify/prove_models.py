@@ -26,7 +26,7 @@ from graphopt.verify.algebra.sides import equal
 from graphopt.verify.algebra.tensor import FRESH, FieldTensor, Point, Undecided, lift, random
 from graphopt.verify.algebra.terms import same_expressions
 from graphopt.verify.pairs import Pair, drawn, pair, shapes
-from graphopt.verify.prove import ENOUGH, SMALL, log2_error, moduli
+from graphopt.verify.prove import ENOUGH, SMALL, derived, log2_error, moduli, other_orders
 from graphopt.verify.replay import compare_executed, refute
 
 WORK = 2 * 10**9
@@ -197,15 +197,24 @@ class _Comparison:
 
     def _attempt(self, setting: _Setting) -> _Outcome:
         """At as many points as it takes: models that differ must agree at each of them by chance."""
-        outcome = self._at_point(setting, self.seed)
+        outcome = self._in_all_orders(setting)
         error, trials = outcome.proof.log2_error, 1
         while outcome.reason is None and error is not None and error > ENOUGH:
             if trials == TRIALS or time.perf_counter() > self.end:
                 reason = f"by chance the models may agree with a probability of 2^{error:.0f}: their degree is too high"
                 return replace(outcome, reason=reason, proof=replace(outcome.proof, level="undecided", reason=reason))
-            outcome = self._at_point(setting, _derived(self.seed, trials))
+            outcome = self._at_point(setting, derived(self.seed, -trials))
             error, trials = error + (outcome.proof.log2_error or 0.0), trials + 1
             outcome = replace(outcome, proof=replace(outcome.proof, log2_error=error))
+        return outcome
+
+    def _in_all_orders(self, setting: _Setting) -> _Outcome:
+        """What holds for one order of numbers that are sorted must hold for others."""
+        outcome = self._at_point(setting, self.seed)
+        for turn in other_orders(outcome.proof):
+            other = self._at_point(setting, derived(self.seed, turn))
+            if other.reason is not None:
+                return other
         return outcome
 
     def _at_point(self, setting: _Setting, seed: int) -> _Outcome:
@@ -221,6 +230,7 @@ class _Comparison:
             for model, run in zip((self.pair.before, self.pair.after), runs, strict=True):
                 self._feed(model, run, point, setting)
                 results.append(self.pair.results(model, run.run(model.main)))
+                point.closed = True
             executed = self._fixed(runs, results)
             reason = self._difference(runs, results, executed, point)
             error = log2_error(point, *results, law=bool(domain.laws))
@@ -296,11 +306,6 @@ class _Comparison:
 
 def _types_of(graph: Any) -> dict[str, str | None]:
     return {graph.name(v): None if (t := graph.type(v)) is None else t.dtype for v in graph.outputs()}
-
-
-def _derived(seed: int, number: int) -> int:
-    """Another seed, of a point that is independent of the first."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:7], "little")
 
 
 class _Leaf:

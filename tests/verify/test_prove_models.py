@@ -209,6 +209,21 @@ def _run(proto: onnx.ModelProto, feeds: dict[str, Any]) -> Any:
     return onnxruntime.InferenceSession(proto.SerializeToString()).run(["y"], dict(feeds))[0]
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_numbers_that_are_sorted_are_not_proved_to_be_in_the_order_that_one_point_has(seed: int):
+    """Of two numbers either order comes about by chance at every other point."""
+    pair = {"inputs": {"x": (1, [2])}, "weights": {"k": np.asarray([2])}}
+    unsorted = model([n("Identity", "x", "y")], **pair)
+    down = model([n("TopK", "x k", "y i", axis=0)], **pair)
+    up = model([n("TopK", "x k", "y i", axis=0, largest=0)], **pair)
+    assert not decided(down, unsorted, seed=seed).proof.holds
+    assert not decided(down, up, seed=seed).proof.holds
+    renamed = model(
+        [n("Identity", "x", "z"), n("Neg", "z", "w"), n("Neg", "w", "v"), n("TopK", "v k", "y i", axis=0)], **pair
+    )
+    assert decided(down, renamed, seed=seed).proof.holds
+
+
 def test_a_dropped_node_is_refuted():
     before = model([n("Relu", "x", "r"), n("Mul", "r r", "y")])
     assert decided(before, model([n("Mul", "x x", "y")])).level == "refuted"

@@ -22,7 +22,6 @@ from graphopt.verify.algebra.numpy_functions import einsum
 from graphopt.verify.algebra.roots import positive_roots, rational
 from graphopt.verify.algebra.tensor import (
     FRESH,
-    ORDER,
     FieldTensor,
     Lanes,
     Point,
@@ -224,9 +223,8 @@ class Field(Float64):
     def _order(self, x: FieldTensor, axis: int) -> Array:
         """Numbers in the order that the elements have at this point. Which ones were compared is kept."""
         order, second = keys(x)
-        self.point.sampled.add(ORDER)
         rows = np.sum(modular.mixed(order) ^ modular.mixed(second), axis=axis, dtype=np.uint64)
-        self.point.compared.update(int(row) for row in np.ravel(rows))
+        self.point.sort({int(row) for row in np.ravel(rows)})
         return order
 
     def arg_max(self, x: Tensor, axis: int) -> Tensor:

@@ -47,6 +47,15 @@ class Point:
     """What was not left open but drawn: an order of numbers that a sort depends on."""
     compared: set[int] = field(default_factory=set)
     """Hashes of the sets of numbers that were sorted."""
+    closed: bool = False
+    """Whether nothing else may be sorted: an order that only one of two programs asks for may agree by chance."""
+
+    def sort(self, sets: set[int]) -> None:
+        """Take account of sets of numbers that are sorted."""
+        if self.closed and not sets <= self.compared:
+            raise Undecided("the new side sorts numbers that the old one does not sort")
+        self.sampled.add(ORDER)
+        self.compared |= sets
 
     def spend(self, work: int) -> None:
         self.work += work
