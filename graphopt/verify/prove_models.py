@@ -23,7 +23,7 @@ from graphopt.verify.algebra.domain import Field
 from graphopt.verify.algebra.lifting import Table
 from graphopt.verify.algebra.running import Running
 from graphopt.verify.algebra.sides import equal
-from graphopt.verify.algebra.tensor import FRESH, FieldTensor, Point, Undecided, lift, random
+from graphopt.verify.algebra.tensor import FieldTensor, Point, Undecided, lift, open_facts, random
 from graphopt.verify.algebra.terms import same_expressions
 from graphopt.verify.pairs import Pair, drawn, pair, shapes
 from graphopt.verify.prove import ENOUGH, SMALL, derived, log2_error, moduli, other_orders
@@ -254,11 +254,8 @@ class _Comparison:
     def _feed(self, model: Any, run: Running, point: Point, setting: _Setting) -> None:
         for name, value in self.pair.values(model).items():
             feed, type_ = self.feeds[name], replace(self.pair.inputs[name], shape=self.sizes[name])
-            if type_.dtype in FLOATS:
-                facts = replace(FRESH, dtype=type_.dtype, fits=type_.dtype)
-                run.give(value, random(point, feed.shape, f"input {name}", facts), type_)
-            elif setting.tokens:
-                facts = replace(FRESH, kind="bool" if type_.dtype == "bool" else "int")
+            if setting.tokens or type_.dtype in FLOATS:
+                facts = open_facts(type_.dtype)
                 made = random(point, feed.shape, f"input {name}", facts)
                 run.give(value, made, type_, token=facts.kind == "int")
             else:
@@ -328,11 +325,9 @@ class _Leaf:
         return self._made[digest], not variable
 
     def _variable(self, data: TensorRef, digest: bytes) -> FieldTensor:
-        facts = replace(FRESH, dtype=data.dtype, fits=data.dtype)
-        return random(self.point, data.shape, f"weight {digest.hex()}", facts)
+        return random(self.point, data.shape, f"weight {digest.hex()}", open_facts(data.dtype))
 
     def _number(self, data: TensorRef) -> FieldTensor:
         if self.table is not None:
             return self.table.tensor(data.numpy(), data.dtype)
-        made = lift(self.point, data.numpy())
-        return FieldTensor(self.point, made.channels, replace(made.facts, dtype=data.dtype))
+        return lift(self.point, data.numpy(), data.dtype)

@@ -21,7 +21,6 @@ from graphopt.verify.algebra import field as modular
 from graphopt.verify.algebra.numpy_functions import einsum
 from graphopt.verify.algebra.roots import positive_roots, rational
 from graphopt.verify.algebra.tensor import (
-    FRESH,
     FieldTensor,
     Lanes,
     Point,
@@ -30,6 +29,7 @@ from graphopt.verify.algebra.tensor import (
     lift,
     matmul,
     minus_infinity,
+    open_facts,
     repeated_sum,
     wider,
 )
@@ -55,7 +55,7 @@ class Field(Float64):
 
     def full(self, shape: tuple[int, ...], value: float, dtype: str) -> Tensor:
         if dtype in FLOATS:
-            return self._typed(np.full(shape, value, np.float64), dtype)
+            return lift(self.point, np.full(shape, value, np.float64), dtype)
         return super().full(shape, value, dtype)
 
     def is_real(self, x: Tensor) -> bool:
@@ -68,7 +68,7 @@ class Field(Float64):
 
     def cast(self, x: Tensor, dtype: str) -> Tensor:
         if not isinstance(x, FieldTensor):
-            return self._typed(x.astype(numpy_dtype(dtype)), dtype) if dtype in FLOATS else super().cast(x, dtype)
+            return lift(self.point, x.astype(numpy_dtype(dtype)), dtype) if dtype in FLOATS else super().cast(x, dtype)
         if dtype == "bool":
             return x if x.facts.kind == "bool" else self.not_equal(x, 0)
         if dtype not in FLOATS:
@@ -76,11 +76,7 @@ class Field(Float64):
         if x.facts.fits is not None and wider(x.facts.fits, dtype) == dtype:
             return FieldTensor(self.point, x.channels, replace(x.facts, kind="float", dtype=dtype))
         rounded = unknown(f"cast to {dtype}", x)
-        return FieldTensor(self.point, rounded.channels, replace(FRESH, dtype=dtype, fits=dtype))
-
-    def _typed(self, x: Array, dtype: str) -> FieldTensor:
-        made = lift(self.point, x)
-        return FieldTensor(self.point, made.channels, replace(made.facts, dtype=dtype))
+        return FieldTensor(self.point, rounded.channels, open_facts(dtype))
 
     # ---- functions --------------------------------------------------------------------------------------------
 

@@ -45,10 +45,8 @@ class Table:
         """`data` of a float dtype, its constants read as simple numbers where they are few."""
         wide = np.asarray(data).astype(np.float64)
         distinct, places = np.unique(np.abs(wide), return_inverse=True)
-        exact = lift(self._point, np.asarray(data))
-        facts = replace(exact.facts, dtype=dtype)
         if len(distinct) > DISTINCT or not np.all(np.isfinite(distinct)):
-            return FieldTensor(self._point, exact.channels, facts)
+            return lift(self._point, np.asarray(data), dtype)
         read = [self._read(float(m)) for m in distinct]
         channels: list[Array | None] = []
         for i, p in enumerate(self._point.moduli):

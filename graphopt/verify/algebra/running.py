@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,15 +24,14 @@ from graphopt.verify.algebra import onnx_nodes
 from graphopt.verify.algebra.bodies import run_bodies
 from graphopt.verify.algebra.domain import Field
 from graphopt.verify.algebra.lifting import Table
-from graphopt.verify.algebra.tensor import FRESH, FieldTensor, Undecided, lift
+from graphopt.verify.algebra.tensor import FieldTensor, Undecided, lift, open_facts
+from graphopt.verify.algebra.tokens import MOVES
 from graphopt.verify.algebra.unknown import scrambled
 from graphopt.verify.fragment import reads
 
-TOKENS = frozenset({
-    "identity", "reshape", "transpose", "expand", "unsqueeze", "squeeze", "concat", "stack", "split", "slice", "tile",
-    "repeat_interleave", "roll", "gather", "where", "equal", "not_equal", "less", "less_equal", "greater",
-    "greater_equal", "cast", "shape", "dequantize",
-})  # fmt: skip
+TOKENS = MOVES | {
+    "where", "equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "cast", "shape", "dequantize",
+}  # fmt: skip
 """Ops that are exact for integers of which only that they are integers is known: nothing overflows in them."""
 NESTED = 8
 """How deep functions are expanded."""
@@ -180,11 +179,7 @@ class Running:
         """Floats that a meaning made with numpy alone are exact."""
         if self.field is None or isinstance(result, FieldTensor) or dtype not in FLOATS:
             return result
-        return self._typed(lift(self.field.point, np.asarray(result)), dtype)
-
-    @staticmethod
-    def _typed(x: FieldTensor, dtype: str) -> FieldTensor:
-        return FieldTensor(x.point, x.channels, replace(x.facts, dtype=dtype))
+        return lift(self.field.point, np.asarray(result), dtype)
 
     # ---- one node --------------------------------------------------------------------------------------------
 
@@ -340,13 +335,10 @@ class Running:
             if value is None:
                 results.append(None)
                 continue
-            kind = None if type_ is None else _kind(type_.dtype)
-            if kind is None or not type_.is_static:
+            if type_ is None or not type_.is_static or not _is_number(type_.dtype):
                 raise Unknown(f"{reason or 'it has no meaning'}, and the shape of its result is not known")
-            facts = replace(FRESH, kind=kind, dtype=type_.dtype, fits=type_.dtype) if kind == "float" else FRESH
-            facts = replace(facts, kind=kind)
             tensors = [None if o is None else o if isinstance(o, FieldTensor) else lift(point, o) for o in operands]
-            results.append(scrambled(point, tensors, f"{label} {i}", type_.shape, facts))
+            results.append(scrambled(point, tensors, f"{label} {i}", type_.shape, open_facts(type_.dtype)))
         point.functions.add(graph.raw_name(node))
         return results
 
@@ -356,8 +348,6 @@ def _holds(wide: str, narrow: str) -> bool:
     return bool(np.can_cast(numpy_dtype(narrow), numpy_dtype(wide)))
 
 
-def _kind(dtype: str) -> str | None:
-    """What an unknown tensor is; the floats of 8 and 4 bits are but moved and cast, as integers are."""
-    if dtype in FLOATS:
-        return "float"
-    return "bool" if dtype == "bool" else "int" if dtype.startswith(("int", "uint", "float")) else None
+def _is_number(dtype: str) -> bool:
+    """Whether a tensor can be unknown; the floats of 8 and 4 bits are but moved and cast, as integers are."""
+    return dtype in FLOATS or dtype.startswith(("bool", "int", "uint", "float"))

@@ -13,7 +13,7 @@ from graphopt.ir.graph import Branches, Call, Graph, Literal, Node, Value
 from graphopt.ir.ops import OPS
 from graphopt.ir.weights import FLOATS, Array, Deferred, SlicedRef, TensorRef
 from graphopt.verify.algebra.domain import Field
-from graphopt.verify.algebra.tensor import FRESH, FieldTensor, Point, Undecided, lift, random
+from graphopt.verify.algebra.tensor import FieldTensor, Point, Undecided, lift, open_facts, random
 from graphopt.verify.algebra.tokens import depends
 from graphopt.verify.algebra.unknown import scrambled
 from graphopt.verify.fragment import Side
@@ -54,13 +54,11 @@ class Constants:
         return data.evaluate(self.leaf, domain)
 
     def _variable(self, data: TensorRef) -> FieldTensor:
-        facts = replace(FRESH, dtype=data.dtype, fits=data.dtype)
         self.variables[data.identity] = data
-        return random(self.point, data.shape, f"weight {len(self.variables)}", facts)
+        return random(self.point, data.shape, f"weight {len(self.variables)}", open_facts(data.dtype))
 
     def _number(self, data: TensorRef) -> FieldTensor:
-        made = lift(self.point, data.numpy())
-        return FieldTensor(self.point, made.channels, replace(made.facts, dtype=data.dtype))
+        return lift(self.point, data.numpy(), data.dtype)
 
 
 def weights_of(graph: Graph, side: Side) -> frozenset[object]:
@@ -91,14 +89,8 @@ def input_tensors(point: Point, feeds: Sequence[Array], tokens: Collection[int])
     `feeds`."""
     found: list[Any] = []
     for i, feed in enumerate(feeds):
-        dtype = feed.dtype.name
-        if dtype in FLOATS:
-            found.append(random(point, feed.shape, f"input {i}", replace(FRESH, dtype=dtype, fits=dtype)))
-        elif i in tokens:
-            kind = "bool" if dtype == "bool" else "int"
-            found.append(random(point, feed.shape, f"input {i}", replace(FRESH, kind=kind)))
-        else:
-            found.append(feed)
+        is_open = i in tokens or feed.dtype.name in FLOATS
+        found.append(random(point, feed.shape, f"input {i}", open_facts(feed.dtype.name)) if is_open else feed)
     return found
 
 
@@ -253,8 +245,8 @@ def _opaque(graph: Graph, node: Node, operands: Sequence[Any], point: Point) -> 
         if type_ is None or not type_.is_static or type_.shape is None or type_.dtype not in FLOATS:
             raise Undecided("it has no meaning, and its result no known shape of floats")
         shape = tuple(int(d) for d in type_.shape if d is not None)
-        facts = replace(FRESH, dtype=type_.dtype, fits=type_.dtype)
-        results.append(scrambled(point, [_known(point, o) for o in operands], f"{label} {i}", shape, facts))
+        tensors = [_known(point, o) for o in operands]
+        results.append(scrambled(point, tensors, f"{label} {i}", shape, open_facts(type_.dtype)))
     return results
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.ir.weights import Array
+from graphopt.ir.weights import FLOATS, Array
 from graphopt.verify.algebra import field as modular
 
 
@@ -247,23 +247,31 @@ class FieldTensor:
 # ---- making them -------------------------------------------------------------------------------------------------
 
 
-def lift(point: Point, value: Any) -> FieldTensor:
-    """Numbers as they are: integers, truth values, and floats as dyadic rationals. Infinities and NaN become numbers
-    of which nothing is known, the same ones each time."""
+def open_facts(dtype: str) -> Facts:
+    """Of a variable that stands for all numbers of a dtype."""
+    if dtype in FLOATS:
+        return replace(FRESH, dtype=dtype, fits=dtype)
+    return replace(FRESH, kind="bool" if dtype == "bool" else "int")
+
+
+def lift(point: Point, value: Any, dtype: str | None = None) -> FieldTensor:
+    """Numbers as they are: integers, truth values, and floats as dyadic rationals. `dtype` is the one that the program
+    computes them in. Infinities and NaN become numbers of which nothing is known, the same ones each time."""
     if isinstance(value, bool | int | float | np.generic):
         value = np.asarray(value)
     if not isinstance(value, np.ndarray) or value.dtype.kind in "cOSUmM":
         what = value.dtype.name if isinstance(value, np.ndarray) else type(value).__name__
         raise Undecided(f"{what} is no real number")
     kind = {"b": "bool", "i": "int", "u": "int"}.get(value.dtype.kind, "float")
-    facts = Facts(0.0, 0.0, rational=True, kind=kind, fits="float16" if kind == "bool" else _exact_in(value))
+    fits = "float16" if kind == "bool" else _exact_in(value)
+    facts = replace(CONSTANT, kind=kind, dtype=dtype, fits=fits)
     if kind != "float":
         return FieldTensor(point, [modular.residues(value, p) for p in point.moduli], facts)
     wide = value.astype(np.float64)
     finite = np.isfinite(wide)
     channels = [modular.residues(np.where(finite, wide, 0.0), p) for p in point.moduli]
     if not np.all(finite):
-        facts = replace(FRESH, fits=facts.fits)
+        facts = replace(FRESH, dtype=dtype, fits=fits)
         channels = [np.where(finite, c, _special(point, wide, i)) for i, c in enumerate(channels)]
     return FieldTensor(point, channels, facts)
 
