@@ -18,7 +18,7 @@ import numpy as np
 from graphopt.ir.ops.domain import Float64, Tensor
 from graphopt.ir.weights import FLOATS, Array, numpy_dtype
 from graphopt.verify.algebra import field as modular
-from graphopt.verify.algebra.numpy_functions import einsum
+from graphopt.verify.algebra.numpy_functions import einsum, scattered
 from graphopt.verify.algebra.roots import positive_roots, rational
 from graphopt.verify.algebra.tensor import (
     FieldTensor,
@@ -30,7 +30,6 @@ from graphopt.verify.algebra.tensor import (
     matmul,
     minus_infinity,
     open_facts,
-    repeated_sum,
     wider,
 )
 from graphopt.verify.algebra.unknown import keys, same, unknown, unknown_of_set
@@ -315,22 +314,7 @@ class Field(Float64):
             raise Undecided("an index depends on data")
         if reduction not in (None, "add"):
             raise Undecided(f"a scatter that combines by {reduction}")
-        x, updates = self._lift(x), self._lift(updates)
-        channels: list[Array | None] = []
-        for mine, other, p in zip(x.channels, updates.channels, self.point.moduli, strict=True):
-            if mine is None or other is None:
-                channels.append(None)
-                continue
-            result = np.array(mine)
-            if reduction is None:
-                result[index] = other
-            else:
-                np.add.at(result, index, other)
-            channels.append(result % p)
-        facts = joint(x.facts, updates.facts)
-        if reduction == "add":
-            facts = repeated_sum(facts, updates.size + 1)
-        return FieldTensor(self.point, channels, facts)
+        return scattered(self._lift(x), index, self._lift(updates), add=reduction == "add")
 
     # ---- helpers ----------------------------------------------------------------------------------------------
 
@@ -360,7 +344,7 @@ class Field(Float64):
         return FieldTensor(self.point, channels, joint(x.facts, y.facts))
 
 
-def _opaque(name: str, operands: int) -> Callable[..., Tensor]:
+def _opaque(name: str) -> Callable[..., Tensor]:
     """A method that is an unknown function of real numbers, and what `Float64` does with others."""
     plain = getattr(Float64, name)
     spoken = name.replace("_", " ")
@@ -382,10 +366,9 @@ _WHOLE = frozenset({"floor", "ceil", "round"})
 """Functions that leave whole numbers as they are, and give such."""
 
 
-for _name in ("log", "erf", "sin", "cos", "sign", "floor", "ceil", "round"):
-    setattr(Field, _name, _opaque(_name, 1))
-for _name in ("floor_divide", "trunc_divide", "mod", "fmod"):
-    setattr(Field, _name, _opaque(_name, 2))
+for _names in ("log erf sin cos sign", "floor ceil round", "floor_divide trunc_divide mod fmod"):
+    for _name in _names.split():
+        setattr(Field, _name, _opaque(_name))
 
 
 def _any(*xs: Any) -> bool:

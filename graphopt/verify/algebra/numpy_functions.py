@@ -160,6 +160,23 @@ def _pairwise(a: str, x: FieldTensor, b: str, y: FieldTensor, kept: str) -> Fiel
     return bilinear(lambda u, v: np.einsum(f"{a},{b}->{kept}", u, v, optimize=True), x, y, depth, facts)
 
 
+def scattered(x: FieldTensor, index: tuple[Any, ...], updates: FieldTensor, *, add: bool) -> FieldTensor:
+    """A copy of `x` whose elements at `index` are `updates`, or have them added one after the other."""
+    channels: list[Array | None] = []
+    for mine, other, p in zip(x.channels, updates.channels, x.point.moduli, strict=True):
+        if mine is None or other is None:
+            channels.append(None)
+            continue
+        result = np.array(mine)
+        if add:
+            np.add.at(result, index, other)
+        else:
+            result[index] = other
+        channels.append(result % p)
+    facts = joint(x.facts, updates.facts)
+    return FieldTensor(x.point, channels, repeated_sum(facts, updates.size + 1) if add else facts)
+
+
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.concatenate: _together(np.concatenate),
     np.stack: _together(np.stack),
