@@ -25,6 +25,7 @@ from graphopt.verify.compare import EPS, bit_equal, mismatch, relative_error, ro
 from graphopt.verify.execute import CannotRun, Runner, note_of, side_runner
 from graphopt.verify.fragment import Fragment, cut
 from graphopt.verify.inputs import KINDS, NoInputs, Sizes, draw, has_free_integers, multiple_of, shake, size_choices
+from graphopt.verify.threads import ThreadPools
 from graphopt.verify.twin import NoTwin, TwinFailed, check_twin, reference
 
 Level = OneOf["off", "structure", "match", "model"]
@@ -60,12 +61,17 @@ class MatchVerifier:
 
     def __init__(self) -> None:
         self._twins: dict[str, float | None] = {}
+        self._pools = ThreadPools()
         self.executed = 0
         """Fragments executed, for cost accounting."""
 
     def verify(self, change: Change) -> Evidence:
         if not change.journal.replaced:
             return _check_removal(change)
+        with self._pools.limited_to_one():
+            return self._check(change)
+
+    def _check(self, change: Change) -> Evidence:
         _check_declared(change)
         fragment = cut(change)
         calls = [change.graph.call(n) for n in fragment.before.nodes]
