@@ -16,7 +16,7 @@ from graphopt.verify.compare import EPS, mismatch, relative_error, rounding_rati
 from graphopt.verify.execute import CannotRun, Runner, side_runner
 from graphopt.verify.fragment import Fragment, cut
 from graphopt.verify.inputs import KINDS, NoInputs, Sizes, draw, size_choices
-from graphopt.verify.twin import TOLERANCE, NoTwin, reference
+from graphopt.verify.twin import TOLERANCE, Meaning, NoTwin
 
 if TYPE_CHECKING:
     from graphopt.pipeline.context import Context
@@ -53,9 +53,9 @@ def check(change: Change) -> Evidence:
         before, after = side_runner(fragment, fragment.before), side_runner(fragment, fragment.after)
         runs = list(_runs(fragment, calls, before, change))
         for kind, feeds, old in runs:
-            wide = reference(fragment, fragment.before, feeds)
+            wide = Meaning(fragment, fragment.before)(feeds)
             if kind == KINDS[0]:
-                twin = _twin_error(wide, reference(fragment, fragment.after, feeds))
+                twin = _twin_error(wide, Meaning(fragment, fragment.after)(feeds))
             new = after(feeds)
             if (reason := mismatch(old, new)) is not None:
                 raise Rejected(reason, Evidence("executed", len(runs), float("inf"), twin))

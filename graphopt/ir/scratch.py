@@ -15,7 +15,7 @@ from graphopt.ir.graph import Call, CannotEmit, Graph, Literal, Node, TensorType
 from graphopt.ir.ops import OPS
 from graphopt.ir.ops.spec import REQUIRED
 from graphopt.ir.rowwise import evaluated
-from graphopt.ir.weights import FLOATS, ArrayRef, TensorRef, numpy_dtype
+from graphopt.ir.weights import FLOATS, Array, ArrayRef, TensorRef, numpy_dtype
 
 
 class ScratchValue:
@@ -319,6 +319,6 @@ def _values(operands: Sequence[Value | None]) -> set[ScratchValue]:
     return {o for o in operands if isinstance(o, ScratchValue)}
 
 
-def float64_leaf(data: TensorRef) -> Any:
+def float64_leaf(data: TensorRef) -> Array:
     """A constant as the float64 domain takes it: floats widened, integers and booleans as they are."""
     return evaluated(data, numpy_dtype("float64" if data.dtype in FLOATS else data.dtype))

@@ -93,16 +93,19 @@ def _to_float32(feeds: Sequence[Array]) -> list[Array]:
 
 
 def evaluate(
-    part: Graph, feeds: Sequence[Array], observe: Callable[[ScratchValue, Any], None] | None = None
+    part: Graph,
+    feeds: Sequence[Array],
+    observe: Callable[[ScratchValue, Any], None] | None = None,
+    leaf: Callable[[TensorRef], Array] = float64_leaf,
 ) -> list[Array]:
     """A scratch graph in float64 by the meanings of its ops; nothing is rounded at casts between floats. `observe` is
-    told every value that is computed."""
+    told every value that is computed; `leaf` gives the constants."""
     from graphopt.ir.ops.domain import Float64
 
     assert isinstance(part, ScratchGraph)
     wide = [f.astype(np.float64) if f.dtype.name in FLOATS else f for f in feeds]
     with np.errstate(all="ignore"):
-        return [np.asarray(r) for r in part.evaluate(wide, Float64(), float64_leaf, observe)]
+        return [np.asarray(r) for r in part.evaluate(wide, Float64(), leaf, observe)]
 
 
 def onnx_runner(part: Graph, *, wide: bool = False) -> Runner:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from graphopt.ir.graph import CannotEmit, TensorType
-from graphopt.ir.scratch import ScratchValue
+from graphopt.ir.scratch import ScratchValue, float64_leaf
 from graphopt.ir.transcribe import transcribe
-from graphopt.ir.weights import FLOATS, Array
+from graphopt.ir.weights import FLOATS, Array, TensorRef
 from graphopt.rewrite.change import Change
 from graphopt.rewrite.driver import sort_nodes, write_match
 from graphopt.rewrite.journal import Journal
@@ -25,6 +25,8 @@ from graphopt.verify.execute import evaluate
 from graphopt.verify.fragment import Fragment, Side
 
 TOLERANCE = 1e-9
+KEPT = 1 << 22
+"""Largest weight that is held in float64 from one run to the next, in numbers (32 MB)."""
 
 
 class TwinFailed(Exception):
@@ -39,15 +41,30 @@ class NoTwin(Exception):
     """There is no twin: the fragment uses an op outside of the vocabulary. Carries the reason."""
 
 
-def reference(fragment: Fragment, side: Side, feeds: Sequence[Array]) -> list[Array]:
-    """One side in float64 by the vocabulary's meanings. Raises NoTwin if the vocabulary cannot say it."""
-    try:
-        scratch, _ = transcribe(
-            fragment.graph, side.nodes, fragment.inputs, side.outputs, wide=True, declared=side.declared
-        )
-    except CannotEmit as error:
-        raise NoTwin(str(error)) from error
-    return evaluate(scratch, feeds)
+class Meaning:
+    """One side in float64 by the vocabulary's meanings, to be called with its inputs. NoTwin if the vocabulary
+    cannot say it."""
+
+    def __init__(self, fragment: Fragment, side: Side) -> None:
+        try:
+            self._scratch, _ = transcribe(
+                fragment.graph, side.nodes, fragment.inputs, side.outputs, wide=True, declared=side.declared
+            )
+        except CannotEmit as error:
+            raise NoTwin(str(error)) from error
+        self._widened: dict[TensorRef, Array] = {}
+
+    def __call__(self, feeds: Sequence[Array]) -> list[Array]:
+        return evaluate(self._scratch, feeds, leaf=self._leaf)
+
+    def _leaf(self, data: TensorRef) -> Array:
+        """Weights are widened once for all runs, unless they are so large that they had better not stay."""
+        if data.size > KEPT:
+            return float64_leaf(data)
+        if data not in self._widened:
+            self._widened[data] = widened = float64_leaf(data)
+            widened.flags.writeable = False
+        return self._widened[data]
 
 
 def check_twin(change: Change, fragment: Fragment, feeds: Sequence[Array]) -> float:

@@ -26,7 +26,7 @@ from graphopt.verify.execute import CannotRun, Runner, note_of, side_runner
 from graphopt.verify.fragment import Fragment, cut
 from graphopt.verify.inputs import KINDS, NoInputs, Sizes, draw, has_free_integers, multiple_of, shake, size_choices
 from graphopt.verify.threads import ThreadPools
-from graphopt.verify.twin import NoTwin, TwinFailed, check_twin, reference
+from graphopt.verify.twin import Meaning, NoTwin, TwinFailed, check_twin
 
 Level = OneOf["off", "structure", "match", "model"]
 LEVELS: tuple[Level, ...] = ("off", "structure", "match", "model")
@@ -79,20 +79,22 @@ class MatchVerifier:
         structure = _structure(change, fragment)
         seed = zlib.crc32(structure.encode())
         wide = not isinstance(change.contract, Exact)
+        meaning = _meaning(fragment) if wide or structure not in self._twins else None
         try:
             before = side_runner(fragment, fragment.before)
-            sizes, first = _first_run(fragment, readable, before, seed, wide=structure not in self._twins or wide)
+            sizes, first = _first_run(fragment, readable, before, seed, meaning)
         except (NoInputs, CannotRun) as error:
             raise Rejected(f"the original cannot be run to compare with: {error}", Evidence("none")) from error
-        twin, notes = self._per_structure(change, fragment, structure, first)
+        twin, notes = self._per_structure(change, fragment, structure, first, meaning)
         finite = isinstance(change.contract, Rounding) and not change.contract.special
-        runs = [first, *_more_runs(fragment, readable, sizes, before, seed, wide=wide, finite=finite)]
+        judge = meaning if wide else None
+        runs = [first, *_more_runs(fragment, readable, sizes, before, seed, judge, finite=finite)]
         self.executed += 1
         notes = (*notes, *note_of(before), *([FINITE_ONLY] if finite else []))
         return _check_results(change, fragment, runs, twin, notes)
 
     def _per_structure(
-        self, change: Change, fragment: Fragment, structure: str, run: _Run
+        self, change: Change, fragment: Fragment, structure: str, run: _Run, meaning: Meaning | None
     ) -> tuple[float | None, tuple[str, ...]]:
         """Checks A and B, once for all fragments of one structure."""
         if structure in self._twins:
@@ -106,8 +108,8 @@ class MatchVerifier:
                 notes = (f"no float64 twin: {error}",)
             except TwinFailed as error:
                 raise Rejected(str(error), Evidence("executed", 1, float("inf"), error.error)) from error
-        if run.reference is not None:
-            _check_reader(fragment, _in_float32(fragment, run))
+        if meaning is not None and run.reference is not None:
+            _check_reader(_in_float32(fragment, run), meaning)
         self._twins[structure] = twin
         return twin, notes
 
@@ -148,21 +150,28 @@ def _check_removal(change: Change) -> Evidence:
 
 
 def _first_run(
-    fragment: Fragment, calls: Sequence[Call], before: Runner, seed: int, *, wide: bool
+    fragment: Fragment, calls: Sequence[Call], before: Runner, seed: int, meaning: Meaning | None
 ) -> tuple[Sizes, _Run]:
     """Normal data at the first sizes that the original accepts."""
     failure: CannotRun | None = None
     for sizes in size_choices(fragment, calls):
         feeds = draw(fragment, sizes, calls, KINDS[0], seed)
         try:
-            return sizes, _run(fragment, before, KINDS[0], feeds, wide=wide)
+            return sizes, _run(before, KINDS[0], feeds, meaning)
         except CannotRun as error:
             failure = failure or error
     raise failure or CannotRun("no sizes to try")
 
 
 def _more_runs(
-    fragment: Fragment, calls: Sequence[Call], sizes: Sizes, before: Runner, seed: int, *, wide: bool, finite: bool
+    fragment: Fragment,
+    calls: Sequence[Call],
+    sizes: Sizes,
+    before: Runner,
+    seed: int,
+    meaning: Meaning | None,
+    *,
+    finite: bool,
 ) -> list[_Run]:
     """The other kinds of data, `finite` or not; then empty and other sizes where a dimension is symbolic. What the
     original itself does not accept is not required of the rewrite.
@@ -180,7 +189,7 @@ def _more_runs(
     for i, (kind, shapes) in enumerate(plans):
         try:
             feeds = draw(fragment, shapes, calls, kind, seed + 1 + i, finite=finite)
-            runs.append(_run(fragment, before, kind, feeds, wide=wide))
+            runs.append(_run(before, kind, feeds, meaning))
         except (CannotRun, NoInputs):
             continue
     return runs
@@ -220,14 +229,17 @@ def _resized(
     return tuple(factor * size if name in symbols else given for (factor, name), given in pairs)
 
 
-def _run(fragment: Fragment, before: Runner, kind: str, feeds: list[Array], *, wide: bool) -> _Run:
-    """`wide` asks for the float64 results too: for check B, and to judge anything but bits."""
-    native = before(feeds)
+def _meaning(fragment: Fragment) -> Meaning | None:
+    """What the original means in float64, if the vocabulary can say it: for check B, and to judge anything but bits."""
     try:
-        float64 = reference(fragment, fragment.before, feeds) if wide else None
+        return Meaning(fragment, fragment.before)
     except NoTwin:
-        float64 = None
-    return _Run(kind, feeds, native, float64)
+        return None
+
+
+def _run(before: Runner, kind: str, feeds: list[Array], meaning: Meaning | None) -> _Run:
+    native = before(feeds)
+    return _Run(kind, feeds, native, None if meaning is None else meaning(feeds))
 
 
 def _in_float32(fragment: Fragment, run: _Run) -> _Run:
@@ -243,7 +255,7 @@ def _in_float32(fragment: Fragment, run: _Run) -> _Run:
     return _Run(run.kind, run.feeds, native, run.reference)
 
 
-def _check_reader(fragment: Fragment, run: _Run) -> None:
+def _check_reader(run: _Run, meaning: Meaning) -> None:
     """B: the original's native result must be its float64 meaning up to rounding.
 
     The yardstick is what a relative perturbation of the inputs by one unit of rounding does to the float64 result,
@@ -259,7 +271,7 @@ def _check_reader(fragment: Fragment, run: _Run) -> None:
     rng = np.random.default_rng(len(run.feeds))
     unit = max(eps, default=0.0)
     shaken = [shake(f, unit, rng) for f in run.feeds]
-    moved = reference(fragment, fragment.before, shaken)
+    moved = meaning(shaken)
     for ref, native, other, e in zip(run.reference, run.native, moved, eps, strict=True):
         if native.dtype.name not in FLOATS:
             worst = 0.0 if np.array_equal(ref, native) else float("inf")
