@@ -9,7 +9,8 @@
 #   make clean   remove .venv and what was built (fetched models in .zoo stay)
 
 PYTHON ?= python3
-PYTEST_ARGS ?= -n 2
+# worksteal: a worker runs whole files, so that what a file's tests share is made once.
+PYTEST_ARGS ?= -n 2 --dist worksteal
 PIP_ARGS ?=
 MODELS ?=
 
@@ -23,6 +24,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/all.stamp
 	$(BIN)/python -m benchmarks.demo
 
+# Bytecode is written even where the environment says no: else every process that tests start compiles the package.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/all.stamp
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
