@@ -36,10 +36,10 @@ class LowRank(GraphPass):
     first; how far is decided by bisection with the budget's metric on held-out data. With rank, energy or ratio, each
     layer has but that one choice. A weight that is of low rank already is split under rounding, without any budget.
 
-    Then linear layers and convolutions by channels are refitted, one after the other, to the inputs that they have in
-    the split model, by reduced-rank regression to what the original gives. That is kept where the budget's metric on
-    the tuning data does not get worse and the budget holds on held-out data; what it saves of the budget buys more
-    steps.
+    Then the chains are refitted, one after the other, to the inputs that they have in the split model: by reduced-rank
+    regression to what the original gives, of kernels by least squares for the last factor. That is kept where the
+    budget's metric on the tuning data does not get worse and the budget holds on held-out data; what it saves of the
+    budget buys more steps.
 
     Refused, with the reason: grouped convolutions, weights that others read, layers whose chain does not cost less
     (by min-gain), layers in control-flow bodies, names in skip.

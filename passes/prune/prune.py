@@ -298,7 +298,9 @@ class _Work:
 
     def _shorten(self, axis: FreeAxis, mask: Mask) -> tuple[int, Evidence]:
         evidence = shorten_checked(self._axes, axis, mask, Journal(self._axes.graph), check=self._checked)
-        return int(mask.sum()), evidence if self._checked else Evidence("types" if self._context.verify != "off" else "none")
+        if not self._checked:
+            evidence = Evidence("types" if self._context.verify != "off" else "none")
+        return int(mask.sum()), evidence
 
     def _note(self, text: str) -> None:
         self._context.notes.append(text)
