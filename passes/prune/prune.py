@@ -231,7 +231,7 @@ class _Work:
     def _trial(self, keep: Keep, *, check: bool = False, most: float = float("inf")) -> tuple[Model, list[str]]:
         """A copy of the model with `keep`, verified only with `check`, and the names of the axes that were shortened,
         `most` of them: one that cannot be will be left as it is when it is to be shortened for good, too."""
-        copy, done = self._context.model.copy(), []
+        copy, done = self._context.model.copy(), list[str]()
         axes = Axes(copy.main)
         for axis in free_axes(axes):
             if axis.name in keep and len(done) < most:
