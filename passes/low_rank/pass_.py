@@ -12,7 +12,7 @@ from graphopt.passes.low_rank.candidates import Choices, choices
 from graphopt.passes.low_rank.choice import exact_plan, plan_of, search, steps
 from graphopt.passes.low_rank.latency import timed
 from graphopt.passes.low_rank.layers import find_layers
-from graphopt.passes.low_rank.refit import Refitted, refit
+from graphopt.passes.low_rank.refit import Known, Refitted, refit
 from graphopt.passes.low_rank.splitting import Splitter
 from graphopt.pipeline.pass_ import GraphPass
 
@@ -132,12 +132,12 @@ class LowRank(GraphPass):
             return plan_of(base, path[:count], found)
 
         taken = search(path, total, lambda count: splitter.measure(first(count)) <= approximation.limit)
-        best, refusal = Refitted(first(taken), {}), ""
+        best, refusal, known = Refitted(first(taken), {}), "", Known()
 
         def refitted(more: int) -> bool:
             nonlocal best, refusal
             plan = first(taken + more)
-            trial = refit(splitter, found, plan)
+            trial = refit(splitter, found, plan, known)
             refusal = _refusal(splitter, plan, trial) if trial.measured else ""
             if trial.measured and not refusal:
                 best = trial

@@ -22,7 +22,7 @@ layers that no split one precedes. Biases stay.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -135,20 +135,28 @@ class Refitted:
     layer in the model as it is, y' of the chain in the model that is split."""
 
 
-def refit(splitter: Splitter, found: Sequence[Choices], plan: Plan) -> Refitted:
-    """`plan` with factors refitted one layer after the other."""
+Known = dict[Hashable, Candidate]
+"""What layers became, by the chains of the layers up to them: what they are fed depends on nothing else."""
+
+
+def refit(splitter: Splitter, found: Sequence[Choices], plan: Plan, known: Known | None = None) -> Refitted:
+    """`plan` with factors refitted one layer after the other; those in `known`, which grows, are taken from there."""
+    known = {} if known is None else known
     model, feeds, weights = splitter.context.model, splitter.approximation.feeds, splitter.approximation.weights
     choices = {c.layer.name: c for c in found}
     order = [choices[name] for name in _in_order(model, plan) if not plan[name].exact]
     while order and not _may_be(order[-1], plan):
         order.pop()
     refitted, measured = dict(plan), dict[str, float]()
-    walk = Walk(model, [choice.layer for choice in order], feeds)
+    walk, before = Walk(model, [choice.layer for choice in order], feeds), list[tuple[str, Candidate]]()
     for choice in order:
         layer = choice.layer
         fed = walk.until(layer)
+        before.append((layer.name, plan[layer.name]))
         if _may_be(choice, plan) and any(plain is not changed for plain, changed in fed):
-            refitted[layer.name] = _refitted(layer, plan[layer.name], fed, weights)
+            if (key := tuple(before)) not in known:
+                known[key] = _refitted(layer, plan[layer.name], fed, weights)
+            refitted[layer.name] = known[key]
         candidate, sums = refitted[layer.name], np.zeros(2)
         outputs = walk.through(layer, alone(model, layer), alone(model, layer, candidate))
         for (plain, changed), weight in zip(outputs, weights, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -400,3 +401,49 @@ def test_a_wrong_chain_of_refitted_factors_is_undone_alone(monkeypatch: pytest.M
     result = low_rank(feed_forward(), "low-rank{rank=4}", INFINITE, plenty())
     found = [a.status for record in result.report.passes for a in record.applications]
     assert found == ["kept", "undone"] and "refitted to the split model" in notes(result)
+
+
+# ---- how much work it is -------------------------------------------------------------------------------------
+
+
+class Deep(nn.Module):
+    """Eight layers, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x))
+        return x
+
+
+def test_no_plan_is_measured_twice_and_no_layer_refitted_twice_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[tuple[str, bytes]] = []
+    fitted: list[tuple[bytes, int]] = []
+
+    def counting(name: str) -> None:
+        right = getattr(ModelApproximation, name)
+
+        def measure(self: Any, model: Any) -> Any:
+            read = [w.tensor.detach().numpy() for node, w in model.main.weights.items() if node.users]
+            stored = b"".join(sorted(array.tobytes() for array in read))
+            measured.append((name, stored))
+            return right(self, model)
+
+        monkeypatch.setattr(ModelApproximation, name, measure)
+
+    counting("measure")
+    counting("measure_tuning")
+    of_rank = refit.reduced_rank
+
+    def counted(best: Array, gram: Array, rank: int) -> tuple[Array, Array]:
+        fitted.append((gram.tobytes(), rank))
+        return of_rank(best, gram, rank)
+
+    monkeypatch.setattr(refit, "reduced_rank", counted)
+    result = low_rank(made(Deep), "low-rank{multiple=2}", 0.2, plenty())
+    assert "refitted" in notes(result) and len(fitted) == len(set(fitted)) > 0
+    of_search = Counter(key for key in measured if key != measured[-1])  # what is left is measured at the end, too
+    assert len(of_search) > 3 and set(of_search.values()) == {1}
