@@ -46,13 +46,14 @@ def main(
     rounds: Annotated[int, typer.Option(help="Interleaved rounds of timing.")] = 15,
     dest: Annotated[Path, typer.Option(help="Folder of the real digits.")] = DEFAULT_FOLDER,
 ) -> None:
-    """Print the three tables."""
+    """Print the four tables."""
     console = wide_console()
     console.print(latency(rounds))
     torch.manual_seed(0)
     _, held_out = split(load(dest))
     models = digit_models(held_out)
     console.print(whitened_beside_plain(models))
+    console.print(refitted_beside_not(models))
     console.print(within_budgets(models))
 
 
@@ -123,6 +124,24 @@ def whitened_beside_plain(models: dict[str, tuple[torch.nn.Module, list[Any], tu
             if layers:
                 row = (f"{spent[0]:.3g}", f"{spent[1]:.3g}", f"{spent[1] / spent[0]:.2f}")
                 table.add_row(name, metric, str(rank), str(layers), *row)
+    return table
+
+
+def refitted_beside_not(models: dict[str, tuple[torch.nn.Module, list[Any], tuple[str, ...]]]) -> Table:
+    """Half of the parameters of every convolution of the U-Net, each kind of chain with a refit and without."""
+    table = Table(title="U-Net, every layer at half of its parameters, held-out data")
+    for column in ("chains", "layers", "refitted", "with refit", "without", "without / with"):
+        table.add_column(column, justify="left" if column == "chains" else "right")
+    module, data, (metric, *_) = models["U-Net"]
+    for conv in ("channels", "spatial", "tucker", "best"):
+        results = [
+            optimised(module, data, f"low-rank{{ratio=0.5 conv={conv} refit={on}}}", graphopt.Budget(metric, INFINITE))
+            for on in ("true", "false")
+        ]
+        spent = [result.report.passes[0].spending.after for result in results]
+        refitted = sum("refitted to the split model" in note for note in results[0].report.passes[0].notes)
+        row = (f"{spent[0]:.4g}", f"{spent[1]:.4g}", f"{spent[1] / spent[0]:.3f}")
+        table.add_row(conv, str(len(results[0].report.kept)), str(refitted), *row)
     return table
 
 

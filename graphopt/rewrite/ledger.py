@@ -37,7 +37,7 @@ class Ledger:
         self.applications: list[Application] = []
         self.stats: dict[str, RuleStats] = {}
         self._pass_name = ""
-        self._counters: dict[str, int] = {}
+        self._counters: Counter[tuple[str, str]] = Counter()
 
     def open_pass(self, name: str) -> None:
         """Start a pass: fresh statistics and applications; the id counters run on if a pass occurs twice."""
@@ -57,9 +57,12 @@ class Ledger:
         return found
 
     def next_id(self, rule: str) -> str:
-        key = f"{self._pass_name}/{rule}"
-        count = self._counters[key] = self._counters.get(key, 0) + 1
-        return f"{key}#{count}"
+        self._counters[self._pass_name, rule] += 1
+        return self.id_ahead(rule, 0)
+
+    def id_ahead(self, rule: str, ahead: int) -> str:
+        """The id that the candidate of `rule` so many ahead of the last one will have."""
+        return f"{self._pass_name}/{rule}#{self._counters[self._pass_name, rule] + ahead}"
 
     def record(self, application: Application) -> None:
         self.applications.append(application)

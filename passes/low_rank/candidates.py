@@ -117,13 +117,13 @@ def _of_kind(
     levels = [ranks for ranks in levels_of(kind, layer.shape, options) if paying(ranks) is not None]
     own = own_ranks(_unfoldings(kind, weight), layer.weight.dtype, options.multiple, paying)
     if own is not None:
-        exact = _chain(kind, layer, own, _chains(kind, weight, None, whiten=False)(own), paying, exact=True)
+        exact = _chain(kind, layer, own, chains(kind, weight, None, whiten=False)(own), paying, exact=True)
         yield exact
         levels = [ranks for ranks in levels if (paying(ranks) or 0.0) < exact.cost]
     parameters = partial(kind.parameters, layer.shape)
-    chains = cache(_chains(kind, weight, inputs, whiten=options.whiten))
-    for ranks in wanted(levels, lambda r: chains(r).error, parameters, weight.size, options):
-        yield _chain(kind, layer, ranks, chains(ranks), paying)
+    of_ranks = cache(chains(kind, weight, inputs, whiten=options.whiten))
+    for ranks in wanted(levels, lambda r: of_ranks(r).error, parameters, weight.size, options):
+        yield _chain(kind, layer, ranks, of_ranks(ranks), paying)
 
 
 def _unfoldings(kind: type[Split], weight: Array) -> tuple[Array, ...]:
@@ -133,7 +133,7 @@ def _unfoldings(kind: type[Split], weight: Array) -> tuple[Array, ...]:
     return unfolded(weight, 1), unfolded(weight, 0)
 
 
-def _chains(
+def chains(
     kind: type[Split], weight: Array, inputs: Inputs | None, *, whiten: bool
 ) -> Callable[[tuple[int, ...]], Chain]:
     """The chain of a kernel for given ranks."""

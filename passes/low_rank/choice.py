@@ -72,16 +72,18 @@ def search(path: Sequence[Step], total: float, fits: Callable[[int], bool], *, n
     Args:
         total: cost of all layers.
         fits: measures the first k steps. None are known to fit; that is not asked.
-        near: look at one step first, then at twice as many, and so on, in place of all: for when few are to be
-            expected, and more take longer to measure.
+        near: look first at as few steps as save what the search cares for, then at twice as many, and so on, in place
+            of all: for when few are to be expected, and more take longer to measure.
     """
-    low, high = 0, 1 if near else len(path)
-    while low < len(path) and fits(high := min(high, len(path))):
-        low, high = high, 2 * high
     saved = [0.0]
     for step in path:
         saved.append(saved[-1] + step.saved)
-    while low < len(path) and high - low > 1 and (low == 0 or saved[high] - saved[low] > CLOSE * total):
+    worth = CLOSE * total
+    least = next((count for count, s in enumerate(saved) if count and s > worth), len(path))
+    low, high = 0, least if near else len(path)
+    while low < len(path) and fits(high := min(high, len(path))):
+        low, high = high, 2 * high
+    while low < len(path) and high - low > 1 and ((low == 0 and not near) or saved[high] - saved[low] > worth):
         middle = (low + high) // 2
         if fits(middle):
             low = middle

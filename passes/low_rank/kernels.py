@@ -59,6 +59,17 @@ def separated(weight: Array, inputs: Inputs | None, *, whiten: bool) -> Callable
     return chain
 
 
+def product_of(factors: tuple[Array, ...]) -> Array:
+    """The kernel that a spatial (two factors) or Tucker chain (three) stands for, as a matrix [in * kernel, out]."""
+    if len(factors) == 2:
+        first, second = factors
+        kernel = np.einsum("riy,orx->oiyx", first[..., 0], second[:, :, 0])
+    else:
+        inner, core, outer = (f.reshape(*f.shape[:2], -1) for f in factors)
+        kernel = np.einsum("qi,pqk,op->oik", inner[..., 0], core, outer[..., 0], optimize=True)
+    return _matrix(kernel)
+
+
 def columns_and_rows(weight: Array) -> Array:
     """A kernel [out, in, h, w] as [in * h, out * w]: its rank is that of a vertical and a horizontal one."""
     out, into, height, width = weight.shape

@@ -12,7 +12,7 @@ from graphopt.passes.low_rank.candidates import Choices, choices
 from graphopt.passes.low_rank.choice import exact_plan, plan_of, search, steps
 from graphopt.passes.low_rank.latency import timed
 from graphopt.passes.low_rank.layers import find_layers
-from graphopt.passes.low_rank.refit import Refitted, refit
+from graphopt.passes.low_rank.refit import Known, Refitted, refit
 from graphopt.passes.low_rank.splitting import Splitter
 from graphopt.pipeline.pass_ import GraphPass
 
@@ -36,10 +36,10 @@ class LowRank(GraphPass):
     first; how far is decided by bisection with the budget's metric on held-out data. With rank, energy or ratio, each
     layer has but that one choice. A weight that is of low rank already is split under rounding, without any budget.
 
-    Then linear layers and convolutions by channels are refitted, one after the other, to the inputs that they have in
-    the split model, by reduced-rank regression to what the original gives. That is kept where the budget's metric on
-    the tuning data does not get worse and the budget holds on held-out data; what it saves of the budget buys more
-    steps.
+    Then the chains are refitted, one after the other, to the inputs that they have in the split model: by reduced-rank
+    regression to what the original gives, of kernels by least squares for the last factor. That is kept where the
+    budget's metric on the tuning data does not get worse and the budget holds on held-out data; what it saves of the
+    budget buys more steps.
 
     Refused, with the reason: grouped convolutions, weights that others read, layers whose chain does not cost less
     (by min-gain), layers in control-flow bodies, names in skip.
@@ -132,12 +132,12 @@ class LowRank(GraphPass):
             return plan_of(base, path[:count], found)
 
         taken = search(path, total, lambda count: splitter.measure(first(count)) <= approximation.limit)
-        best, refusal = Refitted(first(taken), {}), ""
+        best, refusal, known = Refitted(first(taken), {}), "", Known()
 
         def refitted(more: int) -> bool:
             nonlocal best, refusal
             plan = first(taken + more)
-            trial = refit(splitter, found, plan)
+            trial = refit(splitter, found, plan, known)
             refusal = _refusal(splitter, plan, trial) if trial.measured else ""
             if trial.measured and not refusal:
                 best = trial

@@ -11,15 +11,18 @@ X'. Its ridge is the one with which the correction that half of the rows give le
 worse of the two; where none helps both, or rows are few, the factors stay what they were. X'^T X' is
 shrunk as it is without a refit.
 
-Linear layers, products and convolutions split by channels are refitted. Spatial and Tucker chains, tables, and layers
-whose inputs are not known stay as they were chosen; so do exact chains, which spend nothing, and layers that no split
-one precedes. Biases stay.
+Spatial and Tucker chains have no best one in closed form; theirs is the chain that is chosen for M on X' as it was for
+W on X: its last factor is the least-squares fit of X' M on what the others make of X'. It is taken where it leaves less
+than the chain that it would replace.
+
+Tables and layers whose inputs are not known stay as they were chosen; so do exact chains, which spend nothing, and
+layers that no split one precedes. Biases stay.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -28,17 +31,16 @@ import numpy as np
 from graphopt.ir.model import Model
 from graphopt.ir.weights import Array
 from graphopt.passes.low_rank.activations import rows_of
-from graphopt.passes.low_rank.candidates import Candidate, Choices, given, shaped
+from graphopt.passes.low_rank.candidates import Candidate, Choices, chains, given, shaped
 from graphopt.passes.low_rank.choice import Plan
 from graphopt.passes.low_rank.directions import Inputs, directions, shrunk
+from graphopt.passes.low_rank.kernels import product_of
 from graphopt.passes.low_rank.layers import Layer
-from graphopt.passes.low_rank.rules import SplitChannels, SplitLinear, SplitMatmul
+from graphopt.passes.low_rank.rules import SplitGather, SplitSpatial, SplitTucker
 from graphopt.passes.low_rank.splitting import Splitter, alone, relative, squares
 from graphopt.passes.low_rank.walk import Walk
 
-REFITTED = (SplitLinear, SplitMatmul, SplitChannels)
-
-
+KERNELS = (SplitSpatial, SplitTucker)
 RIDGES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
 """What is tried, in units of the mean eigenvalue of X'^T X'; errors along them fall to a least one and rise again."""
 FEWEST = 16
@@ -133,20 +135,28 @@ class Refitted:
     layer in the model as it is, y' of the chain in the model that is split."""
 
 
-def refit(splitter: Splitter, found: Sequence[Choices], plan: Plan) -> Refitted:
-    """`plan` with factors refitted one layer after the other."""
+Known = dict[Hashable, Candidate]
+"""What layers became, by the chains of the layers up to them: what they are fed depends on nothing else."""
+
+
+def refit(splitter: Splitter, found: Sequence[Choices], plan: Plan, known: Known | None = None) -> Refitted:
+    """`plan` with factors refitted one layer after the other; those in `known`, which grows, are taken from there."""
+    known = {} if known is None else known
     model, feeds, weights = splitter.context.model, splitter.approximation.feeds, splitter.approximation.weights
     choices = {c.layer.name: c for c in found}
     order = [choices[name] for name in _in_order(model, plan) if not plan[name].exact]
     while order and not _may_be(order[-1], plan):
         order.pop()
     refitted, measured = dict(plan), dict[str, float]()
-    walk = Walk(model, [choice.layer for choice in order], feeds)
+    walk, before = Walk(model, [choice.layer for choice in order], feeds), list[tuple[str, Candidate]]()
     for choice in order:
         layer = choice.layer
         fed = walk.until(layer)
+        before.append((layer.name, plan[layer.name]))
         if _may_be(choice, plan) and any(plain is not changed for plain, changed in fed):
-            refitted[layer.name] = _refitted(layer, plan[layer.name], fed, weights)
+            if (key := tuple(before)) not in known:
+                known[key] = _refitted(layer, plan[layer.name], fed, weights)
+            refitted[layer.name] = known[key]
         candidate, sums = refitted[layer.name], np.zeros(2)
         outputs = walk.through(layer, alone(model, layer), alone(model, layer, candidate))
         for (plain, changed), weight in zip(outputs, weights, strict=True):
@@ -163,7 +173,7 @@ def _in_order(model: Model, plan: Plan) -> list[str]:
 
 
 def _may_be(choice: Choices, plan: Mapping[str, Candidate]) -> bool:
-    return choice.known and plan[choice.layer.name].kind in REFITTED
+    return choice.known and plan[choice.layer.name].kind is not SplitGather
 
 
 def _refitted(
@@ -177,10 +187,23 @@ def _refitted(
     best = best_weight(*halves)
     if best is both.weight:
         return candidate
-    first, second = reduced_rank(best, shrunk(both.gram, both.rows, both.fourth), candidate.ranks[0])
-    error = both.error(first @ second)
-    factors = shaped(candidate.kind, layer, first, second)
+    inputs = Inputs(both.gram, shrunk(both.gram, both.rows, both.fourth))
+    factors, product = _factors(layer, candidate, best, inputs)
+    error = both.error(product)
+    if candidate.kind in KERNELS and not error < both.error(product_of(candidate.build())):
+        return candidate
     return replace(candidate, error=error, expected=error, build=partial(given, factors), refitted=True)
+
+
+def _factors(layer: Layer, candidate: Candidate, best: Array, inputs: Inputs) -> tuple[tuple[Array, ...], Array]:
+    """The chain of the candidate's kind and ranks for the weight `best` [in, out] on `inputs`, and its product as such
+    a matrix."""
+    kind = candidate.kind
+    if kind in KERNELS:
+        factors = chains(kind, best.T.reshape(layer.shape), inputs, whiten=True)(candidate.ranks).factors
+        return factors, product_of(factors)
+    first, second = reduced_rank(best, inputs.expected, candidate.ranks[0])
+    return shaped(kind, layer, first, second), first @ second
 
 
 def _halves(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,14 +34,21 @@ class Splitter:
         self.layers = {c.layer.name: c.layer for c in choices}
         self.kept: set[str] = set()
         """Layers that were split."""
+        self._measured: dict[Hashable, float] = {}
 
     def measure(self, plan: Plan) -> float:
-        """The budget's metric of the model with `plan`."""
-        return self.approximation.measure(self._trial(plan))
+        """The budget's metric of the model with `plan`. A plan is measured once: a program is sampled for that."""
+        return self._once("held out", plan, self.approximation.measure)
 
     def measure_tuning(self, plan: Plan) -> float:
         """The same on the tuning data."""
-        return self.approximation.measure_tuning(self._trial(plan))
+        return self._once("tuning", plan, self.approximation.measure_tuning)
+
+    def _once(self, part: str, plan: Plan, measure: Callable[[Model], float]) -> float:
+        key = part, frozenset(self.kept), frozenset(plan.items())
+        if key not in self._measured:
+            self._measured[key] = measure(self._trial(plan))
+        return self._measured[key]
 
     def _trial(self, plan: Plan) -> Model:
         """A copy of the model with `plan`."""

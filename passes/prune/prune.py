@@ -25,6 +25,7 @@ from graphopt.passes.prune.size import Keep, Sizes, time_ratio
 from graphopt.pipeline.context import Context
 from graphopt.pipeline.pass_ import GraphPass
 from graphopt.pipeline.report_table import scaled
+from graphopt.rewrite.change import Rejected
 from graphopt.rewrite.contract import Evidence
 from graphopt.rewrite.journal import Journal
 from graphopt.verify.approximation import Approximation
@@ -104,7 +105,7 @@ class Prune(GraphPass):
             context.notes.append("nothing to prune: every axis is fixed")
             return
         keep = work.explicit() if self.axis is not None else work.chosen()
-        work.apply(keep)
+        work.apply(keep if work.is_within_as_applied(keep) else {})
 
 
 class _Work:
@@ -151,7 +152,7 @@ class _Work:
             self._note(f"keep names every index of {axis.name}: nothing is removed")
             return {}
         keep = {axis.name: mask}
-        return keep if self._is_within(self._trial(keep)) else self._refused("the indices that keep names")
+        return keep if self._is_within(self._trial(keep)[0]) else self._refused("the indices that keep names")
 
     def chosen(self) -> Keep:
         """What stays by importance: as much goes as the target asks for and the budget allows."""
@@ -206,7 +207,7 @@ class _Work:
     def _fast_enough(self, planner: Planner, share: float) -> float | None:
         model, feed = self._context.model, self._approximation.feeds[0]
         amount = least_amount(
-            lambda a: time_ratio(self._trial(planner.keep(a)), model, feed) <= 1 - share, steps=TRIALS
+            lambda a: time_ratio(self._trial(planner.keep(a))[0], model, feed) <= 1 - share, steps=TRIALS
         )
         if amount is None:
             self._note(f"the measured time cannot go down by {share:.0%}: the model stays as it is")
@@ -227,20 +228,22 @@ class _Work:
 
     # ---- trying ------------------------------------------------------------------------------------------
 
-    def _trial(self, keep: Keep) -> Model:
-        """A copy of the model with `keep`, not verified."""
-        copy = self._context.model.copy()
+    def _trial(self, keep: Keep, *, check: bool = False, most: float = float("inf")) -> tuple[Model, list[str]]:
+        """A copy of the model with `keep`, verified only with `check`, and the names of the axes that were shortened,
+        `most` of them: one that cannot be will be left as it is when it is to be shortened for good, too."""
+        copy, done = self._context.model.copy(), list[str]()
         axes = Axes(copy.main)
         for axis in free_axes(axes):
-            if axis.name in keep:
-                with suppress(CannotEmit):  # so the axis will be left as it is when it is to be shortened for good
-                    shorten_checked(axes, axis, keep[axis.name], Journal(copy.main), check=False)
+            if axis.name in keep and len(done) < most:
+                with suppress(CannotEmit, Rejected):
+                    shorten_checked(axes, axis, keep[axis.name], Journal(copy.main), check=check)
+                    done.append(axis.name)
         copy.refresh()
-        return copy
+        return copy, done
 
     def _allows(self, planner: Planner, amount: float) -> bool:
         keep = planner.keep(amount)
-        return not keep or self._is_within(self._trial(keep))
+        return not keep or self._is_within(self._trial(keep)[0])
 
     def _is_within(self, model: Model) -> bool:
         return self._approximation.measure(model) <= self._approximation.limit
@@ -252,16 +255,38 @@ class _Work:
 
     # ---- applying ----------------------------------------------------------------------------------------
 
+    def is_within_as_applied(self, keep: Keep) -> bool:
+        """Whether the budget holds for as much of `keep` as will be done: applications may be left out on request,
+        and one that fails its check is undone. What was chosen is not chosen anew for that."""
+        context, limit = self._context, self._approximation.limit
+        if not keep or limit == float("inf"):
+            return True
+        ledger, names = context.ledger, [a.name for a in self._all if a.name in keep]
+        skipped = {n for i, n in enumerate(names, 1) if ledger.id_ahead("axis", i) in ledger.skip}
+        most = len(names) if ledger.limit is None else ledger.limit - ledger.kept
+        trial, done = self._trial({n: keep[n] for n in names if n not in skipped}, check=self._checked, most=most)
+        if len(done) == len(names) or self._is_within(trial):
+            return True
+        left = ", ".join(n for n in names if n not in done)
+        self._note(
+            f"without {left}, which is skipped, beyond the limit or undone, the rest takes "
+            f"{self._approximation.metric} above {limit:.3g}: the model stays as it is"
+        )
+        return False
+
+    @property
+    def _checked(self) -> bool:
+        return self._context.verify in ("match", "model")
+
     def apply(self, keep: Keep) -> None:
         """Shorten every axis for good, each an application of its own."""
         context, graph = self._context, self._axes.graph
         place, before = len(context.notes), self._sizes.flops({}) if keep else None
-        checked = context.verify in ("match", "model")
         for axis in self._all:
             if axis.name not in keep or context.ledger.exhausted:
                 continue
             nodes = tuple(graph.node_name(n) for n in self._axes.current(axis.nodes))
-            change = partial(self._shorten, axis, keep[axis.name], checked)
+            change = partial(self._shorten, axis, keep[axis.name])
             done = context.apply("axis", nodes, change, approximate=True)
             if done is not None:
                 self._note(f"{axis.name}: {axis.size} → {done} ({'exact' if axis.exact else 'coupled'})")
@@ -271,9 +296,11 @@ class _Work:
             context.notes.insert(place, f"FLOPs for the calibration inputs: {moved}")
         self._approximation.settle(self._approximation.measure(context.model) if keep else self._approximation.spent)
 
-    def _shorten(self, axis: FreeAxis, mask: Mask, checked: bool) -> tuple[int, Evidence]:
-        evidence = shorten_checked(self._axes, axis, mask, Journal(self._axes.graph), check=checked)
-        return int(mask.sum()), evidence if checked else Evidence("types" if self._context.verify != "off" else "none")
+    def _shorten(self, axis: FreeAxis, mask: Mask) -> tuple[int, Evidence]:
+        evidence = shorten_checked(self._axes, axis, mask, Journal(self._axes.graph), check=self._checked)
+        if not self._checked:
+            evidence = Evidence("types" if self._context.verify != "off" else "none")
+        return int(mask.sum()), evidence
 
     def _note(self, text: str) -> None:
         self._context.notes.append(text)

@@ -116,6 +116,7 @@ def _functional(program: Any) -> Any:
         hoist_assertions,
         invert_by_sorting,
         order_by_sorting,
+        promote,
         unbind_by_selection,
     )
     from graphopt.ir.fx.schema import mutating_operators, refuse_mutation
@@ -132,6 +133,7 @@ def _functional(program: Any) -> Any:
         unbind_by_selection(graph)
         order_by_sorting(graph)
         invert_by_sorting(graph)
+        promote(graph)
         unstack_lstm(graph)
     hoist_assertions(functional)
     return functional

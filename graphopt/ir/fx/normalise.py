@@ -10,6 +10,8 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+_PROMOTING = (torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.mul.Tensor)
+_CAST = torch.ops.aten._to_copy.default
 _ASSERTION = torch.ops.aten._assert_tensor_metadata.default
 
 
@@ -38,6 +40,31 @@ def unbind_by_selection(graph: fx.Graph) -> None:
             graph.erase_node(user)
         if not node.users:
             graph.erase_node(node)
+
+
+def promote(graph: fx.Graph) -> None:
+    """Let sums, differences and products of tensors of several dtypes be of tensors that were cast to that of the
+    result, which is how torch computes them; the vocabulary has no word for both at once. Numbers in tensors without
+    dimensions count for less in that, and stay."""
+    for target in _PROMOTING:
+        for node in graph.find_nodes(op="call_function", target=target):
+            result = node.meta.get("val")
+            if not isinstance(result, torch.Tensor) or not all(_has_dims(a) for a in node.args[:2]):
+                continue
+            for position in (0, 1):
+                operand = node.args[position]
+                if operand.meta["val"].dtype == result.dtype:
+                    continue
+                with graph.inserting_before(node):
+                    cast = graph.call_function(_CAST, (operand,), {"dtype": result.dtype})
+                cast.meta.update(node.meta)
+                cast.meta["val"] = operand.meta["val"].to(result.dtype)
+                node.update_arg(position, cast)
+
+
+def _has_dims(operand: Any) -> bool:
+    value = operand.meta.get("val") if isinstance(operand, fx.Node) else None
+    return isinstance(value, torch.Tensor) and value.ndim > 0
 
 
 def order_by_sorting(graph: fx.Graph) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+import graphopt
 from graphopt.errors import MissingExtraError, ModelError, UnsupportedError
 from graphopt.ir.fx.load import load_torch
 from graphopt.ir.graph import Unreadable
@@ -249,3 +250,20 @@ def test_recurrent_layers_between_which_numbers_are_dropped_stay_one_node() -> N
     graph = load_torch(module, (torch.randn(4, 6, 5),)).main
     (node,) = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.lstm.input)
     assert graph.call(node).reason == "several layers"
+
+
+class Mixed(torch.nn.Module):
+    """Sums, differences and products of several dtypes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + (x > 0)) * x.double() - torch.arange(4, dtype=torch.int32)
+
+
+def test_what_torch_promotes_is_cast_and_then_read_and_computes_the_same_bits() -> None:
+    x = torch.randn(3, 4)
+    model = graphopt.load(Mixed(), example_inputs=(x,))
+    calls = [model.main.call(node) for node in model.main.nodes()]
+    assert not any("type promotion" in call.reason for call in calls if isinstance(call, Unreadable))
+    ops = [call.op for call in calls if not isinstance(call, Unreadable)]
+    assert ops.count("cast") == 4 and {"add", "mul", "sub"} <= set(ops)
+    assert torch.equal(graphopt.optimize(Mixed(), [], example_inputs=(x,)).model(x), Mixed()(x))

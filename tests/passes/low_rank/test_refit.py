@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from torch import nn
 import graphopt
 from graphopt.ir.weights import Array, ArrayRef
 from graphopt.passes.low_rank import refit, rules
+from graphopt.passes.low_rank.candidates import chains
+from graphopt.passes.low_rank.directions import Inputs
+from graphopt.passes.low_rank.kernels import product_of
 from graphopt.passes.low_rank.refit import Regression, best_weight, reduced_rank
 from graphopt.verify.approximation import ModelApproximation
 
@@ -140,6 +144,31 @@ def test_batches_count_by_their_weights() -> None:
         assert getattr(by_weight, number) == pytest.approx(getattr(twice, number))
 
 
+@pytest.mark.parametrize("kind", ["spatial", "tucker"])
+def test_a_chain_of_kernels_is_its_product(kind: str) -> None:
+    draw = np.random.default_rng(5).standard_normal
+    shapes = {"spatial": [(4, 6, 3, 1), (5, 4, 1, 3)], "tucker": [(4, 6, 1, 1), (3, 4, 3, 3), (5, 3, 1, 1)]}
+    factors, x = tuple(draw(s) for s in shapes[kind]), torch.from_numpy(draw((2, 6, 8, 8)))
+    given = x
+    for factor in factors:
+        given = nn.functional.conv2d(given, torch.from_numpy(factor))
+    kernel = torch.from_numpy(product_of(factors).T.reshape(5, 6, 3, 3).copy())
+    assert torch.allclose(given, nn.functional.conv2d(x, kernel), atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [rules.SplitSpatial, rules.SplitTucker])
+def test_the_last_factor_of_kernels_is_least_squares(kind: type[rules.Split]) -> None:
+    changed, plain, weight = drawn((54, 10), rows=400)
+    known = regression(changed, plain, weight)
+    ranks = (4,) if kind is rules.SplitSpatial else (4, 3)
+    kernel = known.best(0.0).T.reshape(10, 6, 3, 3)
+    factors = chains(kind, kernel, Inputs(known.gram, known.gram), whiten=True)(ranks).factors
+    found, rng = known.error(product_of(factors)), np.random.default_rng(1)
+    for _ in range(20):  # no other last factor leaves less
+        other = (*factors[:-1], factors[-1] + 1e-3 * rng.standard_normal(factors[-1].shape))
+        assert known.error(product_of(other)) > found
+
+
 # ---- models --------------------------------------------------------------------------------------------------
 
 
@@ -219,9 +248,10 @@ def test_predicted_is_measured_is_what_the_split_model_gives(storage: str) -> No
 
 
 @pytest.mark.parametrize("storage", ["fx", "onnx"])
-def test_convolutions_by_channels_are_refitted(storage: str) -> None:
+@pytest.mark.parametrize("conv", ["channels", "spatial", "tucker"])
+def test_convolutions_are_refitted(conv: str, storage: str) -> None:
     module, data = made(Convolutions), images()
-    spec = "low-rank{rank=8 conv=channels}"
+    spec = f"low-rank{{rank=8 conv={conv}}}"
     result = low_rank(module, spec, INFINITE, data) if storage == "fx" else of_onnx(module, spec, data)
     ((predicted, measured),) = printed(result)
     assert measured == pytest.approx(predicted, rel=1e-3) and len(result.report.kept) == 3
@@ -249,6 +279,16 @@ def test_a_refit_is_better_on_data_that_was_not_tuned_on() -> None:
         for spec in ("low-rank{rank=4}", "low-rank{rank=4 refit=false}")
     ]
     assert spent[0] < 0.99 * spent[1]
+
+
+@pytest.mark.parametrize("conv", ["spatial", "tucker"])
+def test_refitted_kernels_are_better_on_data_that_was_not_tuned_on(conv: str) -> None:
+    spent = [
+        low_rank(made(Convolutions), f"low-rank{{rank=8 conv={conv} refit={on}}}", INFINITE, images(8))
+        .report.passes[0].spending.after
+        for on in ("true", "false")
+    ]  # fmt: skip
+    assert spent[0] < spent[1]
 
 
 @pytest.mark.parametrize("limit", [0.3, 0.1, 0.03])
@@ -309,12 +349,6 @@ def test_exact_chains_are_not_refitted() -> None:
     assert "refitted" not in notes(result)
 
 
-@pytest.mark.parametrize("conv", ["spatial", "tucker"])
-def test_spatial_and_tucker_chains_stay_what_they_are(conv: str) -> None:
-    result = low_rank(made(Convolutions), f"low-rank{{rank=8 conv={conv}}}", INFINITE, images())
-    assert len(result.report.kept) == 3 and "refitted" not in notes(result)
-
-
 def poor(best: Array, gram: Array, rank: int) -> tuple[Array, Array]:
     """Factors of zeros."""
     return np.zeros((len(best), rank)), np.zeros((rank, best.shape[1]))
@@ -367,3 +401,49 @@ def test_a_wrong_chain_of_refitted_factors_is_undone_alone(monkeypatch: pytest.M
     result = low_rank(feed_forward(), "low-rank{rank=4}", INFINITE, plenty())
     found = [a.status for record in result.report.passes for a in record.applications]
     assert found == ["kept", "undone"] and "refitted to the split model" in notes(result)
+
+
+# ---- how much work it is -------------------------------------------------------------------------------------
+
+
+class Deep(nn.Module):
+    """Eight layers, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x))
+        return x
+
+
+def test_no_plan_is_measured_twice_and_no_layer_refitted_twice_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[tuple[str, bytes]] = []
+    fitted: list[tuple[bytes, int]] = []
+
+    def counting(name: str) -> None:
+        right = getattr(ModelApproximation, name)
+
+        def measure(self: Any, model: Any) -> Any:
+            read = [w.tensor.detach().numpy() for node, w in model.main.weights.items() if node.users]
+            stored = b"".join(sorted(array.tobytes() for array in read))
+            measured.append((name, stored))
+            return right(self, model)
+
+        monkeypatch.setattr(ModelApproximation, name, measure)
+
+    counting("measure")
+    counting("measure_tuning")
+    of_rank = refit.reduced_rank
+
+    def counted(best: Array, gram: Array, rank: int) -> tuple[Array, Array]:
+        fitted.append((gram.tobytes(), rank))
+        return of_rank(best, gram, rank)
+
+    monkeypatch.setattr(refit, "reduced_rank", counted)
+    result = low_rank(made(Deep), "low-rank{multiple=2}", 0.2, plenty())
+    assert "refitted" in notes(result) and len(fitted) == len(set(fitted)) > 0
+    of_search = Counter(key for key in measured if key != measured[-1])  # what is left is measured at the end, too
+    assert len(of_search) > 3 and set(of_search.values()) == {1}
