@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from benchmarks.mutants import Mutant, Tally, differ, evaluated, hunt, mutants
+from benchmarks.mutants import Hunt, Mutant, Tally, differ, evaluated, mutants
 from benchmarks.proof_catalogue_more import CATALOGUE, Entry
 
 RIGHT = [e for e in CATALOGUE if e.after is not None]
@@ -19,7 +19,7 @@ def found() -> Tally:
     tally = Tally()
     for entry in RIGHT:
         assert entry.after is not None
-        hunt(entry.name, entry.fragment(entry.after), entry.feeds(), EACH, 2026, tally)
+        Hunt(entry.name, entry.fragment(entry.after), entry.feeds(), 2026, tally).make(EACH)
     return tally
 
 
