@@ -160,9 +160,10 @@ class _Writer:
         return f"{call.op}: operands {i} and {j} swapped"
 
     def _bypass(self, call: Any, operands: list[Any]) -> str:
-        given = [o for o in operands if o is not None]
-        chosen = self.rng.choice(given)
-        self._write("identity", [chosen], {}, call.outputs[:1])
+        given = given_values(operands)
+        if not given:
+            return ""
+        self._write("identity", [self.rng.choice(given)], {}, call.outputs[:1])
         return f"{call.op}: bypassed"
 
     def _other_op(self, call: Any, operands: list[Any]) -> str:
@@ -176,6 +177,8 @@ class _Writer:
     def _other_operand(self, call: Any, operands: list[Any]) -> str:
         """Another value that is there already, or none at all where an operand may be absent."""
         given = [i for i, o in enumerate(operands) if o is not None]
+        if not given:
+            return ""
         i = self.rng.choice(given)
         spec = OPS[call.op]
         if not spec.variadic and spec.operands[i] in spec.optional and self.rng.random() < 0.5:
