@@ -102,6 +102,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "one offset off by 1e-4": {"offset_off": 1e-4},
     "weights transposed": {"transposed": True},
     "other padding": {"attributes": {"pads": [0, 0, 2, 2]}},
+    "padding left to sizes that the file states": {"attributes": {"auto_pad": "SAME_UPPER"}},
     "computed in half precision": {"dtype": np.float16},
     "a scale that is not there": {"scaled": True},
 }

@@ -113,6 +113,9 @@ class FoldingTerms(Terms):
         self._forms: dict[Value, Linear] = {}
 
     def _operation(self, node: Any) -> bytes | None:
+        padding = node.attributes.get("auto_pad")
+        if padding is not None and padding.as_string() != "NOTSET":
+            return None  # how it is padded is read from sizes that the file states, and may state wrongly
         call = self._graph.call(node)
         form = self._form(call) if isinstance(call, Call) else None
         if form is None or not form.is_finite:
