@@ -132,19 +132,12 @@ def evidence_of(report: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def optimise_torch(entry: Entry, source: Path) -> tuple[Shape, Outcome]:
     """Optimise a torch model of the zoo with graphopt; what it was made of, and what came of it."""
-    import torch
-
     import graphopt
-    from benchmarks.torch_zoo import build
 
-    module = build(entry.id, source)
-    sets = [tuple(torch.from_numpy(x) for x in feeds.values()) for feeds in feeds_of(entry)]
+    module, sets, traced = torch_model(entry, source)
     references = [_run_torch(module, arguments) for arguments in sets]
-    warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # from torch.export
     start = time.perf_counter()
-    optimized = graphopt.optimize(
-        module, passes=PASSES, example_inputs=sets[-1], dynamic_shapes=_what_varies(sets)
-    )
+    optimized = graphopt.optimize(module, passes=PASSES, **traced)
     seconds = time.perf_counter() - start
     outputs = [_run_torch(optimized.model, arguments) for arguments in sets]
     comparison = _worst(entry, outputs, references)
@@ -152,6 +145,17 @@ def optimise_torch(entry: Entry, source: Path) -> tuple[Shape, Outcome]:
     before, after = (_torch_shape(m, report["passes"][i][side]) for m, i, side in _ends(module, optimized))
     failure = "" if comparison.equal else comparison.reason
     return before, Outcome(failure, after, comparison.error, seconds, **evidence_of(report))
+
+
+def torch_model(entry: Entry, source: Path) -> tuple[Any, list[tuple[Any, ...]], dict[str, Any]]:
+    """A torch model of the zoo, its sets of inputs, and what it is traced with."""
+    import torch
+
+    from benchmarks.torch_zoo import build
+
+    sets = [tuple(torch.from_numpy(x) for x in feeds.values()) for feeds in feeds_of(entry)]
+    warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # from torch.export
+    return build(entry.id, source), sets, {"example_inputs": sets[-1], "dynamic_shapes": _what_varies(sets)}
 
 
 def _ends(module: Any, optimized: Any) -> tuple[tuple[Any, int, str], tuple[Any, int, str]]:

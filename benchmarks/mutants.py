@@ -8,28 +8,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from benchmarks.mutant_families import other_op
+from benchmarks.mutant_keys import Namer
+from benchmarks.mutant_weights import altered
 from graphopt.ir.graph import Literal
 from graphopt.ir.ops import OPS
 from graphopt.ir.ops.domain import Float64
 from graphopt.ir.scratch import ScratchGraph, float64_leaf
-from graphopt.ir.weights import FLOATS, Array, ArrayRef, numpy_dtype
+from graphopt.ir.weights import FLOATS, Array, ArrayRef, Deferred, TensorRef, numpy_dtype
 from graphopt.verify.fragment import Fragment, Side
 from graphopt.verify.prove import prove
 
-UNARY = (
-    "identity", "neg", "abs", "relu", "exp", "log", "sqrt", "rsqrt", "reciprocal", "sigmoid", "tanh", "silu", "erf",
-    "sin", "cos", "floor", "ceil", "round", "sign", "softplus", "mish", "softsign", "hard_swish",
-)  # fmt: skip
-BINARY = ("add", "sub", "mul", "div", "maximum", "minimum", "pow", "mod")
-COMPARE = ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal")
-REDUCE = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod", "reduce_l2")
-NORMS = ("softmax", "log_softmax")
-FAMILIES = (UNARY, BINARY, COMPARE, REDUCE, NORMS, ("logical_and", "logical_or", "logical_xor"))
 WORDS = (("DCR", "CRD"), ("none", "tanh"), ("constant", "edge", "reflect"), ("trunc", "floor"))
 TOLERANCE = 1e-9
 
@@ -84,7 +78,10 @@ class _Writer:
         return node.call.outputs[0]
 
     def _changed(self, call: Any, operands: list[Any]) -> str:
-        kinds = (self._constant, self._attribute, self._swap, self._bypass, self._other_op, self._other_operand)
+        kinds = (
+            self._constant, self._weight, self._attribute, self._swap, self._bypass, self._other_op,
+            self._other_operand,
+        )  # fmt: skip
         return self.rng.choice(kinds)(call, operands)
 
     def _constant(self, call: Any, operands: list[Any]) -> str:
@@ -96,15 +93,31 @@ class _Writer:
         if self.rng.random() < 0.5:
             data = self.graph.constant(operands[i])
             assert data is not None
-            larger = ArrayRef((data.numpy().astype(np.float64) * 1.01).astype(numpy_dtype(data.dtype)))
+            larger = ArrayRef(np.asarray(data.numpy().astype(np.float64) * 1.01, numpy_dtype(data.dtype)))
             operands[i] = self.graph.add_constant(larger, "c")[0]
         else:
             operands[i] = self._write("mul", [operands[i], Literal(1.01, "float32")], {}, [])
         self._write(call.op, operands, call.fields, call.outputs)
         return f"{call.op}: operand {i} * 1.01"
 
+    def _weight(self, call: Any, operands: list[Any]) -> str:
+        """One step is another in the arithmetic by which a weight follows from others."""
+        found = [(i, d) for i, o in enumerate(operands) if isinstance(d := self._data(o), Deferred)]
+        if not found:
+            return ""
+        i, data = self.rng.choice(found)
+        made = altered(data, self.rng)
+        if made is None:
+            return ""
+        operands[i] = self.graph.add_constant(made[0], "c")[0]
+        self._write(call.op, operands, call.fields, call.outputs)
+        return f"{call.op}: operand {i}, {made[1]}"
+
+    def _data(self, value: Any) -> TensorRef | None:
+        return None if value is None else self.graph.constant(value)
+
     def _real_constant(self, value: Any) -> bool:
-        data = self.graph.constant(value)
+        data = self._data(value)
         return data is not None and data.dtype in FLOATS
 
     def _attribute(self, call: Any, operands: list[Any]) -> str:
@@ -147,23 +160,25 @@ class _Writer:
         return f"{call.op}: operands {i} and {j} swapped"
 
     def _bypass(self, call: Any, operands: list[Any]) -> str:
-        given = [o for o in operands if o is not None]
-        chosen = self.rng.choice(given)
-        self._write("identity", [chosen], {}, call.outputs[:1])
+        given = given_values(operands)
+        if not given:
+            return ""
+        self._write("identity", [self.rng.choice(given)], {}, call.outputs[:1])
         return f"{call.op}: bypassed"
 
     def _other_op(self, call: Any, operands: list[Any]) -> str:
-        for family in FAMILIES:
-            if call.op in family:
-                other = self.rng.choice([o for o in family if o != call.op])
-                fields = {k: v for k, v in call.fields.items() if k in OPS[other].fields}
-                self._write(other, operands, fields, call.outputs)
-                return f"{call.op}: {other}"
-        return ""
+        other = other_op(call.op, self.rng)
+        if other is None:
+            return ""
+        fields = {k: v for k, v in call.fields.items() if k in OPS[other].fields}
+        self._write(other, operands, fields, call.outputs)
+        return f"{call.op}: {other}"
 
     def _other_operand(self, call: Any, operands: list[Any]) -> str:
         """Another value that is there already, or none at all where an operand may be absent."""
         given = [i for i, o in enumerate(operands) if o is not None]
+        if not given:
+            return ""
         i = self.rng.choice(given)
         spec = OPS[call.op]
         if not spec.variadic and spec.operands[i] in spec.optional and self.rng.random() < 0.5:
@@ -236,7 +251,7 @@ def differ(xs: Sequence[Any], ys: Sequence[Any]) -> str:
 
 @dataclass
 class Tally:
-    """What a hunt has found."""
+    """What a hunt has found. No mutant counts twice, whatever the seeds that drew it."""
 
     made: int = 0
     failing: int = 0
@@ -245,53 +260,71 @@ class Tally:
     differing: int = 0
     special: int = 0
     """Of those that differ: by NaN or infinities alone."""
-    wrong: list[str] | None = None
+    repeated: int = 0
+    """Drawn again, and left out."""
+    wrong: list[str] = field(default_factory=list)
     """Proved although finite numbers differ."""
-    beyond: list[str] | None = None
+    beyond: list[str] = field(default_factory=list)
     """Proved, and different in NaN or infinities alone."""
+    namer: Namer = field(default_factory=Namer)
+    met: set[tuple[str, str, str]] = field(default_factory=set)
+    """Rewrite, expression before and expression after of each mutant."""
 
 
-def hunt(name: str, fragment: Fragment, feeds: Sequence[Array], count: int, seed: int, tally: Tally) -> None:
-    """Make `count` mutants of `fragment` and note what is proved of those that differ."""
-    rng = random.Random(f"{name} {seed}")
-    inputs = list(drawn(fragment, feeds, np.random.default_rng(seed)))
-    right = [evaluated(fragment, fragment.after, given) for given in inputs]
-    met: set[str] = set()
-    source = mutants(fragment, rng)
-    for _ in range(20 * count):
-        if len(met) >= count:
-            return
-        mutant = next(source, None)
-        if mutant is None:
-            return
-        if mutant.change in met:
-            continue
-        met.add(mutant.change)
-        _judge(name, mutant, feeds, inputs, right, rng, tally)
+class Hunt:
+    """The hunt for mutants of one proved rewrite. What the rewrite itself writes is no mutant.
 
+    Raises ValueError if its own sides differ in float64: then nothing can be said of its mutants.
+    """
 
-def _judge(
-    name: str, mutant: Mutant, feeds: Sequence[Array], inputs: Any, right: Any, rng: random.Random, tally: Tally
-) -> None:
-    tally.made += 1
-    try:
-        kinds = {
-            differ(expected, evaluated(mutant.fragment, mutant.fragment.after, given))
-            for given, expected in zip(inputs, right, strict=True)
-        }
-    except Exception:  # wrong shapes, indices beyond the end: such a graph cannot be run
-        tally.failing += 1
-        return
-    if kinds == {""}:
-        tally.equal += 1
-        return
-    tally.differing += 1
-    tally.special += "number" not in kinds
-    proof = prove(mutant.fragment, feeds, seed=rng.getrandbits(60))
-    if not proof.holds:
-        return
-    line = f"{name}: {mutant.change} ({proof.level}, weights {proof.weights})"
-    if "number" in kinds:
-        tally.wrong = [*(tally.wrong or []), line]
-    else:
-        tally.beyond = [*(tally.beyond or []), line]
+    def __init__(self, name: str, fragment: Fragment, feeds: Sequence[Array], seed: int, tally: Tally) -> None:
+        self.name, self.fragment, self.feeds, self.tally = name, fragment, feeds, tally
+        self.rng = random.Random(f"{name} {seed}")
+        self.inputs = list(drawn(fragment, feeds, np.random.default_rng(seed)))
+        self.right = [evaluated(fragment, fragment.before, given) for given in self.inputs]
+        after = [evaluated(fragment, fragment.after, given) for given in self.inputs]
+        if any(map(differ, self.right, after)):
+            raise ValueError(f"{name}: both sides differ in float64")
+        self.source = mutants(fragment, self.rng)
+        before = tally.namer.name(fragment, fragment.before)
+        self._key = (name, before)
+        tally.met.add((*self._key, tally.namer.name(fragment, fragment.after)))
+
+    def make(self, count: int) -> int:
+        """Draw mutants until there are `count` new ones, and note what is proved of those that differ; gives up after
+        20 draws for each, and returns how many there were."""
+        new = 0
+        for _ in range(20 * count):
+            mutant = next(self.source, None) if new < count else None
+            if mutant is None:
+                break
+            new += self._judge(mutant)
+        return new
+
+    def _judge(self, mutant: Mutant) -> bool:
+        """Whether it is a new one."""
+        tally, side = self.tally, mutant.fragment.after
+        key = (*self._key, tally.namer.name(mutant.fragment, side))
+        if key in tally.met:
+            tally.repeated += 1
+            return False
+        tally.met.add(key)
+        tally.made += 1
+        try:
+            kinds = {
+                differ(expected, evaluated(mutant.fragment, side, given))
+                for given, expected in zip(self.inputs, self.right, strict=True)
+            }
+        except Exception:  # wrong shapes, indices beyond the end: such a graph cannot be run
+            tally.failing += 1
+            return True
+        if kinds == {""}:
+            tally.equal += 1
+            return True
+        tally.differing += 1
+        tally.special += "number" not in kinds
+        proof = prove(mutant.fragment, self.feeds, seed=self.rng.getrandbits(60))
+        if proof.holds:
+            line = f"{self.name}: {mutant.change} ({proof.level}, weights {proof.weights})"
+            (tally.wrong if "number" in kinds else tally.beyond).append(line)
+        return True

@@ -73,7 +73,7 @@ def judged(folder: Path, prover: str, first: int) -> Iterable[Told]:
 def graphopt_prover(before: onnx.ModelProto, after: onnx.ModelProto, examples: dict[str, Any]) -> tuple[str, str]:
     from graphopt.verify.prove_models import compare_models
 
-    found = compare_models(before, after, examples=examples, seconds=3.0)
+    found = compare_models(before, after, examples=examples, seconds=6.0)
     drawn = found.proof.holds and "integer and truth inputs" in found.proof.sampled
     return f"{found.level} (integers drawn)" if drawn else found.level, found.proof.reason
 

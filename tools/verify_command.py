@@ -41,7 +41,8 @@ def verify_command(
     Exit code 1 if they differ, and with --prove also if that is undecided.
 
     JSON keys: before, after, ok, error, allowed, reason (of the run); with --prove proof: level, reason, log2_error,
-    functions, laws, weights, sampled, seed, milliseconds, and of the models sizes, executed, constants, computed.
+    functions, laws, weights, sampled, seed, milliseconds, and of the models sizes, executed, constants, computed,
+    folded, units.
     """
     from graphopt.tools.calibration import read_calibration
     from graphopt.verify.apart import compare
@@ -84,6 +85,8 @@ def _told(found: Comparison, written: Path | None) -> dict[str, Any]:
             "executed": found.proof.executed,
             "constants": {str(k): v for k, v in found.proof.constants.items()},
             "computed": found.proof.computed,
+            "folded": found.proof.folded,
+            "units": found.proof.units,
             "counterexample": None if written is None else str(written),
         }
         told["proof"] = proof | of_models
@@ -128,6 +131,11 @@ def claim(found: ModelProof) -> Iterator[str]:
         yield f"  constants read as numbers close to them: {', '.join(few)}{f' and {more} more' if more else ''}"
     if found.computed:
         yield f"  constants computed by the runtime: {', '.join(found.computed)}"
+    if found.folded:
+        yield (
+            f"  numbers folded into {found.folded} convolutions, which were read as those that they are within "
+            f"{found.units:.1f} units of rounding of (2^-24; of an offset's largest terms)"
+        )
     if found.executed:
         yield f"  outputs compared as the runtime computes them: {', '.join(found.executed)}"
     yield f"  assumes denominators that are not zero; says nothing of rounding, overflow and NaN; seed {proof.seed}"

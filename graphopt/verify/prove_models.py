@@ -20,6 +20,7 @@ import numpy as np
 from graphopt.ir.weights import FLOATS, Array, TensorRef
 from graphopt.rewrite.contract import Proof
 from graphopt.verify.algebra.domain import Field
+from graphopt.verify.algebra.folding import same_when_folded
 from graphopt.verify.algebra.lifting import Table
 from graphopt.verify.algebra.running import Running
 from graphopt.verify.algebra.sides import equal
@@ -54,6 +55,10 @@ class ModelProof:
     """Numbers that were read as others, and as which."""
     computed: tuple[str, ...] = ()
     """Ops of constants alone whose results are the runtime's."""
+    folded: int = 0
+    """Convolutions of the second model whose numbers, with what follows folded in, were read as those of the first."""
+    units: float = 0.0
+    """By how many units of rounding of float32 those numbers differ from what they were read as, at most."""
     counterexample: Mapping[str, Array] | None = None
     """Inputs for which the models differ in float64."""
     milliseconds: float = 0.0
@@ -141,7 +146,7 @@ class _Comparison:
         first: _Outcome | None = None
         if self.pair.is_constant:
             return self._proved(_Outcome(None, Proof("undecided"), self.pair.outputs))
-        if (same := self._same()) is not None:
+        if (same := self._same() or self._same_when_folded()) is not None:
             return same
         for setting in self._settings():
             outcome = self._attempt(setting)
@@ -165,6 +170,17 @@ class _Comparison:
             return None
         proof = Proof("proof~const" if computed else "proof", "both are the same expression")
         return ModelProof(proof, self.sizes, computed=tuple(sorted(computed)))
+
+    def _same_when_folded(self) -> ModelProof | None:
+        mains = self.pair.before.main, self.pair.after.main
+        found = same_when_folded(*mains, self.sizes, lambda: time.perf_counter() > self.end)
+        if found is None or _types_of(mains[0]) != _types_of(mains[1]):
+            return None
+        computed, readings = found
+        proof = Proof("proof~const", "both are the same expression, but for what was folded into convolutions")
+        return ModelProof(
+            proof, self.sizes, computed=tuple(sorted(computed)), folded=len(readings.read), units=readings.units
+        )
 
     def _settings(self) -> Iterator[_Setting]:
         """The attempts, those first that say more. Each is looked at only if the one before it has failed."""

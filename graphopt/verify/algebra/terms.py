@@ -35,7 +35,7 @@ class Terms:
     def __init__(self, graph: Any, sizes: Mapping[str, tuple[int, ...]], expired: Callable[[], bool]) -> None:
         self._graph = graph
         self._expired = expired
-        self._hashes: dict[Value, bytes] = {v: _hash("input", graph.name(v)) for v in graph.inputs()}
+        self._hashes: dict[Value, bytes] = {v: hashed("input", graph.name(v)) for v in graph.inputs()}
         self._shapes = {v: sizes[graph.name(v)] for v in graph.inputs()}
         self._numbers: dict[Value, Array] = {}
         self.computed: set[str] = set()
@@ -58,10 +58,17 @@ class Terms:
         if node.op_type == "Identity" and node.domain == "":
             self._hashes[node.outputs[0]] = self._of(node.inputs[0])
             return
+        if (known := self._operation(node)) is not None:
+            self._hashes[node.outputs[0]] = known
+            return
         operands = [b"" if v is None else self._of(v) for v in node.inputs]
-        whole = _hash(onnx_nodes.said(node, self._graph.opsets), *operands)
+        whole = hashed(onnx_nodes.said(node, self._graph.opsets), *operands)
         for i, value in enumerate(node.outputs):
-            self._hashes[value] = _hash(str(i), whole)
+            self._hashes[value] = hashed(str(i), whole)
+
+    def _operation(self, node: Any) -> bytes | None:
+        """The hash of the one result of a node, where more is known of it than what it reads."""
+        return None
 
     def _folded(self, node: Any) -> dict[Value, Array] | None:
         """The results of a node of constants alone, or of one that asks for the shape of an input."""
@@ -87,14 +94,15 @@ class Terms:
         if value not in self._hashes:
             number = self._number(value)
             if number is None:
-                return _hash("unlike anything", secrets.token_hex())
-            self._hashes[value] = _hash(
+                return hashed("unlike anything", secrets.token_hex())
+            self._hashes[value] = hashed(
                 f"{number.dtype} {number.shape}", np.ascontiguousarray(number).reshape(-1).view(np.uint8)
             )
         return self._hashes[value]
 
 
-def _hash(*parts: Any) -> bytes:
+def hashed(*parts: Any) -> bytes:
+    """A hash of some texts, bytes and arrays of bytes in their order."""
     made = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
