@@ -58,8 +58,11 @@ def _export(module: torch.nn.Module, example: Example) -> Model:
 
 def _may_fold(weights: Set[str], node: Any) -> bool | None:
     """Not what computes with a weight, nor what counts: those are the model's own, and a file in which they are numbers
-    is another model. The rest as the exporter does: shapes, above all."""
-    counts = "aten.arange" in node.metadata_props.get("pkg.torch.onnx.fx_node", "")
+    is another model. The rest as the exporter does: shapes, above all, and the order of the gates of an LSTM."""
+    made = node.metadata_props.get("pkg.torch.onnx.fx_node", "")
+    if "aten.lstm" in made:
+        return None
+    counts = "aten.arange" in made
     reads_weight = any(value is not None and value.name in weights for value in node.inputs)
     return False if reads_weight or counts else None
 
