@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnxscript.optimizer import optimize_ir
+from onnxscript.optimizer import fold_constants, inline, remove_unused_nodes
+from onnxscript.rewriter import rewrite
 
 import graphopt
 from benchmarks.pruning_inputs import Example
@@ -52,7 +53,11 @@ def _export(module: torch.nn.Module, example: Example) -> Model:
     args, kwargs = example
     made: Any = torch.onnx.export(module, args, kwargs=kwargs or None, dynamo=True, verbose=False, optimize=False)
     weights = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    optimize_ir(made.model, should_fold=partial(_may_fold, weights))
+    inline(made.model)
+    for _ in range(2):  # what the exporter does too, but for storing equal tensors once
+        fold_constants(made.model, onnx_shape_inference=True, should_fold=partial(_may_fold, weights))
+        rewrite(made.model)
+        remove_unused_nodes(made.model)
     return graphopt.load(made.model_proto)
 
 
