@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from graphopt.ir.graph import Call, Dim, Graph, Literal, Node, Value
 from graphopt.ir.row_ops import mixes_rows
 from graphopt.passes.lower_moe.forms import WORTH
-from graphopt.passes.lower_moe.gates import CHOICE, EXPERT, TOKEN, Gate, Gates
+from graphopt.passes.lower_moe.gates import CHOICE, KEPT, TOKEN, Gate, Gates
 
 PRODUCTS = frozenset({"matmul", "linear"})
 
@@ -103,7 +103,7 @@ def _gated(gates: Gates, value: Value) -> Gate | None:
     one = isinstance(fact, Gate) and fact.source is not None and fact.expert is not None and fact.off == 0
     if not isinstance(fact, Gate) or not one or fact.roles[:1] != (TOKEN,) or len(fact.roles) < 2:
         return None
-    return None if {CHOICE, EXPERT, TOKEN} & {*fact.roles[1:]} else fact
+    return None if {CHOICE, *KEPT} & {*fact.roles[1:]} else fact
 
 
 def _dense(
@@ -112,20 +112,19 @@ def _dense(
 ) -> Dense:  # fmt: skip
     graph, (first, *_) = gates.graph, found.values()
     source, experts = first.source, first.experts
-    ids, total = graph.type(source), graph.type(call.outputs[0])
+    total = graph.type(call.outputs[0])
     if any(f.source != source for f in found.values()):
         raise NotDense("it adds up experts of several routers")
     numbers = sorted(f.expert for f in found.values() if f.expert is not None)
     if numbers != list(range(experts)) or len(found) + sum(v not in found for v in leaves) != len(leaves):
         raise NotDense(f"the experts {numbers} are added up and not each of {experts} once")
-    assert ids is not None and ids.shape is not None
-    k = ids.shape[1] if len(ids.shape) == 2 else 1
-    if not isinstance(k, int) or experts < worth * k:
+    k = gates.choices(source)
+    if k is None or experts < worth * k:
         raise NotDense(f"{k} of {experts} experts are picked, for which computing all is as fast")
-    if total is None or any(graph.type(v) != total for v in found) or not _are_sizes(total.shape):
+    if total is None or any(graph.type(v) != total for v in found) or not total.shape or not _are_sizes(total.shape):
         raise NotDense("the sizes of what is added up are not known or not the same")
     by_expert = sorted(found, key=lambda value: found[value].expert or 0)
-    terms = tuple(_term(graph, value, ids.shape[0], order) for value in by_expert)
+    terms = tuple(_term(graph, value, total.shape[0], order) for value in by_expert)
     if not any(c.op in PRODUCTS for t in terms for c in t.calls):
         raise NotDense("no product in it is of an expert alone and treats each token by itself")
     gating = gating_of(gates, [i for t in terms for i in t.inputs], source, order)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from graphopt.ir.graph import Call, Dim, Graph, Literal, Node, TensorType, Value
 from graphopt.ir.row_ops import ALIGNED
@@ -51,7 +51,7 @@ class Stacked:
         return TensorType(type_.dtype, without(type_.shape, self.axes.get(value)))
 
 
-def without(shape: tuple[Dim, ...], axis: int | None) -> tuple[Dim, ...]:
+def without(shape: tuple[Any, ...], axis: int | None) -> tuple[Any, ...]:
     return shape if axis is None else (*shape[:axis], *shape[axis + 1 :])
 
 
@@ -92,7 +92,7 @@ def _root(gates: Gates, call: Call) -> tuple[Gate, list[int | None]] | None:
         fact, axes = gates.of(call.operands[0]), call.fields["axes"]
         if not _gates_experts(fact) or len(axes) != 1 or call.fields["keepdims"] or fact.roles[axes[0]] != EXPERT:
             return None
-        if len(fact.roles) < 3:  # A sum of gates.
+        if len(fact.roles) < 3 or without(fact.roles, axes[0])[0] != TOKEN:  # A sum of gates, or tokens elsewhere.
             return None
         return fact, [axes[0]]
     for number, operand in enumerate(call.operands):
@@ -137,16 +137,15 @@ class _Search:
         self.order = order
         self.axes: dict[Value, int | None] = {}
         self.calls: dict[Node, Call] = {}
-        ids = self.graph.type(gate.source)
-        assert ids is not None and ids.shape is not None
-        self.count = ids.shape[0]
-        self.k = ids.shape[1] if len(ids.shape) == 2 else 1
+        total = self.graph.type(root.outputs[0])
+        self.count = total.shape[0] if total is not None and total.shape else None
+        self.k = gates.choices(gate.source)
         for operand, axis in zip(root.operands, axes, strict=True):
             self._walk(operand, axis)
 
     def result(self, worth: float) -> Stacked:
         graph, gate, total = self.graph, self.gate, self.graph.type(self.root.outputs[0])
-        if not isinstance(self.k, int) or gate.experts < worth * self.k:
+        if self.k is None or gate.experts < worth * self.k:
             raise NotDense(f"{self.k} of {gate.experts} experts are picked, for which computing all is as fast")
         if total is None or total.shape is None or not all(isinstance(d, int) for d in total.shape[1:]):
             raise NotDense("the size of what is added up is not known")

@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.ir.graph import Call, Graph, Literal, TensorType, Value
+from graphopt.ir.graph import Call, Dim, Graph, Literal, TensorType, Value
 from graphopt.ir.ops import OPS
 from graphopt.ir.ops.domain import Float64
 
 TOKEN, CHOICE, EXPERT, OTHER = "token", "choice", "expert", "other"
 """What an axis counts: tokens, the k choices of each, the experts, or anything else."""
+OUTER, INNER = "outer", "inner"
+"""Two axes that count tokens together: sequences, and the tokens of each."""
+KEPT = frozenset({TOKEN, OUTER, INNER, EXPERT})
 COMPUTED = frozenset(
     {"equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_not", "logical_or", "logical_and"}
     | {"add", "sub", "mul", "maximum", "minimum", "neg", "abs", "relu"}
@@ -89,6 +92,14 @@ class Gates:
     def type(self, value: Value | Literal | None) -> TensorType | None:
         return None if value is None or isinstance(value, Literal) else self.graph.type(value)
 
+    def choices(self, source: Value | None) -> int | None:
+        """How many experts `source` names for each token, if that is known."""
+        fact, type_ = self.of(source), self.type(source)
+        if not isinstance(fact, Ids) or type_ is None or type_.shape is None:
+            return None
+        size = type_.shape[fact.roles.index(CHOICE)] if CHOICE in fact.roles else 1
+        return size if isinstance(size, int) else None
+
     def numbers(self, value: Value | Literal | None) -> Any:
         """A small constant as an array, or None."""
         if value is None or isinstance(value, Literal):
@@ -106,12 +117,22 @@ def _uniform(shape: tuple[Any, ...], value: Any) -> Gate:
 
 def _topk(gates: Gates, call: Call, value: Value, type_: TensorType) -> Fact:
     scores = gates.type(call.operands[0])
-    if scores is None or scores.rank != 2 or call.fields["axis"] != 1 or scores.shape is None:
+    if scores is None or scores.shape is None or scores.rank not in (2, 3) or call.fields["axis"] != scores.rank - 1:
         return None
-    experts = scores.shape[1]
+    experts = scores.shape[-1]
     if value != call.outputs[-1] or not isinstance(experts, int):
         return None
-    return Ids(value, experts, (TOKEN, CHOICE)[: type_.rank])
+    return Ids(value, experts, (*_tokens(scores.shape[:-1]), CHOICE)[: type_.rank])
+
+
+def _tokens(sizes: tuple[Dim, ...]) -> tuple[str, ...]:
+    """What the axes before that of experts count."""
+    several = [axis for axis, size in enumerate(sizes) if size != 1]
+    if len(sizes) == 1:
+        return (TOKEN,)
+    if len(several) == 2:
+        return OUTER, INNER
+    return (OTHER, TOKEN) if several != [0] else (TOKEN, OTHER)
 
 
 def _one_hot(gates: Gates, call: Call, value: Value, type_: TensorType) -> Fact:
@@ -215,7 +236,7 @@ def _softmax(gates: Gates, call: Call, value: Value, type_: TensorType) -> Fact:
 
 def _reduce(gates: Gates, call: Call, value: Value, type_: TensorType) -> Fact:
     fact, axes = gates.of(call.operands[0]), call.fields["axes"]
-    if not isinstance(fact, Gate) or any(fact.roles[a] in (TOKEN, EXPERT) for a in axes):
+    if not isinstance(fact, Gate) or any(fact.roles[a] in KEPT for a in axes):
         return None
     if call.op == "reduce_sum" and fact.off != 0:
         return None
@@ -228,15 +249,28 @@ def _reduce(gates: Gates, call: Call, value: Value, type_: TensorType) -> Fact:
 
 
 def _reshaped(gates: Gates, call: Call, value: Value, type_: TensorType) -> Fact:
-    """Axes of size 1 come and go."""
+    """Axes of size 1 come and go, and both axes of tokens become one."""
     fact, before, after = gates.of(call.operands[0]), gates.type(call.operands[0]), type_.shape
     if fact is None or before is None or before.shape is None or after is None:
         return None
     left = [(r, size) for r, size in zip(fact.roles, before.shape, strict=True) if size != 1]
-    if [size for _, size in left] != [size for size in after if size != 1] or None in after:
+    sizes = [size for size in after if size != 1]
+    if len(sizes) == len(left) - 1 and OUTER in fact.roles:
+        left = _joined(left, sizes)
+    if [size for _, size in left] != sizes:
         return None
     roles = iter(r for r, _ in left)
     return replace(fact, roles=tuple(OTHER if size == 1 else next(roles) for size in after))
+
+
+def _joined(axes: list[tuple[str, Dim]], sizes: list[Dim]) -> list[tuple[str, Dim]]:
+    """With one axis of tokens, of the size that it has among `sizes`, if all others are known and so it is the two."""
+    roles = [role for role, _ in axes]
+    place = roles.index(OUTER)
+    others = [size for role, size in axes if role not in (OUTER, INNER)]
+    if roles[place : place + 2] != [OUTER, INNER] or not all(isinstance(size, int) for size in others):
+        return axes
+    return [*axes[:place], (TOKEN, sizes[place]), *axes[place + 2 :]]
 
 
 def _unsqueeze(gates: Gates, call: Call, value: Value, type_: TensorType) -> Fact:
@@ -251,7 +285,7 @@ def _unsqueeze(gates: Gates, call: Call, value: Value, type_: TensorType) -> Fac
 
 def _squeeze(gates: Gates, call: Call, value: Value, type_: TensorType) -> Fact:
     fact, axes = gates.of(call.operands[0]), call.fields["axes"]
-    if fact is None or any(fact.roles[a] in (TOKEN, EXPERT) for a in axes):
+    if fact is None or any(fact.roles[a] in KEPT for a in axes):
         return None
     return replace(fact, roles=tuple(r for a, r in enumerate(fact.roles) if a not in axes))
 
@@ -302,9 +336,11 @@ def _split(gates: Gates, call: Call, value: Value, type_: TensorType) -> Fact:
 
 def _one(gates: Gates, call: Call, axis: int, index: int, instead: tuple[str, ...]) -> Fact:
     fact = gates.of(call.operands[0])
-    if not isinstance(fact, Gate) or fact.source is None or fact.roles[axis] != EXPERT:
+    if not isinstance(fact, Gate) or fact.source is None or fact.roles[axis] not in (EXPERT, OTHER):
         return None
     roles = (*fact.roles[:axis], *instead, *fact.roles[axis + 1 :])
+    if fact.roles[axis] == OTHER:
+        return replace(fact, roles=roles)
     return replace(fact, roles=roles, expert=index % fact.experts)
 
 

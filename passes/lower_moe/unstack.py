@@ -56,9 +56,8 @@ def stacked_results(graph: Graph, worth: float) -> Iterator[Unstacked]:
 def _is_worth_it(gates: Gates, found: Unstacked, worth: float) -> bool:
     fact = gates.of(found.gate)
     assert isinstance(fact, Gate)
-    ids = gates.type(fact.source)
-    k = 1 if ids is None or ids.shape is None or len(ids.shape) < 2 else ids.shape[1]
-    return len(found.results) == fact.experts and isinstance(k, int) and fact.experts >= worth * k
+    k = gates.choices(fact.source)
+    return len(found.results) == fact.experts and k is not None and fact.experts >= worth * k
 
 
 def _gate(gates: Gates, value: Value | Literal | None) -> Gate | None:
