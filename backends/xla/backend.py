@@ -51,20 +51,17 @@ class XlaBackend(Backend):
         self, program: Program, *, devices: int = 1, tensor: int = 1, **options: Any
     ) -> CompiledXlaProgram:
         """A `CompiledXlaProgram`: the whole loop compiled as one function. Every op of its graphs has been compared
-        with torch's, unless check=False. Its constructor documents `devices` and
-        `tensor`.
+        with torch's or onnxruntime's, unless check=False. Its constructor documents `devices` and `tensor`.
 
         Raises:
             PipelineError: unknown option or bad value.
-            UnsupportedError: JAX is not installed or has too few devices of the platform; a graph is not torch's; an op
-                has no kernel, or one that differs from torch.
+            UnsupportedError: JAX is not installed or has too few devices of the platform; an op has no kernel,
+                is not in the vocabulary, or differs from torch or onnxruntime.
         """
         from graphopt.backends.xla.settings import Settings
 
         settings = read_options(Settings, self.name, options)
         program = program.convert(self.name)
-        if program.storage != "fx":
-            raise UnsupportedError(f"backend {self.name!r} takes programs of torch models, not of {program.storage!r}")
         _require_jax()
         from graphopt.backends.xla.program import CompiledXlaProgram
 
