@@ -62,6 +62,8 @@ class XlaBackend(Backend):
 
         settings = read_options(Settings, self.name, options)
         program = program.convert(self.name)
+        if settings.buckets is not None:
+            raise UnsupportedError(f"backend {self.name!r}: the sizes of a program are fixed, so it takes no buckets")
         _require_jax()
         from graphopt.backends.xla.program import CompiledXlaProgram
 
@@ -95,4 +97,6 @@ def _lowered(model: Any, settings: Any) -> CompiledXla:
 def _lowered_onnx(model: Any, settings: Any) -> CompiledOnnx:
     from graphopt.backends.xla.onnx_compiled import CompiledOnnx
 
+    if settings.buckets is not None:
+        raise UnsupportedError("backend 'xla' pads torch models to buckets; ONNX models are compiled for each size")
     return CompiledOnnx(model, settings)

@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import torch
+from jax.extend.core import ClosedJaxpr
 from torch.export.exported_program import ExportedProgram
 from torch.export.graph_signature import ConstantArgument
 from torch.utils import _pytree as pytree
@@ -16,18 +18,21 @@ from torch.utils import _pytree as pytree
 from graphopt.backends.inputs import InputError, InputType
 from graphopt.backends.signature import Signature, require_constant, result_of, tensor_of
 from graphopt.backends.xla.arrays import device_of, exact_types, from_jax, to_jax
+from graphopt.backends.xla.buckets import Buckets, Sizes
 from graphopt.backends.xla.function import function_of, weights_of
 from graphopt.backends.xla.jitted import Jitted
 from graphopt.backends.xla.portable import write_portable
 from graphopt.backends.xla.settings import Settings
 from graphopt.errors import UnsupportedError
-from graphopt.ir.fx.tensors import DTYPE_NAMES
+from graphopt.ir.fx.tensors import DTYPE_NAMES, to_numpy
+from graphopt.ir.weights import Array
 
 
 class CompiledXla(Jitted):
     """A torch model on XLA: called like the module, tensors on the CPU in and out, without gradients.
 
-    It is compiled at the first call, and again for inputs of other sizes where the model allows them.
+    It is compiled at the first call, and again for inputs of other sizes where the model allows them; with buckets, for
+    each of these.
     """
 
     def __init__(self, program: ExportedProgram, settings: Settings, notes: Sequence[str] = ()) -> None:
@@ -44,6 +49,7 @@ class CompiledXla(Jitted):
         with exact_types(settings.precision):
             self._weights = [to_jax(tensor, self._device) for tensor in weights_of(program)]
         super().__init__(function_of(program), settings)
+        self._buckets = None if settings.buckets is None else Buckets(self._types, settings.buckets, self._traced)
 
     def arguments(self) -> tuple[list[Any], list[Any]]:
         """The weights, and the tensors of the inputs in order.
@@ -77,11 +83,23 @@ class CompiledXla(Jitted):
             else:
                 tensors.append(_checked(argument, value, next(types), sizes))
         with exact_types(self.settings.precision):
-            inputs = [to_jax(tensor, self._device) for tensor in tensors]
-            results = self._run(self._weights, inputs)
+            arrays = [to_numpy(tensor) for tensor in tensors]
+            run, check = self._on_device, self.settings.check
+            results = run(arrays) if self._buckets is None else self._buckets.run(arrays, run, check)
         remaining = iter([from_jax(r) for r in results if r is not None])
         leaves = [result_of(argument, remaining) for argument in self.signature.outputs]
         return pytree.tree_unflatten(leaves, self.signature.result)
+
+    def _on_device(self, arrays: Sequence[Array]) -> list[Any]:
+        inputs = [jax.device_put(np.ascontiguousarray(a).reshape(a.shape), self._device) for a in arrays]
+        return list(self._run(self._weights, inputs))
+
+    def _traced(self, sizes: Sizes) -> ClosedJaxpr:
+        weights = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in self._weights]
+        dtypes = [jnp.dtype(t.dtype) for t in self._types]
+        return jax.make_jaxpr(self._function)(
+            weights, [jax.ShapeDtypeStruct(s, d) for s, d in zip(sizes, dtypes, strict=True)]
+        )
 
     def save(self, path: str | Path, platforms: Sequence[str] = ("cpu", "tpu")) -> None:
         """Write the model, weights included, as a file that JAX runs without torch and graphopt:

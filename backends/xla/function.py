@@ -114,7 +114,8 @@ class Interpreter(torch.fx.Interpreter):  # type: ignore[misc]
     def run_node(self, node: torch.fx.Node) -> Any:
         if (known := self._constants.get(node)) is not None:
             return to_jax(known)
-        result = super().run_node(node)
+        with jax.named_scope(node.name):
+            result = super().run_node(node)
         declared = node.meta.get("val")
         if node.op != "call_function" or declared is None:
             return result

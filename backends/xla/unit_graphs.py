@@ -94,20 +94,21 @@ class OnnxGraph:
         names = [model.main.name(value) for value in model.main.inputs()]
         shapes = dict(zip(names, (feed.shape for feed in feeds), strict=True))
         self._graph = at_sizes(inlined(model), shapes).main
-        self.function = OnnxFunction(self._graph)
-        self.weights: Sequence[Weight] = list(self.function.weights.values())
+        self._onnx = OnnxFunction(self._graph)
+        self.function: Callable[[Sequence[Any], Sequence[Any]], list[Any]] = self._onnx
+        self.weights: Sequence[Weight] = list(self._onnx.weights.values())
 
     def result_types(self) -> list[TensorType | None]:
         return [self._graph.type(value) for value in self._graph.outputs()]
 
     def divided(self, parts: int) -> list[int | None]:
         dims = divided_dims(self._graph, parts)
-        return [dims.get(self._graph.name(value)) for value in self.function.weights]
+        return [dims.get(self._graph.name(value)) for value in self._onnx.weights]
 
     def check(self, checked: Checked, feeds: Sequence[Array]) -> list[Array]:
         graph = self._graph
         try:
-            check_calls(self.function, feeds, checked.onnx)
+            check_calls(self._onnx, feeds, checked.onnx)
             run = native_runner(graph, list(graph.nodes()), list(graph.inputs()), list(graph.outputs()))
             return list(run(feeds))
         except CannotCheck as error:
