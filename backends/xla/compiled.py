@@ -19,7 +19,7 @@ from graphopt.backends.inputs import InputError, InputType
 from graphopt.backends.signature import Signature, require_constant, result_of, tensor_of
 from graphopt.backends.xla.arrays import device_of, exact_types, from_jax, to_jax
 from graphopt.backends.xla.buckets import Buckets, Sizes
-from graphopt.backends.xla.function import function_of, weights_of
+from graphopt.backends.xla.function import function_of, weight_names, weights_of
 from graphopt.backends.xla.jitted import Jitted
 from graphopt.backends.xla.portable import write_portable
 from graphopt.backends.xla.settings import Settings
@@ -48,6 +48,7 @@ class CompiledXla(Jitted):
         self._types = _input_types(program)
         with exact_types(settings.precision):
             self._weights = [to_jax(tensor, self._device) for tensor in weights_of(program)]
+        self._names = weight_names(program)
         super().__init__(function_of(program), settings)
         self._buckets = None if settings.buckets is None else Buckets(self._types, settings.buckets, self._traced)
 
@@ -66,6 +67,9 @@ class CompiledXla(Jitted):
         with exact_types(self.settings.precision):
             weights = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in self._weights]
             return weights, [jax.ShapeDtypeStruct(t.shape, jnp.dtype(t.dtype)) for t in self._types]
+
+    def weights(self) -> dict[str, Any]:
+        return dict(zip(self._names, self._weights, strict=True))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model.

@@ -110,6 +110,11 @@ class CompiledOnnx(Jitted):
             dtypes = [jnp.dtype(t.dtype) for t in self.input_types]
             return weights, [jax.ShapeDtypeStruct(s, d) for s, d in zip(sizes, dtypes, strict=True)]
 
+    def weights(self) -> dict[str, Any]:
+        at = self._at(tuple(x.shape for x in self.arguments()[1]))
+        names = [at.model.main.name(value) for value in at.function.weights]
+        return dict(zip(names, self._weights(at), strict=True))
+
     def save(self, path: str | Path, platforms: Sequence[str] = ("cpu", "tpu")) -> None:
         """Write the model, weights included, as a file that JAX runs without graphopt; see `CompiledXla.save`.
 

@@ -89,6 +89,9 @@ class CompiledXlaProgram(Jitted):
             types = input_types(self.program, self._numbers)
             return weights, {name: jax.ShapeDtypeStruct(t.shape, jnp.dtype(t.dtype)) for name, t in types.items()}
 
+    def weights(self) -> dict[str, Any]:
+        return dict(zip(self._units.names, self._weights, strict=True))
+
     def shardings(self, mesh: Mesh) -> tuple[tuple[list[Any], dict[str, Any]], Any]:
         """How `function()` is divided over a mesh with the axes "samples" and "channels", of whatever devices: what
         `jax.jit` takes as in_shardings and as out_shardings."""

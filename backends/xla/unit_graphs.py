@@ -41,6 +41,8 @@ class UnitGraph(Protocol):
 
     weights: Sequence[Weight]
     """What the function takes first, in order."""
+    names: Sequence[str]
+    """Theirs."""
     function: Callable[[Sequence[Any], Sequence[Any]], list[Any]]
     """Of the weights and the inputs, JAX arrays."""
 
@@ -69,6 +71,7 @@ class TorchGraph:
         self._model = model
         self._program = decomposed(model.program())
         self.weights: Sequence[Weight] = weights_of(self._program)
+        self.names: Sequence[str] = weight_names(self._program)
         self.function = function_of(self._program)
 
     def result_types(self) -> list[TensorType | None]:
@@ -77,7 +80,7 @@ class TorchGraph:
 
     def divided(self, parts: int) -> list[int | None]:
         dims = divided_dims(self._model.main, parts)
-        return [dims.get(name) for name in weight_names(self._program)]
+        return [dims.get(name) for name in self.names]
 
     def check(self, checked: Checked, feeds: Sequence[Array]) -> list[Array]:
         return [to_numpy(x) for x in checked.torch.run(self._program, [to_torch(feed) for feed in feeds])]
@@ -97,13 +100,14 @@ class OnnxGraph:
         self._onnx = OnnxFunction(self._graph)
         self.function: Callable[[Sequence[Any], Sequence[Any]], list[Any]] = self._onnx
         self.weights: Sequence[Weight] = list(self._onnx.weights.values())
+        self.names: Sequence[str] = [self._graph.name(value) for value in self._onnx.weights]
 
     def result_types(self) -> list[TensorType | None]:
         return [self._graph.type(value) for value in self._graph.outputs()]
 
     def divided(self, parts: int) -> list[int | None]:
         dims = divided_dims(self._graph, parts)
-        return [dims.get(self._graph.name(value)) for value in self._onnx.weights]
+        return [dims.get(name) for name in self.names]
 
     def check(self, checked: Checked, feeds: Sequence[Array]) -> list[Array]:
         graph = self._graph

@@ -39,13 +39,16 @@ class Units:
         places: dict[object, int] = {}
         self.weights: list[Weight] = []
         """What the graphs read, each tensor once whatever number of them reads it."""
+        self.names: list[str] = []
+        """Theirs, as in "denoiser/step/conv.weight": by the first graph that reads them."""
         self.functions: dict[tuple[str, str], RunUnit] = {}
         """Of all weights and the unit's inputs, by body and unit name."""
         self._places: dict[tuple[str, str], list[int]] = {}
         for key, graph in self._graphs.items():
-            for weight in graph.weights:
+            for name, weight in zip(graph.names, graph.weights, strict=True):
                 if places.setdefault(weight_identity(weight), len(places)) == len(self.weights):
                     self.weights.append(weight)
+                    self.names.append("/".join((*key, name)))
             self._places[key] = [places[weight_identity(weight)] for weight in graph.weights]
             self.functions[key] = partial(_run, graph.function, self._places[key])
 
