@@ -97,6 +97,4 @@ def _lowered(model: Any, settings: Any) -> CompiledXla:
 def _lowered_onnx(model: Any, settings: Any) -> CompiledOnnx:
     from graphopt.backends.xla.onnx_compiled import CompiledOnnx
 
-    if settings.buckets is not None:
-        raise UnsupportedError("backend 'xla' pads torch models to buckets; ONNX models are compiled for each size")
     return CompiledOnnx(model, settings)

@@ -170,10 +170,12 @@ def _compare(asked: ClosedJaxpr, padded: ClosedJaxpr, axis: str, around: str) ->
     counts = [(len(j.invars), len(j.constvars), len(j.eqns), len(j.outvars)) for j in (own, other)]
     if counts[0] != counts[1]:
         raise _refused(axis, around, OTHER)
-    if not all(map(_equal, asked.consts, padded.consts)):
-        raise _refused(axis, around, "has a constant that depends on the size")
+    for variable, a, b in zip(other.constvars, asked.consts, padded.consts, strict=True):
+        if not _equal(a, b):
+            readers = [_node(e, around) for e in other.eqns if any(v is variable for v in e.invars)]
+            raise _refused(axis, [*readers, around][0], "reads a constant that depends on the size")
     for a, b in zip(own.eqns, other.eqns, strict=True):
-        node = str(b.source_info.name_stack).rpartition("/")[2] or around
+        node = _node(b, around)
         if (reason := _reason(a, b)) is not None:
             raise _refused(axis, node, reason)
         for inner_a, inner_b in zip(_inner(a.params), _inner(b.params), strict=True):
@@ -184,6 +186,10 @@ def _compare(asked: ClosedJaxpr, padded: ClosedJaxpr, axis: str, around: str) ->
                 _padded_dim(a, b)
         except ValueError as error:
             raise _refused(axis, around, str(error)) from None
+
+
+def _node(equation: Any, around: str) -> str:
+    return str(equation.source_info.name_stack).rpartition("/")[2] or around
 
 
 def _refused(axis: str, node: str, reason: str) -> UnsupportedError:

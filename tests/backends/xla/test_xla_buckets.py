@@ -3,7 +3,11 @@
 from xla_support import torch  # first: it skips where JAX is missing  # isort: skip
 
 import pytest
+from onnx_models import conv_bn, model, node, value
 from torch.export import Dim
+
+pytest.importorskip("diffusers")
+from xla_programs import denoiser, program_of
 
 import graphopt
 from graphopt.backends.inputs import InputError
@@ -103,11 +107,39 @@ def test_sizes_beyond_the_buckets_and_unknown_axes_are_refused():
         lowered(torch.tanh, (0, 4))
 
 
-def test_onnx_models_and_programs_take_no_buckets():
-    from onnx_models import conv_bn
+def random(*shape):
+    return draw(*shape, seed=len(shape)).numpy()
 
-    with pytest.raises(UnsupportedError, match="ONNX models are compiled for each size"):
-        graphopt.lower(conv_bn(), "xla", buckets=(4,))
+
+def test_onnx_models_of_open_batch_are_padded():
+    proto = conv_bn()
+    run, expected = graphopt.lower(proto, "xla", buckets=(4,)), graphopt.lower(proto, "onnxruntime")
+    for n in (1, 3, 4):
+        x = random(n, 3, 8, 8)
+        for got, own in zip(run(x), expected(x), strict=True):
+            assert got.shape == own.shape and abs(got - own).max() < 1e-5 * abs(own).max()
+    assert run.compilations == 1
+
+
+def test_sizes_that_an_onnx_model_computes_with_are_refused():
+    nodes = [
+        node("Shape", ["x"], ["sizes"], end=1),
+        node("Cast", ["sizes"], ["count"], to=1),
+        node("Div", ["x", "count"], ["y"], name="share"),
+    ]
+    run = graphopt.lower(model(nodes, [value("x", ["n", 3])], [value("y", ["n", 3])]), "xla", buckets=(4,))
+    with pytest.raises(UnsupportedError, match="x:0 cannot be padded: share .*depends on the size"):
+        run(random(3, 3))
+    nodes = [node("Softmax", ["x"], ["y"], name="shares", axis=0)]
+    run = graphopt.lower(model(nodes, [value("x", ["n", 3])], [value("y", ["n", 3])]), "xla", buckets=(4,))
+    with pytest.raises(UnsupportedError, match="x:0 cannot be padded: shares .*all of its indices"):
+        run(random(3, 3))
+
+
+def test_programs_take_no_buckets():
+    program = program_of(denoiser())
+    with pytest.raises(UnsupportedError, match="takes no buckets"):
+        program.lower("xla", buckets=(4,))
 
 
 def test_a_unet_of_open_batch_is_compiled_once_for_each_bucket():
