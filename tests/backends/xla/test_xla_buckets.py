@@ -153,7 +153,8 @@ def test_a_unet_of_open_batch_is_compiled_once_for_each_bucket():
     ).eval()  # fmt: skip
     example = {"sample": draw(4, 3, 8, 8), "timestep": torch.tensor(3)}
     run = graphopt.lower(
-        unet, "xla", example_inputs=example, dynamic_shapes={"sample": {0: BATCH}, "timestep": None}, buckets=(4,)
+        unet, "xla", example_inputs=example, dynamic_shapes={"sample": {0: BATCH}, "timestep": None}, buckets=(4,),
+        check=False,
     )
     require_equal(run, unet, lambda n: {**example, "sample": draw(n, 3, 8, 8, seed=n)}, (2, 3, 4), 1)
 
