@@ -8,20 +8,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import torch
 from torch.export.exported_program import ExportedProgram
-from torch.export.graph_signature import ConstantArgument
-from torch.utils import _pytree as pytree
 
-from graphopt.backends.inputs import InputError, InputType
-from graphopt.backends.signature import Signature, require_constant, result_of, tensor_of
 from graphopt.backends.xla.arrays import device_of, exact_types, from_jax, to_jax
-from graphopt.backends.xla.function import function_of, weights_of
+from graphopt.backends.xla.calling import Calling
+from graphopt.backends.xla.function import function_of
 from graphopt.backends.xla.jitted import Jitted
 from graphopt.backends.xla.portable import write_portable
 from graphopt.backends.xla.settings import Settings
+from graphopt.backends.xla.weights import weights_of
 from graphopt.errors import UnsupportedError
-from graphopt.ir.fx.tensors import DTYPE_NAMES
 
 
 class CompiledXla(Jitted):
@@ -36,11 +32,10 @@ class CompiledXla(Jitted):
         Raises:
             UnsupportedError: no device of the platform that is asked for.
         """
-        self.signature = Signature(program)
+        self._calling = Calling(program)
         self.notes = tuple(notes)
         """What was done or found on the way, for a reader."""
         self._device = device_of(settings.platform)
-        self._types = _input_types(program)
         with exact_types(settings.precision):
             self._weights = [to_jax(tensor, self._device) for tensor in weights_of(program)]
         super().__init__(function_of(program), settings)
@@ -51,7 +46,7 @@ class CompiledXla(Jitted):
         Raises:
             UnsupportedError: the model takes inputs of several sizes.
         """
-        for type_ in self._types:
+        for type_ in self._calling.types:
             if type_.shape is None or not all(isinstance(d, int) for d in type_.shape):
                 raise UnsupportedError(
                     f"backend 'xla': input {type_.name!r} is {type_}, and fixed sizes are needed; lower the model "
@@ -59,7 +54,7 @@ class CompiledXla(Jitted):
                 )
         with exact_types(self.settings.precision):
             weights = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in self._weights]
-            return weights, [jax.ShapeDtypeStruct(t.shape, jnp.dtype(t.dtype)) for t in self._types]
+            return weights, [jax.ShapeDtypeStruct(t.shape, jnp.dtype(t.dtype)) for t in self._calling.types]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model.
@@ -68,20 +63,11 @@ class CompiledXla(Jitted):
             InputError: other arguments than the model was exported with, or wrong dtypes, ranks or sizes.
             UnsupportedError: an op that XLA computes in other types than torch, found when it is compiled.
         """
-        tensors: list[torch.Tensor] = []
-        sizes: dict[str, int] = {}
-        types = iter(self._types)
-        for argument, value in zip(self.signature.inputs, self.signature.leaves(args, kwargs), strict=True):
-            if isinstance(argument, ConstantArgument):
-                require_constant(argument, value)
-            else:
-                tensors.append(_checked(argument, value, next(types), sizes))
+        tensors = self._calling.tensors(args, kwargs)
         with exact_types(self.settings.precision):
             inputs = [to_jax(tensor, self._device) for tensor in tensors]
             results = self._run(self._weights, inputs)
-        remaining = iter([from_jax(r) for r in results if r is not None])
-        leaves = [result_of(argument, remaining) for argument in self.signature.outputs]
-        return pytree.tree_unflatten(leaves, self.signature.result)
+        return self._calling.result(from_jax(r) for r in results if r is not None)
 
     def save(self, path: str | Path, platforms: Sequence[str] = ("cpu", "tpu")) -> None:
         """Write the model, weights included, as a file that JAX runs without torch and graphopt:
@@ -97,28 +83,3 @@ class CompiledXla(Jitted):
             return self._function(self._weights, inputs)
 
         write_portable(run, self.arguments()[1], Path(path), platforms, self.settings.precision)
-
-
-def _input_types(program: ExportedProgram) -> list[InputType]:
-    names = set(program.graph_signature.user_inputs)
-    found = []
-    for node in program.graph.find_nodes(op="placeholder"):
-        value = node.meta.get("val")
-        if node.name in names and isinstance(value, torch.Tensor):
-            dtype = DTYPE_NAMES[value.dtype]
-            shape = tuple(d if isinstance(d, int) else str(d) for d in value.shape)
-            found.append(InputType(node.name, dtype, dtype, shape))
-        elif node.name in names and isinstance(value, torch.SymInt):
-            found.append(InputType(node.name, "int64", "int64", ()))
-    return found
-
-
-def _checked(argument: Any, value: Any, expected: InputType, sizes: dict[str, int]) -> torch.Tensor:
-    """`value` as a tensor of the type that the program expects; `sizes` are those of the symbols seen so far."""
-    tensor = tensor_of(argument, value, expected)
-    for symbol, size in zip(expected.shape or (), tensor.shape, strict=True):
-        if isinstance(symbol, str) and sizes.setdefault(symbol, size) != size:
-            raise InputError(
-                f"input {expected.name!r} is {expected}, and {symbol} is {sizes[symbol]} elsewhere, {size} here"
-            )
-    return tensor

@@ -12,9 +12,10 @@ from torch.export.exported_program import ExportedProgram
 
 from graphopt.backends.program_rows import called_bodies, calling_rows
 from graphopt.backends.xla.conformance import Conformance
-from graphopt.backends.xla.function import decomposed, function_of, weight_names, weights_of
+from graphopt.backends.xla.function import decomposed, function_of
 from graphopt.backends.xla.loop import RunUnit
 from graphopt.backends.xla.tensor_parallel import divided_dims
+from graphopt.backends.xla.weights import weight_names, weights_of
 from graphopt.ir.fx.tensors import tensor_identity, to_torch
 from graphopt.program.body import Body, Known
 from graphopt.program.program import Program
