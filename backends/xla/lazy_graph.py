@@ -1,12 +1,12 @@
 """A torch program on the device of torch_xla: its ops are recorded there, then compiled and run as one graph.
 
-torch_xla runs ops that it has no kernel for on the CPU, and says so in its counters alone. They are read after each op,
-and such an op is an error.
+torch_xla runs ops that it has no kernel for on the CPU, and says so in its counters alone. Here that is an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,14 +28,28 @@ def on_device(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> An
     Raises:
         LeavesXla: torch_xla did not keep it on the device.
     """
+    with kept_on_device():
+        return recorded(target, args, kwargs)
+
+
+def recorded(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """`on_device`, for who holds `kept_on_device` around several."""
     args, kwargs = pytree.tree_map_only(torch.device, lambda _: torch_xla.device(), (tuple(args), dict(kwargs)))
-    before = _departures()
     with torch.no_grad():
-        result = target(*args, **kwargs)
+        return target(*args, **kwargs)
+
+
+@contextmanager
+def kept_on_device() -> Iterator[None]:
+    """
+    Raises:
+        LeavesXla: torch_xla did not keep an op on the device.
+    """
+    before = _departures()
+    yield
     left = sorted(name for name, count in _departures().items() if count > before.get(name, 0))
     if left:
         raise LeavesXla(f"runs {', '.join(left)} on the CPU, for which torch_xla has no kernel")
-    return result
 
 
 def _departures() -> dict[str, int]:
@@ -51,6 +65,17 @@ class LazyInterpreter(torch.fx.Interpreter):  # type: ignore[misc]
         super().__init__(module)
         self._constants = constants
 
+    def run(self, *args: Any, **options: Any) -> Any:
+        """
+        Raises:
+            UnsupportedError: an op fails, leaves the device, or gives other types than in torch.
+        """
+        try:
+            with kept_on_device():
+                return super().run(*args, **options)
+        except LeavesXla as error:
+            raise UnsupportedError(f"backend 'xla': for inputs of these sizes, the model {error}") from error
+
     def run_node(self, node: torch.fx.Node) -> Any:
         if (known := self._constants.get(node)) is not None:
             return known
@@ -63,7 +88,7 @@ class LazyInterpreter(torch.fx.Interpreter):  # type: ignore[misc]
         if not isinstance(target, torch._ops.OpOverload):
             return super().call_function(target, args, kwargs)
         try:
-            return on_device(target, args, kwargs)
+            return recorded(target, args, kwargs)
         except Exception as error:  # torch_xla raises whatever it does
             raise UnsupportedError(f"backend 'xla': {target} fails in torch_xla: {error}") from error
 

@@ -58,7 +58,8 @@ def departing(program: ExportedProgram, inputs: Sequence[torch.Tensor]) -> set[A
     scout = _Scout(program.graph_module, {})
     device = torch_xla.device()
     args = arguments(program.graph_signature.input_specs, weights_of(program), inputs)
-    scout.run(*pytree.tree_map_only(torch.Tensor, lambda x: x.detach().to(device), args), enable_io_processing=False)
+    args = pytree.tree_map_only(torch.Tensor, lambda x: x.detach().to(device), args)
+    torch.fx.Interpreter.run(scout, *args, enable_io_processing=False)
     return scout.departing
 
 

@@ -231,11 +231,27 @@ def test_an_op_that_differs_is_named_with_its_operands(monkeypatch):
 
 
 def test_a_whole_that_differs_is_refused(monkeypatch):
+    from graphopt.backends.xla import lazy_check, lazy_graph
+
+    own = lazy_graph.recorded
+    monkeypatch.setattr(lazy_graph, "recorded", lambda *args: own(*args) * 3)
+    monkeypatch.setattr(lazy_check, "on_device", own)
+    assert "output 0 of the whole differs: by" in refused(lambda x: x * 3, torch.randn(3, 4))
+
+
+def test_an_op_that_leaves_the_device_in_a_later_call_is_an_error(monkeypatch):
+    run = lowered(Function(lambda x: x * 2), torch.randn(2, 2))
     from graphopt.backends.xla import lazy_graph
 
-    own = lazy_graph.on_device
-    monkeypatch.setattr(lazy_graph, "on_device", lambda *args: own(*args) + 1)
-    assert "output 0 of the whole differs: by" in refused(lambda x: x * 3, torch.randn(3, 4))
+    own = lazy_graph.recorded
+
+    def leaving(target, args, kwargs):
+        torch.linalg.eigvals(args[0])
+        return own(target, args, kwargs)
+
+    monkeypatch.setattr(lazy_graph, "recorded", leaving)
+    with pytest.raises(UnsupportedError, match="aten::linalg_eig.* on the CPU"):
+        run(torch.randn(2, 2))
 
 
 def test_branches_and_sizes_from_data_are_refused():
