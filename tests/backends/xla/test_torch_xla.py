@@ -118,7 +118,20 @@ def experts(kind="batched_mm"):
     return block, (torch.randn(1, 7, 32),), {}
 
 
-@pytest.mark.parametrize("make", [convolution, attention, unet, conditioned_unet, pixart, sd3, experts])
+def mixtral():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=64,
+    )  # fmt: skip
+    config._experts_implementation = "batched_mm"
+    model = transformers.MixtralForCausalLM(config)
+    logits = Function(lambda ids, mask: model(input_ids=ids, attention_mask=mask, use_cache=False).logits)
+    logits.model = model
+    return logits, (torch.randint(0, 64, (2, 7)), torch.ones(2, 7, dtype=torch.int64)), {}
+
+
+@pytest.mark.parametrize("make", [convolution, attention, unet, conditioned_unet, pixart, sd3, experts, mixtral])
 def test_models_equal_torch_and_are_compiled_once(make, record_property):
     torch.manual_seed(0)
     model, args, kwargs = make()
