@@ -63,7 +63,7 @@ tpu: $(VENV)/tpu.stamp
 	$(BIN)/python -m benchmarks.tpu_aot
 
 test-torch-xla: $(TORCH_XLA)/made.stamp
-	PJRT_DEVICE=CPU $(TORCH_XLA)/bin/python -m pytest -s -m torch_xla tests/backends/xla/test_torch_xla.py
+	PJRT_DEVICE=CPU $(TORCH_XLA)/bin/python -m pytest -s -p no:logging -m torch_xla tests/backends/xla/test_torch_xla.py
 
 clean:
 	rm -rf $(VENV) $(TORCH_XLA) build *.egg-info
