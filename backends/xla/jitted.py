@@ -12,6 +12,7 @@ import jax
 from graphopt.backends.xla.ahead import CompiledAhead, compile_ahead
 from graphopt.backends.xla.arrays import exact_types
 from graphopt.backends.xla.files import write_arrays
+from graphopt.backends.xla.runtimes import jax_runtime
 from graphopt.backends.xla.settings import Settings
 
 
@@ -26,6 +27,8 @@ class Jitted(ABC):
             options: of `jax.jit`.
         """
         self.settings = settings
+        self.runtime = jax_runtime()
+        """What runs it."""
         self._function = function
         self._run = jax.jit(function, **options)
 
@@ -41,6 +44,9 @@ class Jitted(ABC):
         computes with 64 bits is refused.
         """
         return self._function
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} by {self.runtime} on {self.settings.platform}>"
 
     @abstractmethod
     def arguments(self) -> tuple[Any, Any]:

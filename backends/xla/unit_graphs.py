@@ -10,11 +10,12 @@ import torch
 
 from graphopt.backends.xla.arrays import to_jax
 from graphopt.backends.xla.conformance import Conformance
-from graphopt.backends.xla.function import decomposed, function_of, weight_names, weights_of
+from graphopt.backends.xla.function import decomposed, function_of
 from graphopt.backends.xla.onnx_check import CannotCheck, check_calls
 from graphopt.backends.xla.onnx_function import OnnxFunction
 from graphopt.backends.xla.onnx_sizes import at_sizes, inlined
 from graphopt.backends.xla.tensor_parallel import divided_dims
+from graphopt.backends.xla.weights import weight_names, weights_of
 from graphopt.errors import UnsupportedError
 from graphopt.ir.fx.tensors import tensor_identity, to_numpy, to_torch
 from graphopt.ir.graph import TensorType
