@@ -6,7 +6,8 @@
 #   make zoo     all 43 real models (or MODELS="id id") beside onnxsim, onnxslim and onnxoptimizer
 #   make bench   the rewriting engine beside others; cost of verification; memory at 3 GB; schedules; whole samplers; pruning; low rank; experts; backends; ops on XLA; proofs
 #   make tpu     compile denoisers and sampling loops for TPUs with libtpu (213 MB; no TPU is needed): tests and a table
-#   make clean   remove .venv and what was built (fetched models in .zoo stay)
+#   make test-torch-xla  run models by torch_xla, in .venv-torch-xla of its own (7.7 GB: torch 2.9.1 and torch_xla 2.9.0), on the CPU
+#   make clean   remove .venv, .venv-torch-xla and what was built (fetched models in .zoo stay)
 
 PYTHON ?= python3
 # worksteal: a worker runs whole files, so that what a file's tests share is made once.
@@ -15,10 +16,11 @@ PIP_ARGS ?=
 MODELS ?=
 
 VENV := .venv
+TORCH_XLA := .venv-torch-xla
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-.PHONY: demo test lint ruff types zoo bench tpu clean
+.PHONY: demo test lint ruff types zoo bench tpu test-torch-xla clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/all.stamp
@@ -63,8 +65,11 @@ tpu: $(VENV)/tpu.stamp
 	$(BIN)/python -m pytest -m tpu tests
 	$(BIN)/python -m benchmarks.tpu_aot
 
+test-torch-xla: $(TORCH_XLA)/made.stamp
+	PJRT_DEVICE=CPU $(TORCH_XLA)/bin/python -m pytest -s -p no:logging -m torch_xla tests/backends/xla/test_torch_xla.py
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(TORCH_XLA) build *.egg-info
 
 # A stamp is newer than what it was made from, so that the set-up runs again only when that changes.
 $(VENV)/made.stamp:
@@ -82,6 +87,12 @@ $(VENV)/all.stamp: $(VENV)/base.stamp
 
 $(VENV)/tpu.stamp: $(VENV)/all.stamp
 	$(INSTALL) -e ".[all,tpu]"
+	touch $@
+
+# torch 2.9 has no other build than CUDA's on PyPI, and does not import without the libraries that it needs.
+$(TORCH_XLA)/made.stamp: pyproject.toml constraints-torch-xla.txt
+	$(PYTHON) -m venv $(TORCH_XLA)
+	$(TORCH_XLA)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-torch-xla.txt $(PIP_ARGS) -e ".[torch-xla,diffusers,dev]"
 	touch $@
 
 $(VENV)/bench.stamp: $(VENV)/all.stamp

@@ -22,8 +22,9 @@ class Signature:
         spec = program.call_spec
         self.structure: Any = spec.in_spec
         self.result: Any = spec.out_spec
-        self.positional: int = self.structure.child(0).num_children
-        self.keywords: list[str] = list(self.structure.child(1).context)
+        positional, keyword = _children_of(self.structure)
+        self.positional: int = positional.num_children
+        self.keywords: list[str] = list(keyword.context)
         first = [f"arg_{i}" for i in range(self.positional)]
         signature = program.module_call_graph[0].signature
         names = signature.forward_arg_names if signature is not None else None
@@ -60,8 +61,7 @@ class Signature:
         return leaves
 
     def _children(self) -> list[Any]:
-        positional, keyword = self.structure.child(0), self.structure.child(1)
-        return [*positional.children(), *keyword.children()]
+        return [child for part in _children_of(self.structure) for child in _children_of(part)]
 
     def _leaves_of(self, name: str, child: Any, value: Any) -> list[Any]:
         try:
@@ -76,6 +76,11 @@ class Signature:
 
     def _listed(self) -> str:
         return ", ".join(self.names) or "no arguments"
+
+
+def _children_of(spec: Any) -> list[Any]:
+    """The parts of a TreeSpec; torch 2.9 has them as an attribute that later ones warn about."""
+    return list(spec.children() if hasattr(spec, "children") else spec.children_specs)
 
 
 def require_constant(argument: Any, value: Any) -> None:

@@ -37,8 +37,8 @@ def compile_command(
     """Compile MODEL for a TPU; none is needed, and nothing is run on one.
 
     Writes into DIR: model.stablehlo, which JAX runs on CPUs and TPUs (weights included); model.pjrt, the executable for
-    the topology, which takes the weights as arguments; model.hlo.txt, the optimised program as text; and report.json,
-    what the compiler says about it.
+    the topology, which takes the weights as arguments; weights.npz, these in order and by name; model.hlo.txt, the
+    optimised program as text; and report.json, what the compiler says about it.
 
     JSON keys, also of report.json: topology, device, status, versions, precision, arguments (types, in order),
     compile_seconds, flops, transcendentals, bytes_accessed (a loop's body counts once), memory (bytes: arguments,
@@ -56,6 +56,7 @@ def compile_command(
         raise PipelineError(f"backend {backend!r} compiles nothing ahead of time; expected --backend xla")
     compiled = run.compile_for(topology)
     compiled.save(output)
+    run.save_weights(output / "weights.npz")
     run.save(output / "model.stablehlo")
-    print_note(f"wrote {output}: model.stablehlo, model.pjrt, model.hlo.txt, report.json")
+    print_note(f"wrote {output}: model.stablehlo, model.pjrt, weights.npz, model.hlo.txt, report.json")
     print_json(compiled.report.to_dict()) if as_json else print_result(compiled.report)

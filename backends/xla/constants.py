@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.fx.node import map_arg
 
-from graphopt.backends.xla.kernels import kernel_of
+from graphopt.backends.xla.torch_ops import is_random
 
 LARGEST = 1 << 16
 """Elements up to which a result is stored in the compiled program."""
@@ -31,6 +31,6 @@ def constants_of(module: torch.fx.GraphModule) -> dict[torch.fx.Node, torch.Tens
 def _is_pure(node: torch.fx.Node) -> bool:
     """Whether it is an op whose result follows from its operands; memory that nobody wrote is none."""
     target = getattr(node.target, "target", node.target)  # behind a VocabularyCall
-    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload) or kernel_of(node.target) is None:
+    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload) or is_random(target):
         return False
     return "empty" not in target.overloadpacket.__name__

@@ -14,20 +14,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import torch
-from torch._decomp import get_decompositions
 from torch.export.exported_program import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec, OutputKind
 
 from graphopt.backends.xla.arrays import to_jax
 from graphopt.backends.xla.constants import constants_of
-from graphopt.backends.xla.kernels import RANDOM, kernel_of
+from graphopt.backends.xla.kernels import kernel_of
 from graphopt.backends.xla.torch_calls import readable_calls
+from graphopt.backends.xla.torch_ops import POSITIONS, described, require_pure, rules
+from graphopt.backends.xla.weights import arguments
 from graphopt.errors import UnsupportedError
 from graphopt.ir.fx.tensors import DTYPE_NAMES
-
-POSITIONS = frozenset({"topk", "sort", "argsort", "argmax", "argmin", "max", "min", "kthvalue", "median", "mode",
-                       "cummax", "cummin", "nonzero", "max_pool2d_with_indices"})  # fmt: skip
-"""Ops whose integer results are positions in an axis."""
 
 
 def decomposed(program: ExportedProgram) -> ExportedProgram:
@@ -36,10 +32,10 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
     Raises:
         UnsupportedError: an op that is known neither way, naming all of them; a buffer that the program writes.
     """
-    _require_pure(program)
+    require_pure(program)
     program, missing = taken_apart(program)
     if missing:
-        named = ", ".join(sorted(_described(target) for target in missing))
+        named = ", ".join(sorted(described(target) for target in missing))
         raise UnsupportedError(f"backend 'xla' has no kernel for {named}")
     return program
 
@@ -50,36 +46,13 @@ def taken_apart(program: ExportedProgram) -> tuple[ExportedProgram, set[Any]]:
     while True:
         calls = readable_calls(program)
         missing = _missing(program, calls)
-        table = _rules(missing)
+        table = rules(missing)
         if not table:
             break
         program = program.run_decompositions(table)
     for node, call in calls.items():
         node.target = call
     return program, missing
-
-
-def _rules(targets: set[Any]) -> dict[Any, Any]:
-    """How torch takes those of `targets` apart that it can."""
-    ops = [t for t in targets if isinstance(t, torch._ops.OpOverload)]
-    composite = {op: rule for op, rule in torch.export.default_decompositions().items() if op in targets}
-    return {**composite, **get_decompositions(ops)}
-
-
-def _described(target: Any) -> str:
-    packet = getattr(target, "overloadpacket", None)
-    random = packet is not None and packet.__name__.rstrip("_") in RANDOM
-    hint = " (JAX draws other numbers than torch: give the noise as an input)" if random else ""
-    return f"{target}{hint}"
-
-
-def _require_pure(program: ExportedProgram) -> None:
-    written = [s.target for s in program.graph_signature.output_specs if s.kind is not OutputKind.USER_OUTPUT]
-    if written:
-        raise UnsupportedError(
-            f"backend 'xla' runs programs without state, and this one writes {', '.join(map(str, written))}; return "
-            "the new value as an output instead"
-        )
 
 
 def _missing(program: ExportedProgram, calls: Mapping[torch.fx.Node, Any]) -> set[Any]:
@@ -114,7 +87,8 @@ class Interpreter(torch.fx.Interpreter):  # type: ignore[misc]
     def run_node(self, node: torch.fx.Node) -> Any:
         if (known := self._constants.get(node)) is not None:
             return to_jax(known)
-        result = super().run_node(node)
+        with jax.named_scope(node.name):
+            result = super().run_node(node)
         declared = node.meta.get("val")
         if node.op != "call_function" or declared is None:
             return result
@@ -171,26 +145,3 @@ def function_of(program: ExportedProgram) -> Callable[[Sequence[Any], Sequence[A
         return list(Interpreter(program.graph_module, constants).run(*args, enable_io_processing=False))
 
     return function
-
-
-def arguments(specs: Sequence[InputSpec], weights: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-    """What stands for each of `specs`: weights, inputs, and the values of constants that are no tensors."""
-    stored, given = iter(weights), iter(inputs)
-    found: list[Any] = []
-    for spec in specs:
-        if spec.kind is not InputKind.USER_INPUT:
-            found.append(next(stored))
-        else:
-            found.append(spec.arg.value if isinstance(spec.arg, ConstantArgument) else next(given))
-    return found
-
-
-def weights_of(program: ExportedProgram) -> list[torch.Tensor]:
-    """The tensors that stand before the inputs of `program`, in the order of its signature."""
-    tables = {**program.constants, **program.state_dict}
-    return [tables[name] for name in weight_names(program)]
-
-
-def weight_names(program: ExportedProgram) -> list[str]:
-    """Their names."""
-    return [str(s.target) for s in program.graph_signature.input_specs if s.kind is not InputKind.USER_INPUT]

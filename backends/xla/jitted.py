@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from graphopt.backends.xla.ahead import CompiledAhead, compile_ahead
 from graphopt.backends.xla.arrays import exact_types
+from graphopt.backends.xla.files import write_arrays
+from graphopt.backends.xla.runtimes import jax_runtime
 from graphopt.backends.xla.settings import Settings
 
 
@@ -24,6 +27,8 @@ class Jitted(ABC):
             options: of `jax.jit`.
         """
         self.settings = settings
+        self.runtime = jax_runtime()
+        """What runs it."""
         self._function = function
         self._run = jax.jit(function, **options)
 
@@ -40,6 +45,9 @@ class Jitted(ABC):
         """
         return self._function
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} by {self.runtime} on {self.settings.platform}>"
+
     @abstractmethod
     def arguments(self) -> tuple[Any, Any]:
         """What `function()` takes, as pytrees of `jax.ShapeDtypeStruct`.
@@ -47,6 +55,24 @@ class Jitted(ABC):
         Raises:
             UnsupportedError: sizes of the inputs are open.
         """
+
+    @abstractmethod
+    def weights(self) -> dict[str, Any]:
+        """The arrays that `function()` takes first, by name, in its order.
+
+        Raises:
+            UnsupportedError: sizes of the inputs are open.
+        """
+
+    def save_weights(self, path: str | Path) -> None:
+        """Write `weights()` as an .npz file, in their order and without pickle: what an executable of `compile_for`
+        takes before the inputs. See `graphopt.backends.xla.files.write_arrays` for how bfloat16 is read.
+
+        Raises:
+            UnsupportedError: sizes of the inputs are open.
+            OSError: the file cannot be written.
+        """
+        write_arrays(Path(path), self.weights())
 
     def hlo(self) -> str:
         """What XLA makes of it on this platform: the optimised HLO as text. Compiles it once more."""

@@ -11,13 +11,10 @@ import jax
 import jax.numpy as jnp
 import torch
 
+from graphopt.backends.xla.torch_ops import is_random
 from graphopt.errors import UnsupportedError
 
 Kernel = Callable[..., Any]
-
-RANDOM = ("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "multinomial",
-          "normal", "uniform", "exponential", "native_dropout", "dropout")  # fmt: skip
-"""Ops that draw random numbers: JAX's generators give others than torch's, so that no check could hold them equal."""
 
 FAILING = frozenset({"aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding", "aten.pad.default"})
 """Ops of which torchax's kernel fails for some arguments: padding by a name, repeated borders. They are said in the
@@ -32,7 +29,7 @@ def kernel_of(target: Any) -> Kernel | None:
     own = OWN.get(str(target))
     if own is not None or not isinstance(target, torch._ops.OpOverload):
         return own
-    if target.overloadpacket.__name__.rstrip("_") in RANDOM or str(target) in FAILING:
+    if is_random(target) or str(target) in FAILING:
         return None
     registered = _torchax().get(target) or _torchax().get(target.overloadpacket)
     return registered.func if registered is not None and registered.is_jax_function else None

@@ -34,23 +34,23 @@ class CannotCheck(Exception):
     """onnxruntime cannot run the model, or not on these inputs. Carries its reason."""
 
 
-def check_calls(function: OnnxFunction, feeds: Sequence[Array]) -> int:
-    """Compare; how many calls were, of distinct types and fields.
+def check_calls(function: OnnxFunction, feeds: Sequence[Array], seen: set[Any] | None = None) -> int:
+    """Compare; how many calls were, of distinct types and fields. Those in `seen` are not again, and others are added.
 
     Raises:
         CannotCheck: there is nothing to compare with.
         UnsupportedError: a call differs, naming it, its operands and by how much.
     """
-    checker = _Checker(function)
+    checker = _Checker(function, set() if seen is None else seen)
     checker.check(function.region, dict(zip(function.region.graph.inputs(), feeds, strict=True)))
     return len(checker.seen)
 
 
 class _Checker:
-    def __init__(self, function: OnnxFunction) -> None:
+    def __init__(self, function: OnnxFunction, seen: set[Any]) -> None:
         self.known = function.known
         self.weights = function.weights
-        self.seen: set[Any] = set()
+        self.seen = seen
 
     def check(self, region: Region, feeds: Mapping[Value, Array]) -> None:
         """Compare the calls of `region`, of which `feeds` are the inputs or what it reads from around it."""

@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
 from graphopt.backends.inputs import InputError, InputType, check_input, name_inputs
 from graphopt.backends.xla.arrays import device_of, exact_types
+from graphopt.backends.xla.buckets import Buckets, Sizes
 from graphopt.backends.xla.jitted import Jitted
 from graphopt.backends.xla.onnx_check import CannotCheck, check_calls
 from graphopt.backends.xla.onnx_function import OnnxFunction
@@ -25,8 +27,6 @@ from graphopt.errors import UnsupportedError
 from graphopt.ir.onnx.model import OnnxModel
 from graphopt.ir.weights import Array
 from graphopt.verify.whole import whole_feeds
-
-Sizes = tuple[tuple[int, ...], ...]
 
 
 @dataclass
@@ -45,9 +45,9 @@ class CompiledOnnx(Jitted):
     """An ONNX model on XLA.
 
     Called with one array per input by position, by input name, or with one dict; returns the list of outputs as
-    arrays. It is compiled at the first call, and again for inputs of other sizes where the model allows them: each
-    time everything that depends on sizes alone is computed beforehand. Inputs that have a default value in the model
-    have that value.
+    arrays. It is compiled at the first call, and again for inputs of other sizes where the model allows them (with
+    buckets, for each of these): each time everything that depends on sizes alone is computed beforehand. Inputs that
+    have a default value in the model have that value.
     """
 
     def __init__(self, model: OnnxModel, settings: Settings) -> None:
@@ -63,6 +63,8 @@ class CompiledOnnx(Jitted):
         graph = self._model.main
         inputs = [v for v in graph.inputs() if not v.is_initializer()]
         self.input_types = tuple(_input_type(graph.name(v), graph.type(v)) for v in inputs)
+        chosen = settings.buckets
+        self._buckets = None if chosen is None else Buckets(self.input_types, chosen, self._program)
         self.output_names = tuple(graph.name(v) for v in graph.outputs())
         if (sizes := self._fixed_sizes()) is None:
             require_vocabulary(graph)
@@ -89,11 +91,23 @@ class CompiledOnnx(Jitted):
         """
         given = name_inputs(self.input_types, (), args, kwargs)
         feeds = [_checked(t, given[t.name]) for t in self.input_types]
+        with exact_types(self.settings.precision):
+            if self._buckets is None:
+                return self._at_given_sizes(feeds)
+            return self._buckets.run(feeds, self._at_given_sizes, self.settings.check)
+
+    def _at_given_sizes(self, feeds: Sequence[Array]) -> list[Array]:
         at = self._at(tuple(feed.shape for feed in feeds))
         self._check(at, feeds)
-        with exact_types(self.settings.precision):
-            results = self._run(self._weights(at), [jax.device_put(feed, self._device) for feed in feeds])
+        results = self._run(self._weights(at), [jax.device_put(feed, self._device) for feed in feeds])
         return [np.asarray(r) for r in results]
+
+    def _program(self, sizes: Sizes) -> ClosedJaxpr:
+        """With the weights as constants: which there are may depend on the sizes."""
+        at = self._at(sizes)
+        weights, dtypes = self._weights(at), [jnp.dtype(t.dtype) for t in self.input_types]
+        inputs = [jax.ShapeDtypeStruct(s, d) for s, d in zip(sizes, dtypes, strict=True)]
+        return jax.make_jaxpr(lambda given: at.function(weights, given))(inputs)
 
     def arguments(self) -> tuple[list[Any], list[Any]]:
         """The weights, and the inputs in order.
@@ -109,6 +123,11 @@ class CompiledOnnx(Jitted):
             weights = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in self._weights(self._at(sizes))]
             dtypes = [jnp.dtype(t.dtype) for t in self.input_types]
             return weights, [jax.ShapeDtypeStruct(s, d) for s, d in zip(sizes, dtypes, strict=True)]
+
+    def weights(self) -> dict[str, Any]:
+        at = self._at(tuple(x.shape for x in self.arguments()[1]))
+        names = [at.model.main.name(value) for value in at.function.weights]
+        return dict(zip(names, self._weights(at), strict=True))
 
     def save(self, path: str | Path, platforms: Sequence[str] = ("cpu", "tpu")) -> None:
         """Write the model, weights included, as a file that JAX runs without graphopt; see `CompiledXla.save`.
@@ -156,7 +175,7 @@ class CompiledOnnx(Jitted):
             with suppress(CannotCheck):
                 at.checked = check_calls(at.function, whole_feeds(at.model))
 
-    def _check(self, at: _AtSizes, feeds: list[Array]) -> None:
+    def _check(self, at: _AtSizes, feeds: Sequence[Array]) -> None:
         if not self.settings.check or at.checked is not None:
             return
         try:

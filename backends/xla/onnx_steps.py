@@ -51,7 +51,8 @@ class Step:
         """
         dtypes = [None if t is None else t.dtype for t in self.types]
         try:
-            results = run_call(self.call.op, operands, self.call.fields, dtypes)
+            with jax.named_scope(self.name.strip("/").replace("/", ".")):
+                results = run_call(self.call.op, operands, self.call.fields, dtypes)
         except Exception as error:  # kernels raise whatever JAX does
             raise UnsupportedError(f"{self} cannot be run: {error}") from error
         for result, type_ in zip(results, self.types, strict=True):

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from graphopt.backends.program_inputs import input_types, read_call, require_names
-from graphopt.backends.xla.arrays import exact_types, to_jax
+from graphopt.backends.xla.arrays import exact_types
 from graphopt.backends.xla.jitted import Jitted
 from graphopt.backends.xla.loop import SamplingLoop
 from graphopt.backends.xla.portable import write_portable
@@ -27,11 +27,15 @@ from graphopt.backends.xla.sharding import (
     weight_shardings,
 )
 from graphopt.backends.xla.tensor_parallel import division
+from graphopt.backends.xla.unit_graphs import weight_on
 from graphopt.backends.xla.units import Units
 from graphopt.errors import UnsupportedError
 from graphopt.program.guidance import Scale
 from graphopt.program.program import Program
 from graphopt.program.runner import like
+
+REFERENCES = {"fx": "torch", "onnx": "onnxruntime"}
+"""What runs the graphs of a storage otherwise."""
 
 
 class CompiledXlaProgram(Jitted):
@@ -44,7 +48,7 @@ class CompiledXlaProgram(Jitted):
     def __init__(self, program: Program, settings: Settings, devices: int = 1, tensor: int = 1) -> None:
         """
         Args:
-            program: one whose graphs are torch's.
+            program: one whose graphs are torch's or ONNX graphs.
             settings: how it is compiled.
             devices: over how many devices of the platform a call is divided. With Guidance(mode="batch") samples go to
                 another device and back in every row, as the two halves of the denoiser's batch are divided too; with
@@ -55,7 +59,7 @@ class CompiledXlaProgram(Jitted):
         Raises:
             PipelineError: numbers of devices that are no positive integers or do not divide each other.
             UnsupportedError: fewer devices of the platform; samples or weights that cannot be divided; an op has no
-                kernel, or one that differs from torch; a condition has the name of another input.
+                kernel, or one that differs from torch or onnxruntime; a condition has the name of another input.
         """
         require_names(program)
         require_divisible(program, devices, tensor)
@@ -66,13 +70,13 @@ class CompiledXlaProgram(Jitted):
         self.notes: tuple[str, ...] = ()
         """What was done or found on the way, for a reader."""
         if settings.check:
-            self.notes += (f"{units.check()} ops of distinct sizes agree with torch",)
+            self.notes += (f"{units.check()} ops of distinct sizes agree with {REFERENCES[program.storage]}",)
         if tensor > 1:
             self.notes += (division(units.weights, units.divided(tensor), tensor),)
         given, result = self.shardings(mesh)
         weights, self._places = given
         with exact_types(settings.precision):
-            self._weights = [to_jax(*pair) for pair in zip(units.weights, weights, strict=True)]
+            self._weights = [weight_on(*pair) for pair in zip(units.weights, weights, strict=True)]
         super().__init__(
             SamplingLoop(program, units.functions), settings, in_shardings=given, out_shardings=result
         )
@@ -84,6 +88,9 @@ class CompiledXlaProgram(Jitted):
             weights = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in self._weights]
             types = input_types(self.program, self._numbers)
             return weights, {name: jax.ShapeDtypeStruct(t.shape, jnp.dtype(t.dtype)) for name, t in types.items()}
+
+    def weights(self) -> dict[str, Any]:
+        return dict(zip(self._units.names, self._weights, strict=True))
 
     def shardings(self, mesh: Mesh) -> tuple[tuple[list[Any], dict[str, Any]], Any]:
         """How `function()` is divided over a mesh with the axes "samples" and "channels", of whatever devices: what

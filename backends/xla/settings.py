@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 PLATFORMS = ("cpu", "gpu", "tpu")
@@ -20,6 +21,10 @@ class Settings:
     check: bool = True
     """Whether every op is compared with torch's or onnxruntime's on numbers, on the CPU, before it is run."""
 
+    buckets: Sequence[int] | Mapping[str, Sequence[int]] | None = None
+    """Sizes that open dimensions are padded to, for all of them or by input and axis, as in {"x:0": (1, 4, 16)}. None
+    compiles for each size."""
+
     def __post_init__(self) -> None:
         if self.platform not in PLATFORMS:
             raise ValueError(f"platform is {self.platform!r}, expected one of {', '.join(PLATFORMS)}")
@@ -27,3 +32,6 @@ class Settings:
             raise ValueError(f"precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
         if not isinstance(self.check, bool):
             raise ValueError(f"check is {self.check!r}, expected True or False")
+        for sizes in self.buckets.values() if isinstance(self.buckets, Mapping) else (self.buckets or (1,),):
+            if not isinstance(sizes, Sequence) or not sizes or not all(type(n) is int and n > 0 for n in sizes):
+                raise ValueError(f"buckets are {self.buckets!r}, expected positive integers, or some by input and axis")

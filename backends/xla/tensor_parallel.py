@@ -11,9 +11,9 @@ What is divided changes no result but for the order of sums: XLA exchanges what 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import torch
 
 from graphopt.axes.analysis import Axes
 from graphopt.axes.free import FreeAxis, Member, free_axes
@@ -44,7 +44,7 @@ def _fits(axes: Axes, axis: FreeAxis, member: Member, parts: int) -> bool:
     return np.array_equal(places * parts // axis.size, np.arange(member.size) * parts // member.size)
 
 
-def division(weights: Sequence[torch.Tensor], dims: Sequence[int | None], parts: int) -> str:
+def division(weights: Sequence[Any], dims: Sequence[int | None], parts: int) -> str:
     """How much of the weights is divided, as a note.
 
     Raises:

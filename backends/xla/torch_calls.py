@@ -10,7 +10,8 @@ from torch.export.exported_program import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from graphopt.backends.xla.calls import run_call
-from graphopt.backends.xla.kernels import RANDOM, kernel_of
+from graphopt.backends.xla.kernels import kernel_of
+from graphopt.backends.xla.torch_ops import is_random
 from graphopt.ir.fx.model import FxModel
 from graphopt.ir.fx.tensors import DTYPE_NAMES
 from graphopt.ir.graph import Call, Graph, Literal
@@ -65,7 +66,7 @@ def readable_calls(program: ExportedProgram) -> dict[torch.fx.Node, VocabularyCa
 
 
 def _can_stand_for(graph: Graph, node: torch.fx.Node, call: Call) -> bool:
-    if node.target.overloadpacket.__name__.rstrip("_") in RANDOM:
+    if is_random(node.target):
         return False
     declared = node.meta["val"]
     results = [declared] if isinstance(declared, torch.Tensor) else list(declared)

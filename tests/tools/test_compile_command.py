@@ -89,7 +89,7 @@ def test_a_bad_topology_leaves_nothing_behind(module, call, tmp_path):
 def test_a_model_is_compiled_and_reported(module, call, tmp_path):
     done = call("compile", f"{module}:pair", "--topology", "v5e:2x2", "-o", tmp_path / "out", "--json")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "model.hlo.txt", "model.pjrt", "model.stablehlo", "report.json"
+        "model.hlo.txt", "model.pjrt", "model.stablehlo", "report.json", "weights.npz"
     ]  # fmt: skip
     printed = json.loads(done.stdout)
     assert printed == json.loads((tmp_path / "out" / "report.json").read_text())

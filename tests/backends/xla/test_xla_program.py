@@ -5,7 +5,6 @@ from xla_support import torch  # first: it skips where JAX is missing  # isort: 
 import jax
 import numpy as np
 import pytest
-from onnx import helper
 
 pytest.importorskip("diffusers")
 from sampling_programs import (
@@ -129,15 +128,6 @@ def test_an_op_that_was_not_compared_and_fails_is_named(monkeypatch):
     run = lowered(denoiser(), SCHEDULERS["DDIM"]())
     with pytest.raises(UnsupportedError, match=r"aten\.tanh\.default fails in JAX.*no_such_thing"):
         run(NOISE, **GIVEN)
-
-
-def test_programs_of_onnx_graphs_are_refused():
-    x, t, y = (helper.make_tensor_value_info(*value) for value in (("x", 1, [2, 3]), ("t", 1, []), ("y", 1, [2, 3])))
-    node = helper.make_node("Mul", ["x", "t"], ["y"])
-    model = helper.make_model(helper.make_graph([node], "product", [x, t], [y]))
-    program = graphopt.Sampler(model, SCHEDULERS["flow match Euler"](), 2)
-    with pytest.raises(UnsupportedError, match="programs of torch models, not of 'onnx'"):
-        program.lower("xla")
 
 
 def test_unknown_options_are_refused():

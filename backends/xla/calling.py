@@ -1,0 +1,74 @@
+"""A call of a torch program: its arguments as the tensors that are handed to XLA, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.export.exported_program import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, TensorArgument
+from torch.utils import _pytree as pytree
+
+from graphopt.backends.inputs import InputError, InputType
+from graphopt.backends.signature import Signature, require_constant, result_of, tensor_of
+from graphopt.ir.fx.tensors import DTYPE_NAMES
+
+
+class Calling:
+    """How a program is called, and what tensors it takes."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self.signature = Signature(program)
+        self.types = _input_types(program)
+        """Of the inputs that are tensors or sizes, in order."""
+        given = [a for a in self.signature.inputs if not isinstance(a, ConstantArgument)]
+        self.are_tensors = [isinstance(a, TensorArgument) for a in given]
+        """Which of them are tensors."""
+
+    def tensors(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+        """The tensors of a call, in the order of `types`.
+
+        Raises:
+            InputError: other arguments than the model was exported with, or wrong dtypes, ranks or sizes.
+        """
+        found: list[torch.Tensor] = []
+        sizes: dict[str, int] = {}
+        types = iter(self.types)
+        for argument, value in zip(self.signature.inputs, self.signature.leaves(args, kwargs), strict=True):
+            if isinstance(argument, ConstantArgument):
+                require_constant(argument, value)
+            else:
+                found.append(_checked(argument, value, next(types), sizes))
+        return found
+
+    def result(self, tensors: Iterable[torch.Tensor]) -> Any:
+        """What the call returns, of the tensors that the graph returned."""
+        remaining = iter(tensors)
+        leaves = [result_of(argument, remaining) for argument in self.signature.outputs]
+        return pytree.tree_unflatten(leaves, self.signature.result)
+
+
+def _input_types(program: ExportedProgram) -> list[InputType]:
+    names = set(program.graph_signature.user_inputs)
+    found = []
+    for node in program.graph.find_nodes(op="placeholder"):
+        value = node.meta.get("val")
+        if node.name in names and isinstance(value, torch.Tensor):
+            dtype = DTYPE_NAMES[value.dtype]
+            shape = tuple(d if isinstance(d, int) else str(d) for d in value.shape)
+            found.append(InputType(node.name, dtype, dtype, shape))
+        elif node.name in names and isinstance(value, torch.SymInt):
+            found.append(InputType(node.name, "int64", "int64", ()))
+    return found
+
+
+def _checked(argument: Any, value: Any, expected: InputType, sizes: dict[str, int]) -> torch.Tensor:
+    """`value` as a tensor of the type that the program expects; `sizes` are those of the symbols seen so far."""
+    tensor = tensor_of(argument, value, expected)
+    for symbol, size in zip(expected.shape or (), tensor.shape, strict=True):
+        if isinstance(symbol, str) and sizes.setdefault(symbol, size) != size:
+            raise InputError(
+                f"input {expected.name!r} is {expected}, and {symbol} is {sizes[symbol]} elsewhere, {size} here"
+            )
+    return tensor
