@@ -1,10 +1,11 @@
 """Times whole sampling loops: 20 DPM++ steps with guidance, beside what people run today, interleaved.
 
-    python -m benchmarks.sampling [sd-like] [digits-unet] [digits-dit] [--rounds N] [--threads N] [--no-compile]
+    python -m benchmarks.sampling [sd-like] [digits-unet] [digits-dit] [--rounds N] [--threads N] [--no-compile] [--no-xla]
 
 Peers: (i) diffusers' loop around the torch module, (ii) the same around torch.compile, (iii) the same around a plain
-onnxruntime session of the exported module. Ours: exact passes only, compiled with `program.lower("onnxruntime")`.
-Everyone starts from the same noise; the largest difference to (i) is printed.
+onnxruntime session of the exported module. Ours: exact passes only, compiled with `program.lower("onnxruntime")`, and
+with `program.lower("xla")`, whose threads are as many as the process has processors (`taskset` limits them). Everyone
+starts from the same noise; the largest difference to (i) is printed.
 """
 
 from __future__ import annotations
@@ -126,10 +127,20 @@ def plain_onnxruntime(case: Case, threads: int) -> Callable[[], torch.Tensor]:
 
 
 def ours(case: Case, threads: int, passes: Sequence[str], form: str = "auto") -> Callable[[], torch.Tensor]:
+    optimized = graphopt.optimize(_program(case), passes=list(passes), target="onnxruntime")
+    return _request(case, optimized.lower("onnxruntime", form=form, threads=threads))
+
+
+def ours_by_xla(case: Case) -> Callable[[], torch.Tensor]:
+    return _request(case, graphopt.optimize(_program(case), passes=["hoist", "batch-tables"]).lower("xla"))
+
+
+def _program(case: Case) -> Any:
     example = {"sample": case.noise, "timestep": torch.tensor(1), case.condition_name: case.condition}
-    program = graphopt.Sampler(case.module, scheduler(), STEPS, example_inputs=example, guidance=SCALE)
-    optimized = graphopt.optimize(program, passes=list(passes), target="onnxruntime")
-    run = optimized.lower("onnxruntime", form=form, threads=threads)
+    return graphopt.Sampler(case.module, scheduler(), STEPS, example_inputs=example, guidance=SCALE)
+
+
+def _request(case: Case, run: Any) -> Callable[[], torch.Tensor]:
     given = {case.condition_name: case.condition, f"negative_{case.condition_name}": case.negative}
     return lambda: run(case.noise, **given)
 
@@ -139,6 +150,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Timed samplings of each candidate.")] = 7,
     threads: Annotated[int, typer.Option(help="Threads of torch and of every session.")] = 2,
     compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Run torch.compile too.")] = True,
+    xla: Annotated[bool, typer.Option(help="Run the backend xla too.")] = True,
 ) -> None:
     """Print median times and ratios of whole sampling loops."""
     torch.set_num_threads(threads)
@@ -151,6 +163,8 @@ def main(
         candidates["diffusers + onnxruntime"] = plain_onnxruntime(case, threads)
         candidates["graphopt, no pass"] = ours(case, threads, ())
         candidates["graphopt"] = ours(case, threads, PASSES)
+        if xla:
+            candidates["graphopt, xla"] = ours_by_xla(case)
         expected = candidates["diffusers + torch"]()
         errors = {n: relative(expected, run()) for n, run in candidates.items()}
         timings = interleave({n: always(run) for n, run in candidates.items()}, rounds=rounds)

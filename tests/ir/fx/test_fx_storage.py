@@ -285,7 +285,7 @@ def test_a_number_is_an_operand_of_the_dtype_of_the_tensor() -> None:
     ("function", "reason"),
     [
         (lambda x: x.to(torch.int32) + 0.5, "type promotion"),
-        (lambda x: x + x.to(torch.float64), "type promotion"),
+        (lambda x: x / x.to(torch.float64), "type promotion"),
         (lambda x: torch.add(x, x, alpha=2), "alpha is not 1"),
         (lambda x: x.to(torch.int32) & 1, "bits of integers"),
         (lambda x: nn.functional.batch_norm(x, None, None, training=True), "several samples"),
