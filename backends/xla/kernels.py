@@ -78,11 +78,22 @@ def convolution(
         reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
         pads = [(r - p, r - p + o) for r, p, o in zip(reach, padding, output_padding, strict=True)]
     y = jax.lax.conv_general_dilated(
-        operand, kernel, step, pads, lhs_dilation=between, rhs_dilation=dilation, feature_group_count=groups
-    )
+        jnp.moveaxis(operand, 1, -1), jnp.moveaxis(kernel, (0, 1), (-1, -2)), step, pads,
+        lhs_dilation=between, rhs_dilation=dilation, feature_group_count=groups,
+        dimension_numbers=_channels_last(spatial),
+    )  # fmt: skip
     if bias is not None:
-        y = y + bias.reshape(-1, *(1,) * spatial)
+        y = y + bias
+    y = jnp.moveaxis(y, -1, 1)
     return y if batched else y[0]
+
+
+def _channels_last(spatial: int) -> jax.lax.ConvDimensionNumbers:
+    """[N, *spatial, C] by [*spatial, in, out]. XLA brings convolutions to this form by itself, but on CPUs not those
+    inside of a loop: there any other form is a plain nest of loops, of a tenth of the speed."""
+    axes = tuple(range(1, spatial + 1))
+    last, kernel = (0, spatial + 1, *axes), (spatial + 1, spatial, *range(spatial))
+    return jax.lax.ConvDimensionNumbers(last, kernel, last)
 
 
 def flipped(weight: Any, groups: int) -> Any:
