@@ -97,22 +97,44 @@ def keep(graph: Graph, movable: Iterable[Node], outputs: Callable[[Node], bool],
     Raises:
         UnsupportedError: a size is not known, so that nothing can be weighed.
     """
+
+    def price(value: Value, node: Node) -> float:
+        return bytes_of(graph, value, node) * prices.kept_byte if outputs(node) else float("inf")
+
+    return cheapest(graph, movable, lambda n: prices.rows * seconds(graph, n), price, prices.weight_byte)
+
+
+def cheapest(
+    graph: Graph,
+    movable: Iterable[Node],
+    cost: Callable[[Node], float],
+    price: Callable[[Value, Node], float],
+    weight_byte: float = 0.0,
+) -> list[Value]:
+    """The results of `movable` nodes at which the graph is best cut, in its order: those to keep for what is left.
+
+    Args:
+        graph: what is cut.
+        movable: as for `keep`.
+        cost: seconds of a movable node if it is left.
+        price: seconds of a result that is kept, of the node that computes it; inf if it may not be.
+        weight_byte: seconds of a byte of a weight that what is left reads.
+    """
     network = _Network()
     places = {node: network.fresh() for node in movable}
     values = {v: network.fresh() for node in places for v in graph.results(node) if v is not None}
     weights: dict[object, _Index] = {}
     fixed = {data.identity for n in graph.nodes() if n not in places for data in weights_read(graph, n)}
     for node, place in places.items():
-        network.pay(place, _OUT, prices.rows * seconds(graph, node))
+        network.pay(place, _OUT, cost(node))
         for value in graph.results(node):
             if value is not None:
-                price = _bytes(graph, value, node) * prices.kept_byte if outputs(node) else float("inf")
-                _pay_or_forbid(network, values[value], place, price)
+                _pay_or_forbid(network, values[value], place, price(value, node))
         for data in weights_read(graph, node):
             if data.identity not in fixed:
                 if data.identity not in weights:
                     weights[data.identity] = network.fresh()
-                    network.pay(weights[data.identity], _OUT, data.nbytes * prices.weight_byte)
+                    network.pay(weights[data.identity], _OUT, data.nbytes * weight_byte)
                 network.follow(place, weights[data.identity])
     for reader, value in _reads(graph, values):
         network.follow(places.get(reader, _STEP), values[value])
@@ -152,11 +174,16 @@ def seconds(graph: Graph, node: Node) -> float:
         return LAUNCH
     operands = [o for o in graph.raw_call(node).operands if o is not None and not isinstance(o, Literal)]
     tensors = [o for o in operands if graph.type(o) is not None or graph.producer(o) is not None]
-    moved = sum(_bytes(graph, v, node) for v in [*tensors, *graph.results(node)] if v is not None)
+    moved = sum(bytes_of(graph, v, node) for v in [*tensors, *graph.results(node)] if v is not None)
     return LAUNCH + (node_flops(graph, node) or 0) / FLOP_RATE + moved / MEMORY_RATE
 
 
-def _bytes(graph: Graph, value: Value, node: Node) -> int:
+def bytes_of(graph: Graph, value: Value, node: Node) -> int:
+    """The size of `value`, which `node` reads or writes.
+
+    Raises:
+        UnsupportedError: it is not known.
+    """
     size = type_bytes(graph.type(value))
     if size is None:
         raise UnsupportedError(
