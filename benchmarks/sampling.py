@@ -1,6 +1,7 @@
 """Times whole sampling loops: 20 DPM++ steps with guidance, beside what people run today, interleaved.
 
-    python -m benchmarks.sampling [sd-like] [digits-unet] [digits-dit] [--rounds N] [--threads N] [--no-compile] [--no-xla]
+    python -m benchmarks.sampling [sd-like] [digits-unet] [digits-dit] [--rounds N] [--threads N] [--no-compile]
+        [--no-xla]
 
 Peers: (i) diffusers' loop around the torch module, (ii) the same around torch.compile, (iii) the same around a plain
 onnxruntime session of the exported module. Ours: exact passes only, compiled with `program.lower("onnxruntime")`, and

@@ -13,7 +13,7 @@ from graphopt.ir.scratch import ScratchGraph
 from graphopt.ir.transcribe import transcribe
 from graphopt.ir.weights import FLOATS, Array
 from graphopt.passes.hoist_check import REQUESTS, draw_request
-from graphopt.program.body import Body, Known, Unit
+from graphopt.program.body import Body, Known
 from graphopt.program.program import Program
 from graphopt.program.reference import run_unit
 from graphopt.program.runner import timestep_table, to_numpy, to_torch

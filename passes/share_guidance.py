@@ -26,12 +26,12 @@ from graphopt.rewrite.contract import Evidence
 class ShareGuidance(ProgramPass):
     """Computes once what is the same in both halves of the batch that guidance makes.
 
-    Classifier-free guidance in one batch calls the denoiser on [x, x], [t, t] and [negative, c]. A node that reads only
-    what is the same in both halves, f([h, h]) with f acting on each sample by itself, is [f(h), f(h)]: it runs on h, and
-    where the condition comes in, its result is written twice. In a U-Net that is all that stands before the first
-    cross-attention, the skip connections from there included; in a transformer with cross-attention the self-attention
-    of its first block. Where the class or a pooled prompt enters the embedding of the timestep, next to nothing is
-    common, and the pass says so.
+    Classifier-free guidance in one batch calls the denoiser on [x, x], [t, t] and [negative, c]. A node that reads
+    only what is the same in both halves, f([h, h]) with f acting on each sample by itself, is [f(h), f(h)]: it runs on
+    h, and where the condition comes in, its result is written twice. In a U-Net that is all that stands before the
+    first cross-attention, the skip connections from there included; in a transformer with cross-attention the
+    self-attention of its first block. Where the class or a pooled prompt enters the embedding of the timestep, next to
+    nothing is common, and the pass says so.
 
     Where to stop is the exact optimum of the cost model of `hoist`: a half of the work of every node saved, against a
     copy of each value that is needed twice. Preconditions: guidance with mode="batch"; static sizes; a rule in
@@ -44,7 +44,8 @@ class ShareGuidance(ProgramPass):
 
     name: ClassVar[str] = "share-guidance"
     contract: ClassVar[str] = (
-        "Rounding: the same ops on half of the batch, whose kernels may add up in another order; checked against float64"
+        "Rounding: the same ops on half of the batch, whose kernels may add up in another order; checked against "
+        "float64"
     )
 
     def run(self, program: Program, context: RunContext) -> Program:
