@@ -36,7 +36,6 @@ def test_axes_at_other_places_are_not_the_same() -> None:
     assert len(details) == 6 and details[0] == "torch alone: qkv.weight:0.0.0 (4, exact)"
 
 
-def test_what_the_exporter_computed_is_told() -> None:
+def test_what_counts_in_the_model_counts_in_its_file() -> None:
     found, details = compare(*both("df_unet2d_ddpm"))
-    assert (found.only_torch, found.only_onnx) == (0, 1)
-    assert "only here: unsqueeze_1; there: it counts" in details[0]
+    assert found.same > 0 and (found.only_torch, found.only_onnx, details) == (0, 0, ())
