@@ -84,8 +84,7 @@ def conv(x: Any, w: Any, b: Any = None, *, stride: Any, pads: Any, dilation: Any
     """XLA's convolution."""
     n = len(stride)
     around = list(zip(pads[:n], pads[n:], strict=True))
-    y = jax.lax.conv_general_dilated(x, w, stride, around, rhs_dilation=dilation, feature_group_count=groups)
-    return y if b is None else y + b.reshape(-1, *(1,) * n)
+    return kernels.convolved(x, w, b, stride, around, dilation=dilation, groups=groups)
 
 
 def conv_transpose(
@@ -95,11 +94,8 @@ def conv_transpose(
     n = len(stride)
     reach = [d * (k - 1) for d, k in zip(dilation, w.shape[2:], strict=True)]
     around = [(reach[i] - pads[i], reach[i] - pads[n + i] + output_padding[i]) for i in range(n)]
-    y = jax.lax.conv_general_dilated(
-        x, kernels.flipped(w, groups), (1,) * n, around, lhs_dilation=stride, rhs_dilation=dilation,
-        feature_group_count=groups,
-    )  # fmt: skip
-    return y if b is None else y + b.reshape(-1, *(1,) * n)
+    kernel = kernels.flipped(w, groups)
+    return kernels.convolved(x, kernel, b, (1,) * n, around, between=stride, dilation=dilation, groups=groups)
 
 
 ACTIVATIONS: dict[str, tuple[str, ...]] = {

@@ -74,23 +74,28 @@ def convolution(
         kernel, between, step = flipped(weight, groups), stride, (1,) * spatial
         reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
         pads = [(r - p, r - p + o) for r, p, o in zip(reach, padding, output_padding, strict=True)]
-    y = jax.lax.conv_general_dilated(
-        jnp.moveaxis(operand, 1, -1), jnp.moveaxis(kernel, (0, 1), (-1, -2)), step, pads,
-        lhs_dilation=between, rhs_dilation=dilation, feature_group_count=groups,
-        dimension_numbers=_channels_last(spatial),
-    )  # fmt: skip
-    if bias is not None:
-        y = y + bias
-    y = jnp.moveaxis(y, -1, 1)
+    y = convolved(operand, kernel, bias, step, pads, between=between, dilation=dilation, groups=groups)
     return y if batched else y[0]
 
 
-def _channels_last(spatial: int) -> jax.lax.ConvDimensionNumbers:
-    """[N, *spatial, C] by [*spatial, in, out]. XLA brings convolutions to this form by itself, but on CPUs not those
-    inside of a loop: there any other form is a plain nest of loops, of a tenth of the speed."""
-    axes = tuple(range(1, spatial + 1))
-    last, kernel = (0, spatial + 1, *axes), (spatial + 1, spatial, *range(spatial))
-    return jax.lax.ConvDimensionNumbers(last, kernel, last)
+def convolved(
+    x: Any, kernel: Any, bias: Any, stride: Any, pads: Any, *, between: Any = None, dilation: Any, groups: int
+) -> Any:
+    """XLA's convolution of x [N, C, *spatial], `between` - 1 zeros put between its elements, with a kernel
+    [out, in, *kernel]; `pads` are pairs, the bias may be None.
+
+    XLA computes it channels-last. It brings convolutions to this form by itself, but on CPUs not those inside of a
+    loop: there any other form is a plain nest of loops, of a tenth of the speed.
+    """
+    n = kernel.ndim - 2
+    axes = tuple(range(1, n + 1))
+    last, own = (0, n + 1, *axes), (n + 1, n, *range(n))
+    y = jax.lax.conv_general_dilated(
+        jnp.moveaxis(x, 1, -1), jnp.moveaxis(kernel, (0, 1), (-1, -2)), stride, pads,
+        lhs_dilation=between, rhs_dilation=dilation, feature_group_count=groups,
+        dimension_numbers=jax.lax.ConvDimensionNumbers(last, own, last),
+    )  # fmt: skip
+    return jnp.moveaxis(y if bias is None else y + bias, -1, 1)
 
 
 def flipped(weight: Any, groups: int) -> Any:
