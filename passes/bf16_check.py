@@ -51,9 +51,10 @@ def check(change: Change) -> Evidence:
     worst = twin = 0.0
     try:
         before, after = side_runner(fragment, fragment.before), side_runner(fragment, fragment.after)
+        meaning = Meaning(fragment, fragment.before)
         runs = list(_runs(fragment, calls, before, change))
         for kind, feeds, old in runs:
-            wide = Meaning(fragment, fragment.before)(feeds)
+            wide = meaning(feeds)
             if kind == KINDS[0]:
                 twin = _twin_error(wide, Meaning(fragment, fragment.after)(feeds))
             new = after(feeds)

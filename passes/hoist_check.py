@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from graphopt.ir.graph import TensorType, compatible
 from graphopt.ir.model import Model
 from graphopt.ir.weights import Array
+from graphopt.passes.rounding_check import cannot_run
 from graphopt.program.body import Body, Known
 from graphopt.program.program import Program
 from graphopt.program.reference import run_unit
@@ -84,7 +85,7 @@ def _without_data(model: Model) -> bool:
 def _execute(program: Program, before: Body, after: Body, name: str) -> Evidence:
     runs = 0
     try:
-        whole, parts = _Runs(before), _Runs(after)
+        whole, parts = Runs(before), Runs(after)
         for request in range(REQUESTS):
             given = draw_request(program, request)
             expected, got = whole.request(given, program.storage), parts.request(given, program.storage)
@@ -95,8 +96,7 @@ def _execute(program: Program, before: Body, after: Body, name: str) -> Evidence
     except Rejected:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:300] if str(error) else type(error).__name__
-        raise Rejected(f"cannot be run to compare: {reason}", Evidence("none")) from error
+        raise cannot_run(error) from error
     return Evidence("bit-equal", runs)
 
 
@@ -109,26 +109,32 @@ def _compare(expected: Sequence[Any], got: Sequence[Any], request: int, timestep
             )
 
 
-class _Runs:
+class Runs:
     """A body on the runtime of its storage."""
 
-    def __init__(self, body: Body) -> None:
+    def __init__(self, body: Body, units: Collection[str] = tuple(_KNOWN)) -> None:
+        """`units`: those that will be run."""
         self._body = body
-        self._run = {name: run_unit(unit.model) for name, unit in body.units()}
+        self._run = {name: run_unit(unit.model) for name, unit in body.units() if name in units}
 
-    def request(self, conditions: Mapping[str, Array], storage: str) -> Any:
+    def request(self, conditions: Mapping[str, Array], storage: str) -> Callable[[Array, Array], Sequence[Any]]:
         """The step's outputs as a function of sample and timestep, for one set of conditions."""
+        feeds = self.step_feeds(conditions, storage)
+        return lambda sample, timestep: self._run["step"](feeds(sample, timestep))
+
+    def step_feeds(self, conditions: Mapping[str, Array], storage: str) -> Callable[[Array, Array], list[Any]]:
+        """What the step is fed, as a function of sample and timestep, for one set of conditions."""
         own = to_torch if storage == "fx" else to_numpy
         body, known = self._body, Known({name: own(value) for name, value in conditions.items()})
         if body.prologue is not None:
             known = replace(known, prologue=self._run["prologue"](known.feeds(body.prologue)))
 
-        def step(sample: Array, timestep: Array) -> Sequence[Any]:
+        def feeds(sample: Array, timestep: Array) -> list[Any]:
             row = replace(known, sample=own(sample), timestep=own(timestep))
-            row = replace(row, table=body.table_of_row(lambda feeds: self._run["table"](feeds), row))
-            return self._run["step"](row.feeds(body.step))
+            row = replace(row, table=body.table_of_row(lambda given: self._run["table"](given), row))
+            return list(row.feeds(body.step))
 
-        return step
+        return feeds
 
 
 def _timesteps(program: Program, name: str) -> list[Array]:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.scratch import ScratchGraph
 from graphopt.ir.transcribe import transcribe
-from graphopt.ir.weights import FLOATS, Array
-from graphopt.passes.hoist_check import REQUESTS, draw_request
-from graphopt.program.body import Body, Known
+from graphopt.passes.hoist_check import REQUESTS, Runs, draw_request
+from graphopt.passes.rounding_check import cannot_run, worst_ratio
+from graphopt.program.body import Body
 from graphopt.program.program import Program
-from graphopt.program.reference import run_unit
-from graphopt.program.runner import timestep_table, to_numpy, to_torch
+from graphopt.program.runner import timestep_table, to_numpy
 from graphopt.rewrite.change import Rejected
-from graphopt.rewrite.contract import Evidence, Rounding
-from graphopt.verify.compare import EPS, mismatch, rounding_ratio
+from graphopt.rewrite.contract import Evidence
+from graphopt.verify.compare import mismatch
 from graphopt.verify.execute import Runner, evaluate, native_runner
 from graphopt.verify.inputs import draw_input
 
@@ -43,7 +41,7 @@ def cut_before(graph: Graph, nodes: Sequence[Node], outputs: Sequence[Value]) ->
         meaning = transcribe(graph, nodes, graph.inputs(), outputs, wide=True)[0]
         return Fragment(native_runner(graph, nodes, graph.inputs(), outputs), meaning)
     except Exception as error:
-        raise _cannot_run(error) from error
+        raise cannot_run(error) from error
 
 
 def cut_after(graph: Graph, nodes: Sequence[Node], outputs: Sequence[Value], fragment: Fragment) -> Fragment:
@@ -55,7 +53,7 @@ def cut_after(graph: Graph, nodes: Sequence[Node], outputs: Sequence[Value], fra
     try:
         return replace(fragment, after=native_runner(graph, nodes, graph.inputs(), outputs))
     except Exception as error:
-        raise _cannot_run(error) from error
+        raise cannot_run(error) from error
 
 
 def judge(program: Program, name: str, body: Body, fragment: Fragment) -> Evidence:
@@ -70,52 +68,24 @@ def judge(program: Program, name: str, body: Body, fragment: Fragment) -> Eviden
     except Rejected:
         raise
     except Exception as error:
-        raise _cannot_run(error) from error
-
-
-def _cannot_run(error: Exception) -> Rejected:
-    reason = str(error).strip().splitlines()[0][:300] if str(error) else type(error).__name__
-    return Rejected(f"cannot be run to compare: {reason}", Evidence("none"))
+        raise cannot_run(error) from error
 
 
 def _execute(program: Program, name: str, body: Body, fragment: Fragment) -> Evidence:
     assert fragment.after is not None
     worst, runs = 0.0, 0
     rows = [row for row, called in enumerate(program.calls) if called == name]
-    units = {unit: run_unit(held.model) for unit, held in body.units() if unit != "step"}
+    before_step = Runs(body, ("prologue", "table"))
     for request in range(REQUESTS):
+        fed = before_step.step_feeds(draw_request(program, request), program.storage)
         for row in dict.fromkeys((rows[0], rows[-1])):
-            feeds = _feeds(program, body, units, request, row)
+            half = draw_input(np.random.default_rng(1000 * request + row), program.interface.sample)
+            given = fed(np.concatenate([half, half]), timestep_table(program, [row])[0, ...])
+            feeds = [np.asarray(to_numpy(value)) for value in given]
             runs += 1
             exact, old, new = evaluate(fragment.meaning, feeds), fragment.before(feeds), fragment.after(feeds)
             if (reason := mismatch(old, new)) is not None:
                 raise Rejected(reason, Evidence("executed", runs, float("inf")))
-            for index, ratio in enumerate(map(_ratio, exact, old, new)):
-                worst = max(worst, ratio)
-                if not ratio <= 1.0:
-                    where = f"value {index} at row {row} of request {request}"
-                    raise Rejected(
-                        f"{where} has {ratio:.3g} times the error that {Rounding()} allows",
-                        Evidence("executed", runs, ratio),
-                    )
+            where = f"row {row} of request {request}"
+            worst = max(worst, worst_ratio(exact, old, new, what="value", where=where, runs=runs))
     return Evidence("executed", runs, worst)
-
-
-def _ratio(exact: Array, old: Array, new: Array) -> float:
-    """The error as a multiple of what is allowed; of what is no float, whether it is the same."""
-    if old.dtype.name not in FLOATS:
-        return 0.0 if np.array_equal(old, new) else float("inf")
-    return rounding_ratio(exact, old, new, EPS[old.dtype.name], Rounding().factor)
-
-
-def _feeds(program: Program, body: Body, units: Any, request: int, row: int) -> list[Array]:
-    """What the step is fed in a row of a drawn request: the same sample and timestep in both halves."""
-    own = to_torch if program.storage == "fx" else to_numpy
-    known = Known({name: own(value) for name, value in draw_request(program, request).items()})
-    if body.prologue is not None:
-        known = replace(known, prologue=units["prologue"](known.feeds(body.prologue)))
-    known = replace(known, timestep=own(timestep_table(program, [row])[0, ...]))
-    known = replace(known, table=body.table_of_row(lambda feeds: units["table"](feeds), known))
-    half = draw_input(np.random.default_rng(1000 * request + row), program.interface.sample)
-    known = replace(known, sample=own(np.concatenate([half, half])))
-    return [np.asarray(to_numpy(value)) for value in known.feeds(body.step)]

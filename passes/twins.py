@@ -11,7 +11,7 @@ import numpy as np
 from graphopt.ir.graph import Call, CannotEmit, Graph, Literal, Node, TensorType, Value
 from graphopt.ir.weights import as_ref
 from graphopt.passes.twin_rules import Fields, Kind, Site, Sizes, half_call
-from graphopt.program.stages import is_stored, reads
+from graphopt.program.stages import is_fixed, is_stored, reads
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ def _kind(graph: Graph, kinds: Mapping[Value, Kind], value: Value) -> Kind:
         return Kind.WHOLE
     if (known := kinds.get(value)) is not None:
         return known
-    fixed = graph.constant(value) is not None or graph.type(value) is None
-    return Kind.WHOLE if fixed else Kind.OTHER
+    return Kind.WHOLE if is_fixed(graph, value) else Kind.OTHER
 
 
 def _halved(graph: Graph, kinds: Mapping[Value, Kind], call: Call) -> Fields | None:

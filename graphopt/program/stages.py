@@ -119,8 +119,12 @@ def _stage_of(graph: Graph, values: Mapping[Value, Stage], value: Value) -> Stag
         return Stage.MODEL
     if (known := values.get(value)) is not None:
         return known
-    fixed = graph.constant(value) is not None or graph.type(value) is None
-    return Stage.MODEL if fixed else Stage.STEP
+    return Stage.MODEL if is_fixed(graph, value) else Stage.STEP
+
+
+def is_fixed(graph: Graph, value: Value) -> bool:
+    """Whether a value that is neither computed nor an input stays what it is: a constant, or a thing without a type."""
+    return graph.constant(value) is not None or graph.type(value) is None
 
 
 def input_stages(unit: Unit) -> dict[Value, Stage]:
