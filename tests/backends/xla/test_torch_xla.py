@@ -9,6 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch_functions import Counter, Function  # noqa: E402
+
 import graphopt  # noqa: E402
 from graphopt.backends.inputs import InputError  # noqa: E402
 from graphopt.errors import UnsupportedError  # noqa: E402
@@ -18,15 +20,6 @@ pytestmark = [
     pytest.mark.torch_xla,
     pytest.mark.skipif(MISSING, reason="torch_xla is not what is installed for XLA: make test-torch-xla"),
 ]
-
-
-class Function(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args):
-        return self.function(*args)
 
 
 def lowered(module, *args, **options):
@@ -287,15 +280,6 @@ def test_branches_and_sizes_from_data_are_refused():
 
 
 def test_a_program_that_writes_its_state_is_refused():
-    class Counter(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("count", torch.zeros(1))
-
-        def forward(self, x):
-            self.count.add_(1)
-            return x + self.count
-
     with pytest.raises(UnsupportedError, match="count"):
         lowered(Counter(), torch.randn(3))
 

@@ -1,6 +1,6 @@
 """Models on XLA: equal to torch, in its dtypes, and refused where they would not be."""
 
-from xla_support import Function, torch  # first: it skips where JAX is missing  # isort: skip
+from xla_support import Counter, Function, torch  # first: it skips where JAX is missing  # isort: skip
 
 import pytest
 
@@ -94,15 +94,6 @@ def test_all_ops_without_a_kernel_are_named_at_once():
 
 
 def test_a_program_that_writes_its_state_is_refused():
-    class Counter(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("count", torch.zeros(1))
-
-        def forward(self, x):
-            self.count.add_(1)
-            return x + self.count
-
     with pytest.raises(UnsupportedError, match="count"):
         lowered(Counter(), torch.randn(3))
 

@@ -11,6 +11,9 @@ pytest.importorskip("jax", reason="JAX is not installed: pip install 'graphopt[x
 if importlib.util.find_spec("torchax") is None:
     pytest.skip("torchax is not installed: pip install 'graphopt[xla]'", allow_module_level=True)
 
+from torch_functions import Counter, Function  # noqa: E402
+
+__all__ = ["Counter", "Function", "torch", "tpu"]
 LIBTPU = importlib.util.find_spec("libtpu") is not None
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # test processes run side by side
 
@@ -19,14 +22,3 @@ def tpu(test):
     """Marks a test that compiles for TPUs."""
     reason = "libtpu is not installed: pip install 'graphopt[tpu]' (no TPU is needed)"
     return pytest.mark.tpu(pytest.mark.skipif(not LIBTPU, reason=reason)(test))
-
-
-class Function(torch.nn.Module):
-    """A function of tensors as a module."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args):
-        return self.function(*args)
