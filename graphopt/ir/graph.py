@@ -164,7 +164,8 @@ class Graph(ABC):
 
     @abstractmethod
     def call(self, node: Node) -> Call | Unreadable:
-        """`node` in the vocabulary, or why it cannot be said exactly. Cached until the node changes."""
+        """`node` in the vocabulary, or why it cannot be said exactly: what can be said is pure. Cached until the node
+        changes."""
 
     @abstractmethod
     def raw_call(self, node: Node) -> Call:
