@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from graphopt.errors import RuleError
-from graphopt.ir.graph import CannotEmit, Graph, Node, Value, compatible
+from graphopt.ir.graph import CannotEmit, Graph, Node, Value
 from graphopt.ir.weights import TensorRef
 from graphopt.rewrite.contract import Application, Contract, Evidence
 from graphopt.rewrite.journal import Journal
@@ -97,7 +97,6 @@ class Editor:
             if journal.is_empty:
                 self._require_untouched(rule_name, nodes, before)
                 raise Refused("the rewrite changed nothing", (), None)
-            _check_types(journal)
             evidence = self.verifier.verify(
                 Change(id_, self.graph, tuple(nodes), journal, contract, rule, match, declared)
             )
@@ -137,15 +136,6 @@ def local_fingerprint(graph: Graph, nodes: Sequence[Node]) -> str:
         ]  # fmt: skip
         parts.append(f"{call.op}{operands}{sorted((k, str(v)) for k, v in call.fields.items())}{readers}")
     return "\n".join(parts)
-
-
-def _check_types(journal: Journal) -> None:
-    """A replacement must keep dtype and shape, as far as both are known."""
-    graph = journal.graph
-    for old, new in journal.replaced:
-        was, is_ = graph.type(old), graph.type(new)
-        if was is not None and is_ is not None and not compatible(was, is_):
-            raise Refused("{} was {} and would become {}", (graph.name(old), was, is_), None)
 
 
 def _why(error: Exception) -> tuple[str, Evidence, str | None]:

@@ -177,12 +177,12 @@ class Shared:
         self._types.pop(value, None)
 
     def inherit_type(self, new: ir.Value, old: ir.Value) -> None:
-        """Note that `new`, which was declared as `old` is, has the type of `old`: inferred types hold for it too, and
-        so does what a contradiction between the two took away."""
-        type_ = self.type(old)
-        self.give_type(new, type_)
-        if type_ is not None:
-            self._types[new] = type_
+        """Let what is known of `old`, which is declared as `new` is, be known of `new`."""
+        for known in (self._given, self._inferred, self._types):
+            if (type_ := known.get(old)) is not None:
+                known[new] = type_
+            else:
+                known.pop(new, None)
 
     def set_inferred(self, types: Mapping[ir.Value, TensorType]) -> None:
         """Take the result of shape inference; everything read before is read anew."""
@@ -228,8 +228,8 @@ class Shared:
     # ---- forgetting --------------------------------------------------------------------------------------
 
     def forget_value(self, value: ir.Value) -> None:
-        self._given.pop(value, None)
-        self._types.pop(value, None)
+        for known in (self._given, self._inferred, self._types):
+            known.pop(value, None)
         self.fresh.discard(value)
         if value.const_value is not None:
             self._refs.pop(value.const_value, None)
