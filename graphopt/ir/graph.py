@@ -190,6 +190,10 @@ class Graph(ABC):
     def users(self, value: Value) -> Sequence[Node]:
         """Nodes that read `value`, in a deterministic order, those inside control-flow bodies included."""
 
+    def readers(self, node: Node) -> Sequence[Node]:
+        """Nodes that read an output of `node`, once for each that they read, in a deterministic order."""
+        return [user for output in self.results(node) if output is not None for user in self.users(output)]
+
     def is_unread(self, node: Node) -> bool:
         """Whether nothing reads any output of `node`, and none is an output of the graph."""
         outputs = [o for o in self.results(node) if o is not None]

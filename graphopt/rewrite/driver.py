@@ -195,20 +195,15 @@ class Driver:
 
     def _push_downstream(self, nodes: Sequence[Node]) -> None:
         """Queue `nodes` and what they lead to, as far as the deepest pattern can look back."""
-        results, users = self.graph.results, self.graph.users
         self._push(nodes)
         for _ in range(1, self.reach):
-            nodes = [u for n in nodes for o in results(n) if o is not None for u in users(o)]
-            if len(nodes) > 1:
-                nodes = list(dict.fromkeys(nodes))
+            nodes = list(dict.fromkeys([reader for node in nodes for reader in self.graph.readers(node)]))
             self._push(nodes)
 
 
 def write_match(rule: Rule, match: Match, nodes: Sequence[Node], journal: Journal) -> None:
     """Write what `rule` says at `match`, whose sorted nodes are `nodes`, into `journal`."""
-    bindings = match.bindings
-    captured = [(ref, bindings.values[name]) for name, ref in bindings.constants.items()]
-    result = rule.rewrite(match, Builder(match.graph, journal, nodes[-1], captured))
+    result = rule.rewrite(match, Builder(match.graph, journal, nodes[-1], match.bindings))
     results: tuple[Any, ...] = result if isinstance(result, tuple) else (result,)
     if result is None:
         if not journal.is_empty:
