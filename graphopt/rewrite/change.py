@@ -6,7 +6,7 @@ nothing reaches a graph without an id, a verdict and, if need be, an undo.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
@@ -68,7 +68,7 @@ class Editor:
         self.graph = graph
         self.ledger = ledger
         self.verifier = verifier
-        self._watched: Counter[str] = Counter()
+        self._watched: defaultdict[str, int] = defaultdict(int)
 
     def apply(
         self,
@@ -91,7 +91,10 @@ class Editor:
         journal = Journal(self.graph)
         if id_ in self.ledger.skip:
             return self._record(Application(id_, rule_name, names, "skipped", "skipped on request")), journal
-        before = self._look(rule_name, nodes) if self._watched[rule_name] < WATCHED else None
+        before = None
+        if self._watched[rule_name] < WATCHED:
+            self._watched[rule_name] += 1
+            before = local_fingerprint(self.graph, nodes)
         try:
             write(journal)
             if journal.is_empty:
@@ -111,11 +114,6 @@ class Editor:
     def _record(self, application: Application) -> Application:
         self.ledger.record(application)
         return application
-
-    def _look(self, rule_name: str, nodes: Sequence[Node]) -> str:
-        """The neighbourhood before a change, which a rule that is new is watched for."""
-        self._watched[rule_name] += 1
-        return local_fingerprint(self.graph, nodes)
 
     def _require_untouched(self, rule_name: str, nodes: Sequence[Node], before: str | None) -> None:
         if before is not None and local_fingerprint(self.graph, nodes) != before:

@@ -54,7 +54,7 @@ class Journal:
         self._undos.append(self.graph.retype(node, types))
 
     def replace(self, old: Value, new: Value) -> None:
-        """Let whoever reads `old` read `new`. Raises CannotEmit if the two differ in what is known of dtype and shape."""
+        """Let whoever reads `old` read `new`. Raises CannotEmit if their dtypes or shapes are known to differ."""
         becomes = self.graph.type(new)
         if becomes is not None and (was := self.graph.type(old)) is not None and not compatible(was, becomes):
             raise CannotEmit(f"{self.graph.name(old)} was {was} and would become {becomes}")

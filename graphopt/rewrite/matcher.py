@@ -68,11 +68,8 @@ class Bindings:
 
     def copy(self) -> Bindings:
         other = Bindings()
-        other.values = dict(self.values)
-        other.constants = dict(self.constants)
-        other.named = dict(self.named)
-        other.calls = dict(self.calls)
-        other.roots = list(self.roots)
+        for name in Bindings.__slots__:
+            setattr(other, name, getattr(self, name).copy())
         return other
 
 

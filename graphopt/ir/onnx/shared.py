@@ -136,9 +136,11 @@ class Shared:
         return known
 
     def _find_type(self, value: ir.Value) -> TensorType | None:
-        result = dtypes.merged(self._given.get(value), dtypes.declared_type(value))
-        if (inferred := self._inferred.get(value)) is not None:
-            result = dtypes.merged(result, inferred)
+        result = self._given.get(value)
+        if value not in self.fresh:  # Of what an edit has written nothing else is known.
+            result = dtypes.merged(result, dtypes.declared_type(value))
+            if (inferred := self._inferred.get(value)) is not None:
+                result = dtypes.merged(result, inferred)
         if result is None and (tensor := self.tensor(value)) is not None:
             ref = self.ref(tensor)
             result = None if ref is None else TensorType(ref.dtype, ref.shape)
@@ -171,10 +173,6 @@ class Shared:
             self._inferred.pop(value, None)
         else:
             self._inferred[value] = inferred
-
-    def forget_type(self, value: ir.Value) -> None:
-        """Drop what was computed for `value` after its declaration changed."""
-        self._types.pop(value, None)
 
     def inherit_type(self, new: ir.Value, old: ir.Value) -> None:
         """Let what is known of `old`, which is declared as `new` is, be known of `new`."""
