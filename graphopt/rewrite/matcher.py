@@ -122,7 +122,7 @@ class _Attempt:
         self.best = NOTHING
 
     def _fail(self, bindings: Bindings, node: Node | None, template: str, *values: Any) -> None:
-        """Note why the attempt ends here, if none has come further; returns None, which stands for no match."""
+        """Note why the attempt ends here, if none has come further."""
         score = len(bindings.calls)
         if score > self.best.score:
             self.best = NoMatch(template, values, node, score)
@@ -150,16 +150,15 @@ class _Attempt:
     def _solve(self, goals: Goals, bindings: Bindings) -> Bindings | None:
         while goals is not None:
             pattern, value, goals = goals
-            kind = type(pattern)
-            if kind is OpPattern:
+            if isinstance(pattern, OpPattern):
                 call = self._produced(pattern, value, bindings)
                 options = () if call is None else self._operands(pattern, call, bindings, goals)
                 if len(options) != 1:
                     return self._choose(options, bindings)
                 goals = options[0]
-            elif kind is AnyOf:
+            elif isinstance(pattern, AnyOf):
                 return self._choose([(a, value, goals) for a in pattern.alternatives], bindings)
-            elif kind is Opt and value is not None:
+            elif isinstance(pattern, Opt) and value is not None:
                 goals = (pattern.inner, value, goals)
             elif not self._leaf(pattern, value, bindings):
                 return None
@@ -185,24 +184,29 @@ class _Attempt:
     def _produced(self, pattern: OpPattern, value: Value | None, bindings: Bindings) -> Call | None:
         """The call that computes `value`, bound if it is what `pattern` says."""
         if value is None:
-            return self._fail(bindings, None, "the operand that should be {} is absent", pattern.op)
+            self._fail(bindings, None, "the operand that should be {} is absent", pattern.op)
+            return None
         graph, op = self.graph, pattern.op
         node = graph.producer(value)
         if node is None or graph.key(node) != op and graph.raw_name(node) != op:
             found = "a constant, an input or an outer value" if node is None else graph.key(node)
-            return self._fail(bindings, node, "expected {} but found {}", op, found)
+            self._fail(bindings, node, "expected {} but found {}", op, found)
+            return None
         call = self._call(pattern, node, bindings)
         if call is None or (pattern.output < len(call.outputs) and call.outputs[pattern.output] is value):
             return call
-        return self._fail(bindings, node, "another output of {} is used here", op)
+        self._fail(bindings, node, "another output of {} is used here", op)
+        return None
 
     def _call(self, pattern: OpPattern, node: Node, bindings: Bindings) -> Call | None:
         """`node` read, and bound if it is what `pattern` says but for its operands."""
         call = self.graph.call(node) if pattern.spec is not None else self.graph.raw_call(node)
         if isinstance(call, Unreadable):
-            return self._fail(bindings, node, "{} cannot be read: {}", pattern.op, call.reason)
+            self._fail(bindings, node, "{} cannot be read: {}", pattern.op, call.reason)
+            return None
         if call.op != pattern.op:
-            return self._fail(bindings, node, "expected {} but found {}", pattern.op, call.op)
+            self._fail(bindings, node, "expected {} but found {}", pattern.op, call.op)
+            return None
         if (pattern.checks or call.fields) and not self._fields(pattern, call, bindings):
             return None
         bindings.calls[node] = call

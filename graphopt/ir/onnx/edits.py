@@ -387,9 +387,9 @@ def _inherit_type(shared: Shared, old: ir.Value, new: ir.Value) -> None:
     if given is not None and (known := dtypes.declared_type(old)) and not dtypes.agrees(known, given):
         dtypes.set_type(new, given)
     elif declared is not None:
-        shape = old.shape
-        shared_with_old = shape is None or (old.producer() is not None and not old.uses())
-        new.type, new.shape = declared, shape if shared_with_old else shape.copy()
+        new.type, new.shape = declared, old.shape
+        if old.shape is not None and (old.producer() is None or old.uses()):  # It stays, so each has its own.
+            new.shape = old.shape.copy()
     if given is not None or declared is None:
         # What is only inferred of `old` holds for `new` as well, as far as the rewrite says nothing itself.
         shared.give_type(new, given or shared.type(old))
