@@ -227,14 +227,14 @@ class _Comparison:
     def _in_all_orders(self, setting: _Setting) -> _Outcome:
         """What holds for one order of numbers that are sorted must hold for others."""
         outcome = self._at_point(setting, self.seed)
-        for turn in other_orders(outcome.proof):
-            other = self._at_point(setting, derived(self.seed, turn))
+        for seed, backwards in other_orders(outcome.proof, self.seed):
+            other = self._at_point(setting, seed, backwards=backwards)
             if other.reason is not None:
                 return other
         return outcome
 
-    def _at_point(self, setting: _Setting, seed: int) -> _Outcome:
-        point = Point(moduli(seed), seed, limit=self.work)
+    def _at_point(self, setting: _Setting, seed: int, *, backwards: bool = False) -> _Outcome:
+        point = Point(moduli(seed), seed, limit=self.work, backwards=backwards)
         domain = Field(point, exp_law=setting.law)
         table = Table(point) if setting.lifted else None
         leaf = _Leaf(point, table, self._shared() if setting.shared else frozenset(), self._digest)

@@ -220,7 +220,7 @@ class Field(Float64):
         order, second = keys(x)
         rows = np.sum(modular.mixed(order) ^ modular.mixed(second), axis=axis, dtype=np.uint64)
         self.point.sort({int(row) for row in np.ravel(rows)})
-        return order
+        return ~order if self.point.backwards else order
 
     def arg_max(self, x: Tensor, axis: int) -> Tensor:
         if not isinstance(x, FieldTensor):

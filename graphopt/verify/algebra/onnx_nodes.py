@@ -48,11 +48,15 @@ def version(opsets: Mapping[str, int], domain: str) -> int:
 def said(node: ir.Node, opsets: Mapping[str, int]) -> str:
     """All that tells what function of its operands a node without bodies is."""
     try:
-        since = onnx.defs.get_schema(node.op_type, version(opsets, node.domain), node.domain).since_version
+        schema = onnx.defs.get_schema(node.op_type, version(opsets, node.domain), node.domain)
+        since = schema.since_version
+        counted = any(o.option == onnx.defs.OpSchema.FormalParameterOption.Variadic for o in schema.outputs)
     except onnx.defs.SchemaError:
-        since = version(opsets, node.domain)
+        since, counted = version(opsets, node.domain), True
     fields = sorted(a.SerializeToString(deterministic=True) for a in _renamed(node).attribute)
-    return f"{node.domain}::{node.op_type} {node.overload} {since} {fields!r}"
+    # How many results a Split has says how large they are, where nothing else does.
+    results = f" of {len(node.outputs)}" if counted else ""
+    return f"{node.domain}::{node.op_type} {node.overload} {since} {fields!r}{results}"
 
 
 def expansion(node: ir.Node, opsets: Mapping[str, int], types: Types) -> ir.Model | None:

@@ -113,7 +113,8 @@ def structure(graph: Graph, side: Side, inputs: Sequence[Value], numbers: dict[o
         read = graph.call(node)
         call = read if isinstance(read, Call) else graph.raw_call(node)
         pure = graph.is_pure(node) and not graph.subgraphs(node)
-        what = (call.op, spelled(call.fields), pure or node)
+        count = None if isinstance(read, Call) else len(call.outputs)  # it may say how something is split
+        what = (call.op, spelled(call.fields), count, pure or node)
         made = numbers.setdefault((what, tuple(name(o) for o in call.operands)), len(numbers))
         for i, output in enumerate(call.outputs):
             if output is not None:
@@ -234,7 +235,7 @@ def _opaque(graph: Graph, node: Node, operands: Sequence[Any], point: Point) -> 
     raw = graph.raw_call(node)
     if not graph.is_pure(node) or graph.subgraphs(node):
         raise Undecided("it has effects or bodies of its own")
-    label = f"{raw.op} {spelled(raw.fields)}"
+    label = f"{raw.op} {spelled(raw.fields)} of {len(raw.outputs)}"
     point.functions.add(raw.op)
     results: list[Any] = []
     for i, output in enumerate(raw.outputs):

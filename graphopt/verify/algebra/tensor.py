@@ -47,6 +47,8 @@ class Point:
     """What was not left open but drawn: an order of numbers that a sort depends on."""
     compared: set[int] = field(default_factory=set)
     """Hashes of the sets of numbers that were sorted."""
+    backwards: bool = False
+    """Whether every sort takes the opposite of the order that numbers have here."""
     closed: bool = False
     """Whether nothing else may be sorted: an order that only one of two programs asks for may agree by chance."""
 
@@ -302,8 +304,8 @@ def _exact_in(value: Array) -> str | None:
 def random(point: Point, shape: tuple[int, ...], label: str, facts: Facts = FRESH) -> FieldTensor:
     """Independent random residues, the same each time for one `label`."""
     words = np.arange(math.prod(shape), dtype=np.uint64).reshape(shape)
-    key = modular.keyed([np.asarray(point.key % 2**64, np.uint64)], text_key(label))
-    lanes = [modular.keyed([words], int(key) ^ lane) for lane in (0, 1)]
+    secret = [np.asarray(point.key % 2**64, np.uint64)]
+    lanes = [modular.keyed([words], int(modular.keyed(secret, text_key(f"{label}{lane}")))) for lane in (0, 1)]
     return FieldTensor(point, spread(point, lanes), facts)
 
 
