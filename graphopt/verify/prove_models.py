@@ -24,7 +24,7 @@ from graphopt.verify.algebra.folding import same_when_folded
 from graphopt.verify.algebra.lifting import Table
 from graphopt.verify.algebra.running import Running
 from graphopt.verify.algebra.sides import equal
-from graphopt.verify.algebra.tensor import FieldTensor, Point, Undecided, lift, open_facts, random
+from graphopt.verify.algebra.tensor import FieldTensor, Order, Point, Undecided, lift, open_facts, random
 from graphopt.verify.algebra.terms import same_expressions
 from graphopt.verify.pairs import Pair, drawn, pair, shapes
 from graphopt.verify.prove import ENOUGH, SMALL, derived, log2_error, moduli, other_orders
@@ -227,14 +227,14 @@ class _Comparison:
     def _in_all_orders(self, setting: _Setting) -> _Outcome:
         """What holds for one order of numbers that are sorted must hold for others."""
         outcome = self._at_point(setting, self.seed)
-        for seed, backwards in other_orders(outcome.proof, self.seed):
-            other = self._at_point(setting, seed, backwards=backwards)
+        for seed, order in other_orders(outcome.proof, self.seed):
+            other = self._at_point(setting, seed, order=order)
             if other.reason is not None:
                 return other
         return outcome
 
-    def _at_point(self, setting: _Setting, seed: int, *, backwards: bool = False) -> _Outcome:
-        point = Point(moduli(seed), seed, limit=self.work, backwards=backwards)
+    def _at_point(self, setting: _Setting, seed: int, *, order: Order = "own") -> _Outcome:
+        point = Point(moduli(seed), seed, limit=self.work, order=order)
         domain = Field(point, exp_law=setting.law)
         table = Table(point) if setting.lifted else None
         leaf = _Leaf(point, table, self._shared() if setting.shared else frozenset(), self._digest)
@@ -249,7 +249,7 @@ class _Comparison:
                 point.closed = True
             executed = self._fixed(runs, results)
             reason = self._difference(runs, results, executed, point)
-            error = log2_error(point, *results, law=bool(domain.laws))
+            error = log2_error(point, *map(_flat, results), law=bool(domain.laws))
         except Undecided as undecided:
             reason = str(undecided)
         sampled = set(point.sampled)
@@ -284,8 +284,9 @@ class _Comparison:
         for i, name in enumerate(self.pair.outputs):
             ends = [(run, v[i], r[i]) for run, v, r in zip(runs, values, results, strict=True)]
             floats = all(v not in run.known.opened for run, v, _ in ends) and isinstance(ends[0][2], FieldTensor)
-            integers = all(not isinstance(r, FieldTensor) for _, _, r in ends)
-            if floats or (integers and any(v in run.known.varying for run, v, _ in ends)):
+            integers = all(not isinstance(r, FieldTensor | tuple) for _, _, r in ends)
+            # Places of sorted numbers are integers that depend on what is open: they are compared in several orders.
+            if floats or (integers and any(v in run.known.varying - run.known.opened for run, v, _ in ends)):
                 found.append(name)
         return tuple(found)
 
@@ -297,8 +298,14 @@ class _Comparison:
             types = [run.type(v[i]) for run, v in zip(runs, values, strict=True)]
             if types[0] != types[1]:
                 return f"output {name!r} was {types[0]} and becomes {types[1]}"
-            if name not in executed and (reason := equal(results[0][i], results[1][i], point)) is not None:
-                return f"output {name!r}: {reason}"
+            if name in executed:
+                continue
+            items = [_flat([side[i]]) for side in results]
+            if len(items[0]) != len(items[1]):
+                return f"output {name!r} was a sequence of {len(items[0])} and becomes one of {len(items[1])}"
+            for before, after in zip(*items, strict=True):
+                if (reason := equal(before, after, point)) is not None:
+                    return f"output {name!r}: {reason}"
         return None
 
     def _shared(self) -> frozenset[bytes]:
@@ -315,6 +322,11 @@ class _Comparison:
             said.update(data.numpy().tobytes())
             self.digests[data.identity] = said.digest()
         return self.digests[data.identity]
+
+
+def _flat(results: Sequence[Any]) -> list[Any]:
+    """Tensors, the items of sequences among them."""
+    return [t for r in results for t in (r if isinstance(r, tuple) else (r,))]
 
 
 def _types_of(graph: Any) -> dict[str, str | None]:

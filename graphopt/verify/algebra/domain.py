@@ -216,11 +216,19 @@ class Field(Float64):
         return np.argsort(self._order(x, axis), axis=axis, kind="stable").astype(np.int64)
 
     def _order(self, x: FieldTensor, axis: int) -> Array:
-        """Numbers in the order that the elements have at this point. Which ones were compared is kept."""
+        """Numbers in the order that the elements are to have at this point. Which rows were compared is kept."""
         order, second = keys(x)
-        rows = np.sum(modular.mixed(order) ^ modular.mixed(second), axis=axis, dtype=np.uint64)
+        along = np.arange(x.shape[axis], dtype=np.uint64).reshape(-1, *[1] * (x.ndim - 1 - axis % x.ndim))
+        rows = np.sum(modular.keyed([order, second, along], self.point.key), axis=axis, dtype=np.uint64)
         self.point.sort({int(row) for row in np.ravel(rows)})
-        return ~order if self.point.backwards else order
+        match self.point.order:
+            case "opposite":
+                return ~order
+            case "halves":
+                return order >> np.uint64(63)
+            case "equal":
+                return np.zeros_like(order)
+        return order
 
     def arg_max(self, x: Tensor, axis: int) -> Tensor:
         if not isinstance(x, FieldTensor):

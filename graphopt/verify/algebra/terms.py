@@ -81,7 +81,7 @@ class Terms:
         results = onnx_nodes.executed(node, self._graph.opsets, types, data)
         if results is None:
             return None
-        if node.op_type not in MOVING and any(r.dtype.kind == "f" for r in results):
+        if node.op_type not in MOVING and any(r.dtype.kind in "fV" for r in results):
             self.computed.add(self._graph.raw_name(node))
         return dict(zip([v for v in node.outputs if v.name], results, strict=True))
 
