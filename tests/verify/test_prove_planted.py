@@ -112,6 +112,12 @@ wrong("the least of signed bytes", lambda o, x: o.cast(o.neg(x), dtype="float32"
 wrong("ends of a clamp swapped", lambda o, x: o.clamp(x, -1.0, 1.0), lambda o, x: o.clamp(x, 1.0, -1.0), ROW)
 wrong("clamps in the other order", lambda o, x: o.maximum(o.minimum(x, 1.0), 2.0),
       lambda o, x: o.minimum(o.maximum(x, 2.0), 1.0), ROW)  # fmt: skip
+wrong("a clamp whose ends are the wrong way round", lambda o, x: o.maximum(o.minimum(x, -1.0), 1.0),
+      lambda o, x: o.minimum(o.maximum(x, 1.0), -1.0), ROW)  # fmt: skip
+wrong("a clamp by what is no constant", lambda o, x, y: o.maximum(o.minimum(x, 1.0), y),
+      lambda o, x, y: o.minimum(o.maximum(x, y), 1.0), ROW, [[2.0, 2.0, 2.0]])  # fmt: skip
+wrong("a clamp with other ends for each", lambda o, x: o.maximum(o.minimum(x, 1.0), np.asarray([0.0, 0.0, 2.0])),
+      lambda o, x: o.minimum(o.maximum(x, np.asarray([0.0, 0.0, 2.0])), 1.0), ROW)  # fmt: skip
 wrong("greatest of products", lambda o, x: o.maximum(o.mul(x, -2.0), o.mul(-2.0, 0.5)),
       lambda o, x: o.mul(o.maximum(x, 0.5), -2.0), ROW)  # fmt: skip
 wrong("greatest of negatives", lambda o, x: o.reduce_max(o.neg(x), axes=(1,), keepdims=True),

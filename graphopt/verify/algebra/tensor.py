@@ -112,6 +112,8 @@ class FieldTensor:
         """Hashes of numbers that this one is known to be at least, elementwise."""
         self.fixed: frozenset[str] = frozenset()
         """Names of functions that leave this as it is."""
+        self.capped: tuple[FieldTensor, FieldTensor] | None = None
+        """What this is the minimum of, the second of them a constant."""
 
     # ---- as an array -----------------------------------------------------------------------------------------
 
@@ -166,7 +168,7 @@ class FieldTensor:
             channels.append(made)
         self.channels = tuple(channels)
         self.facts = joint(self.facts, value.facts)
-        self.negative, self.least, self.fixed = None, (), frozenset()
+        self.negative, self.least, self.fixed, self.capped = None, (), frozenset(), None
 
     def each(self, function: Callable[[Array], Any], facts: Facts | None = None) -> FieldTensor:
         """What a structural function makes of every channel."""
