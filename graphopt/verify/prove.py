@@ -42,8 +42,8 @@ ENOUGH = -40.0
 WORK = 10**8
 """Multiplications that each of two sides may take in each field: a second or two."""
 ORDERS = 8
-"""In how many orders of the numbers that its sides sort a proof is made: at each of two points in the one that they have
-there, in the opposite one, and in two of which some numbers, or all of them, are equal."""
+"""In how many orders of the numbers that its sides sort a proof is made: at each of two points in the one that they
+have there, in the opposite one, and in two of which some numbers, or all of them, are equal."""
 ATTEMPTS = 16
 """How often at most is tried at one point. A fragment: with truth values open or not, for three kinds of weights, with
 the law of exp and without; two models: with integers open or not, constants read or not, weights open or not, and the

@@ -281,7 +281,7 @@ class Running:
         if not floats and not self._whole(graph, node, data):
             return None
         named = [i for i, v in enumerate(node.outputs) if v.name]
-        types = [t if d is None else TensorType(d.dtype.name, d.shape) for t, d in zip(self._types(node), data, strict=True)]
+        types = [None if d is None else TensorType(d.dtype.name, d.shape) for d in data]
         results = onnx_nodes.executed(node, graph.opsets, types, data)
         if results is None or not all(isinstance(r, np.ndarray) for r in results):
             return None

@@ -24,8 +24,8 @@ class Undecided(Exception):
 
 ORDER = "the order of numbers that are sorted"
 Order = Literal["own", "opposite", "halves", "equal"]
-"""Of numbers that are sorted: the one that they have at a point, its opposite, that of two classes of equal numbers, and
-that of numbers which are all equal."""
+"""Of numbers that are sorted: the one that they have at a point, its opposite, that of two classes of equal numbers,
+and that of numbers which are all equal."""
 Lanes = tuple[Array, Array]
 """Two 64-bit hashes of every element."""
 
