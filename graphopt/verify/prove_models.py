@@ -36,6 +36,8 @@ WORK = 2 * 10**9
 
 TRIALS = 4
 """Points at which models of a high degree are compared."""
+LARGER, LATER = ((2, 4), (4, 8)), 100
+"""Ranges from which integers without examples are drawn again, and the number of the first point of that."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def compare_models(
     both = pair(before, after)
     found = ModelProof(Proof("undecided", "no sizes to try"))
     for sizes in shapes(both, examples):
-        comparison = _Comparison(both, sizes, drawn(both, sizes, examples, seed), seed, work, started + seconds)
+        comparison = _Comparison(both, sizes, examples, seed, work, started + seconds)
         with np.errstate(all="ignore"):
             found = comparison.decide()
         if found.proof.level != "undecided" or found.proof.log2_error is not None:
@@ -133,12 +135,13 @@ class _Comparison:
         self,
         both: Pair,
         sizes: Mapping[str, tuple[int, ...]],
-        feeds: Mapping[str, Array],
+        examples: Mapping[str, Array] | None,
         seed: int,
         work: int,
         end: float,
     ) -> None:
-        self.pair, self.sizes, self.feeds = both, sizes, feeds
+        self.pair, self.sizes, self.examples = both, sizes, examples
+        self.feeds = drawn(both, sizes, examples, seed)
         self.seed, self.work, self.end = seed, work, end
         self.digests: dict[object, bytes] = {}
 
@@ -222,6 +225,18 @@ class _Comparison:
             outcome = self._at_point(setting, derived(self.seed, -trials))
             error, trials = error + (outcome.proof.log2_error or 0.0), trials + 1
             outcome = replace(outcome, proof=replace(outcome.proof, log2_error=error))
+        return outcome if outcome.reason or setting.tokens else self._for_other_integers(setting, outcome)
+
+    def _for_other_integers(self, setting: _Setting, outcome: _Outcome) -> _Outcome:
+        """`outcome`, unless the models differ for larger integers, where they accept such."""
+        given = self.examples or {}
+        if all(name in given for name, t in self.pair.inputs.items() if t.dtype not in (*FLOATS, "bool")):
+            return outcome
+        for turn, (least, below) in enumerate(LARGER, LATER):
+            feeds = drawn(self.pair, self.sizes, self.examples, derived(self.seed, turn), least, below)
+            other = self._at_point(setting, derived(self.seed, turn), feeds=feeds)
+            if other.reason is not None and other.proof.log2_error is not None:
+                return other
         return outcome
 
     def _in_all_orders(self, setting: _Setting) -> _Outcome:
@@ -233,7 +248,9 @@ class _Comparison:
                 return other
         return outcome
 
-    def _at_point(self, setting: _Setting, seed: int, *, order: Order = "own") -> _Outcome:
+    def _at_point(
+        self, setting: _Setting, seed: int, *, order: Order = "own", feeds: Mapping[str, Array] | None = None
+    ) -> _Outcome:
         point = Point(moduli(seed), seed, limit=self.work, order=order)
         domain = Field(point, exp_law=setting.law)
         table = Table(point) if setting.lifted else None
@@ -244,7 +261,7 @@ class _Comparison:
         error = None
         try:
             for model, run in zip((self.pair.before, self.pair.after), runs, strict=True):
-                self._feed(model, run, point, setting)
+                self._feed(model, run, point, setting, self.feeds if feeds is None else feeds)
                 results.append(self.pair.results(model, run.run(model.main)))
                 point.closed = True
             executed = self._fixed(runs, results)
@@ -267,9 +284,11 @@ class _Comparison:
         )
         return _Outcome(reason, proof, executed, table, frozenset().union(*(r.computed for r in runs)), bool(leaf.met))
 
-    def _feed(self, model: Any, run: Running, point: Point, setting: _Setting) -> None:
+    def _feed(
+        self, model: Any, run: Running, point: Point, setting: _Setting, feeds: Mapping[str, Array]
+    ) -> None:
         for name, value in self.pair.values(model).items():
-            feed, type_ = self.feeds[name], replace(self.pair.inputs[name], shape=self.sizes[name])
+            feed, type_ = feeds[name], replace(self.pair.inputs[name], shape=self.sizes[name])
             if setting.tokens or type_.dtype in FLOATS:
                 facts = open_facts(type_.dtype)
                 made = random(point, feed.shape, f"input {name}", facts)

@@ -24,7 +24,6 @@ from graphopt.verify.prove import SMALL, prove
 from graphopt.verify.rerun import twin
 from graphopt.verify.shrink import shrunk
 
-
 Observer = Callable[[Fragment, Sequence[Array], Proof], None]
 
 
@@ -33,8 +32,8 @@ class Proved:
 
     Args:
         seed: of the random points; drawn anew for each proof if absent, and recorded in it.
-        observe: is told each fragment that is judged, the inputs it is judged at (float ones only give their shape), and
-            the proof, be it made or found again. The fragment is whole until the change is decided.
+        observe: is told each fragment that is judged, the inputs it is judged at (float ones only give their shape),
+            and the proof, be it made or found again. The fragment is whole until the change is decided.
     """
 
     def __init__(self, inner: Verifier, seed: int | None = None, observe: Observer | None = None) -> None:

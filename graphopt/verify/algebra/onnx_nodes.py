@@ -46,14 +46,15 @@ def version(opsets: Mapping[str, int], domain: str) -> int:
 
 
 def said(node: ir.Node, opsets: Mapping[str, int]) -> str:
-    """All that tells what function of its operands a node without bodies is."""
+    """All that tells what function of its operands a node is, but for its bodies."""
     try:
         schema = onnx.defs.get_schema(node.op_type, version(opsets, node.domain), node.domain)
         since = schema.since_version
         counted = any(o.option == onnx.defs.OpSchema.FormalParameterOption.Variadic for o in schema.outputs)
     except onnx.defs.SchemaError:
         since, counted = version(opsets, node.domain), True
-    fields = sorted(a.SerializeToString(deterministic=True) for a in _renamed(node).attribute)
+    plain = [a for a in _renamed(node).attribute if not (a.HasField("g") or a.graphs)]
+    fields = sorted(a.SerializeToString(deterministic=True) for a in plain)
     # How many results a Split has says how large they are, where nothing else does.
     results = f" of {len(node.outputs)}" if counted else ""
     return f"{node.domain}::{node.op_type} {node.overload} {since} {fields!r}{results}"
