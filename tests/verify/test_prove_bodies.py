@@ -121,7 +121,8 @@ def test_a_sequence_is_its_items():
     inputs = {"x": (1, [4, 3])}
     before = model(
         [n("SplitToSequence", "x two", "s", axis=0), n("SequenceInsert", "s x zero", "t"),
-         n("SequenceErase", "t one", "u"), n("SequenceAt", "u last", "v"), n("SequenceConstruct", "v v", "w"), n("ConcatFromSequence", "w", "y", axis=1)],
+         n("SequenceErase", "t one", "u"), n("SequenceAt", "u last", "v"), n("SequenceConstruct", "v v", "w"),
+         n("ConcatFromSequence", "w", "y", axis=1)],
         weights={k: np.asarray(v) for k, v in (("two", 2), ("zero", 0), ("one", 1), ("last", -1))}, inputs=inputs,
     )  # fmt: skip
 

@@ -192,7 +192,8 @@ class Field(Float64):
         least, most = _constant_of(self._lift(low)), _constant_of(given[1])
         if least is None or most is None or least > most:
             return None
-        return self.minimum(self.maximum(given[0], low), given[1])
+        result: FieldTensor = self.minimum(self.maximum(given[0], low), given[1])
+        return result
 
     def reduce_max(self, x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
         if not isinstance(x, FieldTensor):

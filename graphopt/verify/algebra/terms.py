@@ -74,7 +74,7 @@ class Terms:
     def _note_bodies(self, node: Any) -> bool:
         """Whether a node of control flow can be told by its bodies and by what it and they read."""
         graph = self._graph
-        bodies = bodies_said(graph, node, lambda g, n: onnx_nodes.said(n, g.opsets), _numbers_of)
+        bodies = bodies_said(graph, node, lambda _, inner: onnx_nodes.said(inner, graph.opsets), _numbers_of)
         if bodies is None:
             return False
         read = [*node.inputs, *captured_by(graph, node)]
