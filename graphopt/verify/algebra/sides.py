@@ -126,7 +126,9 @@ def structure(graph: Graph, side: Side, inputs: Sequence[Value], numbers: dict[o
         read = graph.call(node)
         call = read if isinstance(read, Call) else graph.raw_call(node)
         count = None if isinstance(read, Call) else len(call.outputs)  # it may say how something is split
-        bodies = bodies_said(graph, node, _spell, label) if graph.subgraphs(node) else ""
+        bodies: str | None = ""
+        if graph.subgraphs(node):  # weights that are declared to be others may be read within
+            bodies = None if side.declared else bodies_said(graph, node, _spell, label)
         known_by = node if bodies is None or not graph.is_pure(node) else bodies
         what = (call.op, spelled(plain_fields(call.fields)), count, known_by)
         operands = (*call.operands, *(captured_by(graph, node) if bodies else ()))
@@ -188,6 +190,8 @@ def _run(
                 read = call if isinstance(call, Call) else graph.raw_call(node)
                 operands = [None if o is None else fetch(o) for o in read.operands]
                 if graph.subgraphs(node):
+                    if side.declared:
+                        raise Undecided("weights that its bodies may read are declared to be others")
                     operands += [fetch(v) for v in captured_by(graph, node)]
                 results = _results(graph, node, call, operands, domain, constants)
         except Undecided as error:
