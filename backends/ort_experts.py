@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 PASS = "lower-moe"
+AS_TORCH = f"{PASS}{{ties=torch}}"
+"""Of equal scores of a router those experts are chosen that torch chooses."""
 
 
 def has_experts(graph: Graph) -> bool:
@@ -31,6 +33,6 @@ def has_experts(graph: Graph) -> bool:
 
 def lowered_experts(exported: ir.Model, target: str) -> tuple[ir.Model, list[str]]:
     """`exported` with its experts lowered, and what was done or refused, for the user to read."""
-    result: Any = optimize(exported, PASS, target=target)
+    result: Any = optimize(exported, AS_TORCH, target=target)
     notes = [f"{a.id} {a.status}{': ' + a.reason if a.reason else ''}" for a in result.report.applications]
     return result.model, [*notes, *(f"{PASS}: {note}" for note in result.report.passes[0].notes)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from graphopt.ir.graph import Call, Graph, Node
+from graphopt.ir.graph import Call, Graph, Node, Value
 from graphopt.passes.lower_moe.all_experts import nodes_of as nodes_of_all
 from graphopt.passes.lower_moe.all_experts import times_of, write_all_experts
 from graphopt.passes.lower_moe.contrib import contrib_mixtures, experts_of, is_batch, write_contrib, write_rows
@@ -22,6 +22,7 @@ from graphopt.passes.lower_moe.grouped import NotGrouped, grouped_by, nodes_of, 
 from graphopt.passes.lower_moe.one_node import MOE, whole, write_one_node
 from graphopt.passes.lower_moe.picked import NotPicked, Picked, picked_rows
 from graphopt.passes.lower_moe.rules import FOLLOWING, PREPARING
+from graphopt.passes.lower_moe.ties_write import choose_as_torch
 from graphopt.passes.lower_moe.unstack import stacked_results, write_unstacked
 from graphopt.pipeline.pass_ import GraphPass
 from graphopt.rewrite.contract import Exact, Rounding
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 GROUPED = "aten::_grouped_mm"
 """The feature of targets that run products of groups as they are."""
+FIRST = "of equal scores the first is chosen; torch.topk may choose another, as does ties=torch"
 SPLITS_BY_ROWS = 13
 """The first opset in which Split takes sizes that are computed."""
 
@@ -62,6 +64,10 @@ class LowerMoe(GraphPass):
     With form=contrib the other way round: routers of softmax and experts of two products become that node, where the
     target has it.
 
+    Of equal scores ONNX's TopK chooses the first. ties=torch has a branch beside it which runs where the k-th score
+    equals the next, and chooses as torch.topk does on a CPU (torch's own algorithm on libstdc++, held against torch
+    2.13; NaN left out). That is what a model which comes from torch is lowered with for onnxruntime.
+
     Refused, with the reason: rows that read other rows; ids that are not certain to be numbers of the experts; a sort,
     count or inverse that is not the one of these ids; stacks of weights that are not constant; copies of weights that
     something else reads.
@@ -76,6 +82,9 @@ class LowerMoe(GraphPass):
     form: Form = "auto"
     "How experts are computed: auto (the cost model decides), sorted, dense or contrib."
 
+    ties: Literal["first", "torch"] = "first"
+    "Of equal scores: first, as ONNX's TopK has it, or those that torch.topk chooses on a CPU."
+
     def run(self, context: Context) -> None:
         context.run_rules(PREPARING)
         context.refresh()
@@ -86,10 +95,14 @@ class LowerMoe(GraphPass):
                     context.editor(graph).apply("flat-rows", Rounding(), table.nodes, partial(write_flat, table))
                 if self.form == "contrib":
                     _join(context, graph)
-                _split_by_expert(self, context, graph)
+                ids = _split_by_expert(self, context, graph)
                 if self.form != "dense":
                     _unstack(self, context, graph)
-                    _pick_terms(self, context, graph)
+                    ids += _pick_terms(self, context, graph)
+                if self.ties == "torch":
+                    choose_as_torch(context, graph, ids)
+                elif ids:
+                    context.notes.append(FIRST)
             elif context.target is not None and GROUPED not in context.features:
                 _unsort(context, graph)
         context.refresh()
@@ -145,7 +158,9 @@ def _unsort(context: Context, graph: Graph) -> None:
         context.editor(graph).apply("grouped-experts", Rounding(), nodes_of(found), partial(write_unsorted, found))
 
 
-def _split_by_expert(options: LowerMoe, context: Context, graph: Any) -> None:
+def _split_by_expert(options: LowerMoe, context: Context, graph: Any) -> list[Value]:
+    """Rows that pick weights become those of their experts; returns the numbers of these."""
+    ids: list[Value] = []
     for found in picked_rows(graph):
         if not isinstance(found, Picked):
             call, reason = found
@@ -156,9 +171,12 @@ def _split_by_expert(options: LowerMoe, context: Context, graph: Any) -> None:
             context.notes.append(f"{name} in {choice}")
             write = partial(write_all_experts, found)
             context.editor(graph).apply("all-experts", Rounding(), nodes_of_all(found), write)
+            ids.append(found.ids)
         elif _can_split(context, graph, found.nodes[0]):
             context.notes.append(f"{name} in {choice}")
             context.editor(graph).apply("picked-experts", Rounding(), found.nodes, partial(write_experts, found))
+            ids.append(found.ids)
+    return ids
 
 
 def _choice(options: LowerMoe, context: Context, found: Picked) -> Choice:
@@ -195,9 +213,10 @@ def _worth(options: LowerMoe) -> float:
     return 1.0 if options.form == "sorted" else WORTH
 
 
-def _pick_terms(options: LowerMoe, context: Context, graph: Any) -> None:
-    """One sum after the other, each found in the graph as the one before has left it."""
+def _pick_terms(options: LowerMoe, context: Context, graph: Any) -> list[Value]:
+    """One sum after the other, each found in the graph as the one before has left it; returns numbers of experts."""
     seen: set[str] = set()
+    ids: list[Value] = []
     while (found := _next_sum(graph, seen, _worth(options))) is not None:
         if isinstance(found, tuple):
             context.notes.append(f"{graph.node_name(found[0].node)} left alone: {found[1]}")
@@ -206,6 +225,8 @@ def _pick_terms(options: LowerMoe, context: Context, graph: Any) -> None:
         if _can_split(context, graph, found.nodes[-1]):
             context.notes.append(f"{graph.name(found.total)} in {choose(options.form, found.experts, found.k)}")
             context.editor(graph).apply("dense-experts", Rounding(special=False), found.nodes, write)
+            ids.append(found.ids)
+    return ids
 
 
 def _next_sum(graph: Graph, seen: set[str], worth: float) -> Dense | Stacked | tuple[Call, str] | None:
