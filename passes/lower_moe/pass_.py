@@ -22,7 +22,7 @@ from graphopt.passes.lower_moe.grouped import NotGrouped, grouped_by, nodes_of, 
 from graphopt.passes.lower_moe.one_node import MOE, whole, write_one_node
 from graphopt.passes.lower_moe.picked import NotPicked, Picked, picked_rows
 from graphopt.passes.lower_moe.rules import FOLLOWING, PREPARING
-from graphopt.passes.lower_moe.ties_write import choose_as_torch
+from graphopt.passes.lower_moe.ties_write import choose_as_torch, may_differ
 from graphopt.passes.lower_moe.unstack import stacked_results, write_unstacked
 from graphopt.pipeline.pass_ import GraphPass
 from graphopt.rewrite.contract import Exact, Rounding
@@ -101,7 +101,7 @@ class LowerMoe(GraphPass):
                     ids += _pick_terms(self, context, graph)
                 if self.ties == "torch":
                     choose_as_torch(context, graph, ids)
-                elif ids:
+                elif may_differ(graph, ids):
                     context.notes.append(FIRST)
             elif context.target is not None and GROUPED not in context.features:
                 _unsort(context, graph)

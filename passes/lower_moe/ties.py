@@ -1,4 +1,4 @@
-"""The choice of torch.topk among equal scores, in ONNX: what `torch_ties` does to one row, to all that have ties at once.
+"""The choice of torch.topk among equal scores, in ONNX: what `torch_ties` does to one row, to all with ties at once.
 
     order[R, n] of the scores of R rows;  each round swaps, in all rows, the pairs that one partition swaps
 
@@ -13,14 +13,14 @@ from graphopt.passes.lower_moe.torch_ties import heaps_at_once, partitions
 
 
 def can_differ(size: int, k: int) -> bool:
-    """Whether torch.topk may choose others than the first of equals: not if all are chosen, nor the best one alone
-    where it is found by going through the row."""
-    return k < size and not (k == 1 and heaps_at_once(size, k))
+    """Whether torch.topk may choose others than the first of equals: not if all are chosen, of three at the most, nor
+    the best one alone where it is found by going through the row."""
+    return max(k, 3) < size and not (k == 1 and heaps_at_once(size, k))
 
 
 def text_of(size: int, k: int, dtype: str) -> str:
-    """A graph: from scores[..., size] (dtype float or double), the numbers[..., k + 1] that TopK chose of them and where
-    the k-th is tied[..., 1] with the next, not nowhere, the numbers[..., k] that torch.topk chooses, the best first."""
+    """A graph: from scores[..., size] (dtype float or double), the numbers[..., k + 1] that TopK chose and where the
+    k-th is tied[..., 1] with the next, not nowhere, the numbers[..., k] that torch.topk chooses, the best first."""
     steps, state = [_START], ("order", "first", "last")
     if not heaps_at_once(size, k):
         steps.append(_partitions(size, k))
@@ -75,7 +75,7 @@ last = Add (first, size)
 
 
 def _end(order: str, first: str, last: str) -> str:
-    """Before `first` all are chosen, from `last` on none; of what is between, three at the most, the first of equals."""
+    """Before `first` all are chosen, from `last` on none; of those between, three at the most, the first of equals."""
     return f"""
 in_order = GatherElements <axis = 1> (s, {order})
 is_in = Less (place, {first})
@@ -101,7 +101,27 @@ nothing = Concat <axis = 1> (order, order, first)
 order_p, first_p, last_p = Loop <body = partition
   (int64 p_round, bool p_on, int64[R, {size}] o, int64[R, 1] f, int64[R, 1] l)
   => (bool p_more, int64[R, {size}] o_new, int64[R, 1] f_new, int64[R, 1] l_new)
-{{
+{{{_PIVOT}{_swap("p", "f", "m")}{_PAIRS}
+  goes_not = Not (goes_right)
+  left_stays = And (from_left, goes_not)
+  stops = Or (left_stays, goes_left)
+  stops_number = Cast <to = 6> (stops)
+  cut = ArgMax <axis = 1, keepdims = 1> (stops_number)
+  is_right = Less (cut, k)
+  is_left = Not (is_right)
+  moves_first = And (open, is_right)
+  moves_last = And (open, is_left)
+  f_new = Where (moves_first, cut, f)
+  l_new = Where (moves_last, cut, l)
+  span_new = Sub (l_new, f_new)
+  widest = ReduceMax <keepdims = 0> (span_new)
+  p_more_one = Greater (widest, three)
+  p_more = Squeeze (p_more_one)
+}}> (most, yes, order, first, last)
+"""
+
+
+_PIVOT = """
   span = Sub (l, f)
   open = Greater (span, three)
   v = GatherElements <axis = 1> (s, o)
@@ -122,8 +142,10 @@ order_p, first_p, last_p = Loop <body = partition
   rising_ab = Where (a_c, a, c_or_b)
   median_place = Where (a_b, falling_ab, rising_ab)
   m = Where (open, median_place, f)
-  pivot = GatherElements <axis = 1> (v, m)
-{_swap("p", "f", "m")}
+  pivot = GatherElements <axis = 1> (v, m)"""
+"""The median of three comes to `first`; rows that are done keep what they have there."""
+
+_PAIRS = """
   w = GatherElements <axis = 1> (v, p_swapped)
   behind = Greater (place, f)
   before = Less (place, l)
@@ -155,24 +177,9 @@ order_p, first_p, last_p = Loop <body = partition
   left_mate_or_same = Where (goes_left, left_mate, place)
   source = Where (goes_right, right_mate, left_mate_or_same)
   o_swapped = GatherElements <axis = 1> (o, p_swapped)
-  o_new = GatherElements <axis = 1> (o_swapped, source)
-  goes_not = Not (goes_right)
-  left_stays = And (from_left, goes_not)
-  stops = Or (left_stays, goes_left)
-  stops_number = Cast <to = 6> (stops)
-  cut = ArgMax <axis = 1, keepdims = 1> (stops_number)
-  is_right = Less (cut, k)
-  is_left = Not (is_right)
-  moves_first = And (open, is_right)
-  moves_last = And (open, is_left)
-  f_new = Where (moves_first, cut, f)
-  l_new = Where (moves_last, cut, l)
-  span_new = Sub (l_new, f_new)
-  widest = ReduceMax <keepdims = 0> (span_new)
-  p_more_one = Greater (widest, three)
-  p_more = Squeeze (p_more_one)
-}}> (most, yes, order, first, last)
-"""
+  o_new = GatherElements <axis = 1> (o_swapped, source)"""
+"""The i-th from the left and the i-th from the right change places as long as they have not met; places by rank stand
+in a table, all that have no rank in slots of their own behind it."""
 
 
 def _swap(prefix: str, one: str, other: str) -> str:

@@ -1,7 +1,7 @@
 """Routers that choose among equal scores as torch.topk does on a CPU.
 
-TopK of ONNX chooses the first of equals. It is asked for one more than k here, and where the k-th score equals the next,
-a branch chooses anew among those that tie: the others are the k best either way, so that nothing but these changes.
+TopK of ONNX chooses the first of equals. It is asked for one more than k here, and where the k-th score equals the
+next, a branch chooses anew: what is above the k-th score stays chosen, so that only those that tie may change.
 """
 
 from __future__ import annotations
@@ -66,6 +66,12 @@ def choose_as_torch(context: Context, graph: Graph, ids: Iterable[Value]) -> Non
             kept = context.apply("torch-ties", (name,), partial(_applied, context, found))
             if kept is not None:
                 context.notes.append(f"{name}: of equal scores those are chosen that torch.topk chooses on a CPU")
+
+
+def may_differ(graph: Graph, ids: Iterable[Value]) -> bool:
+    """Whether a TopK that the numbers of experts `ids` come from may choose others than torch.topk."""
+    found = (_choosing(graph, node) for value in ids for node in _selections(graph, value))
+    return any(isinstance(one, str) or can_differ(one.size, one.k) for one in found)
 
 
 def _selections(graph: Graph, value: Value) -> Iterator[Node]:

@@ -1,8 +1,8 @@
 """Which experts torch.topk chooses among equal scores on a CPU.
 
-torch (aten/native/TopKImpl.h) hands the C++ library a row of pairs of a score and its number, and an order that looks at
-scores alone: std::partial_sort if k * 64 <= n, std::nth_element otherwise. What these do with equals is a matter of the
-library, libstdc++ in torch's builds for Linux: introselect, with the median of three as pivot and the partition of
+torch (aten/native/TopKImpl.h) hands the C++ library a row of pairs of a score and its number, and an order that looks
+at scores alone: std::partial_sort if k * 64 <= n, std::nth_element otherwise. What these do with equals is a matter of
+the library, libstdc++ in torch's builds for Linux: introselect, with the median of three as pivot and the partition of
 Hoare; after 2 log2(n) partitions a heap (bits/stl_algo.h, bits/stl_heap.h).
 
     choice[k] of scores[n];  scores above the k-th are in it whatever is done, those equal to it some of them
