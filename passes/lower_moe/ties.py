@@ -45,14 +45,12 @@ def first_text(k: int) -> str:
 
 def _constants(size: int, k: int, dtype: str) -> list[str]:
     numbers = {"zero": 0, "one": 1, "two": 2, "three": 3, "size": size, "k": k, "end": size - 1, "rest": -1}
-    places, spare = (", ".join(map(str, range(start, start + size))) for start in (0, size + 1))
+    places = ", ".join(map(str, range(size)))
     return [
         *(f"{name} = Constant <value = int64[1] {{{value}}}> ()" for name, value in numbers.items()),
         f"place = Constant <value = int64[1, {size}] {{{places}}}> ()",
-        f"spare = Constant <value = int64[1, {size}] {{{spare}}}> ()",
         f"above = Constant <value = {dtype} {{inf}}> ()",
         f"below = Constant <value = {dtype} {{-inf}}> ()",
-        "axis_1 = Constant <value = int64 {1}> ()",
         "yes = Constant <value = bool {1}> ()",
     ]
 
@@ -95,8 +93,11 @@ chosen = Reshape (flat_chosen, given_shape)
 
 def _partitions(size: int, k: int) -> str:
     """While more than three are between `first` and `last`, at most so often as introselect does."""
+    spare = ", ".join(map(str, range(size + 1, 2 * size + 1)))
     return f"""
 most = Constant <value = int64 {{{partitions(size)}}}> ()
+axis_1 = Constant <value = int64 {{1}}> ()
+spare = Constant <value = int64[1, {size}] {{{spare}}}> ()
 nothing = Concat <axis = 1> (order, order, first)
 order_p, first_p, last_p = Loop <body = partition
   (int64 p_round, bool p_on, int64[R, {size}] o, int64[R, 1] f, int64[R, 1] l)
