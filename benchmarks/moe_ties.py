@@ -30,7 +30,8 @@ from graphopt.passes.lower_moe.ties import can_differ, text_of
 from graphopt.passes.lower_moe.torch_ties import chosen
 
 PAIRS = (
-    (4, 2), (8, 2), (8, 8), (16, 1), (16, 4), (60, 4), (64, 1), (64, 6), (64, 8), (128, 2), (128, 8), (160, 6), (256, 8),
+    (4, 2), (8, 2), (8, 8), (16, 1), (16, 4), (60, 4), (64, 1), (64, 6), (64, 8), (128, 2), (128, 8), (160, 6),
+    (256, 8),
 )  # fmt: skip
 """Experts, and how many are chosen."""
 
