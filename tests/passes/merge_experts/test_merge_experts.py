@@ -72,11 +72,10 @@ def test_the_load_of_merged_experts_is_that_of_their_members(form: str) -> None:
     result = graphopt.optimize(model, ["merge-experts"], budget=1e-5, calibration=batches())
     left = result.model if form.endswith("onnx") else graphopt.load(result.model, example_inputs=(tokens(0),))
     (after,) = balance(left, batches())
-    members = [[0], [1, 5], [2, 6], [3], [4], [7]]
-    groups = sorted(members, key=lambda group: max(group, key=before.tokens.__getitem__))  # by the one that stays
-    assert after.tokens.tolist() == [before.tokens[group].sum() for group in groups]
+    groups = [[0], [1, 5], [2, 6], [3], [4], [7]]
+    assert sorted(after.tokens) == sorted(before.tokens[group].sum() for group in groups)
     assert before.gate is not None and after.gate is not None
-    assert np.allclose(after.gate, [before.gate[group].sum() for group in groups])
+    assert np.allclose(sorted(after.gate), sorted(before.gate[group].sum() for group in groups))
 
 
 def test_merged_experts_are_pruned_by_the_routers_numbers() -> None:
