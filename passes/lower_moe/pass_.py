@@ -19,6 +19,7 @@ from graphopt.passes.lower_moe.experts import write_experts
 from graphopt.passes.lower_moe.flat import tables_of, write_flat
 from graphopt.passes.lower_moe.forms import WORTH, Choice, Form, choose
 from graphopt.passes.lower_moe.grouped import NotGrouped, grouped_by, nodes_of, sorts_of, write_unsorted
+from graphopt.passes.lower_moe.looped import write_loop
 from graphopt.passes.lower_moe.one_node import MOE, whole, write_one_node
 from graphopt.passes.lower_moe.picked import NotPicked, Picked, picked_rows
 from graphopt.passes.lower_moe.rules import FOLLOWING, PREPARING
@@ -174,7 +175,8 @@ def _split_by_expert(options: LowerMoe, context: Context, graph: Any) -> list[Va
             ids.append(found.ids)
         elif _can_split(context, graph, found.nodes[0]):
             context.notes.append(f"{name} in {choice}")
-            context.editor(graph).apply("picked-experts", Rounding(), found.nodes, partial(write_experts, found))
+            rule, written = ("loop-experts", write_loop) if choice.form == "loop" else ("picked-experts", write_experts)
+            context.editor(graph).apply(rule, Rounding(), found.nodes, partial(written, found))
             ids.append(found.ids)
     return ids
 
