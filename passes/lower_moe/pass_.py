@@ -62,6 +62,9 @@ class LowerMoe(GraphPass):
     And com.microsoft::MoE, router and all in one node, becomes nodes of the standard that compute the same; of equal
     scores its kernel takes the last, and so does what is written. Likewise for finite values only.
 
+    With form=loop rows that pick matrices become one loop over the experts that have rows, their weights in the stacks
+    as they were: a graph of one size for any number of experts, at the price of a copy of each weight that is used.
+
     With form=contrib the other way round: routers of softmax and experts of two products become that node, where the
     target has it.
 
@@ -81,7 +84,7 @@ class LowerMoe(GraphPass):
     contract: ClassVar[str] = "Rounding: at most 8 times the rounding error of the original, per application"
 
     form: Form = "auto"
-    "How experts are computed: auto (the cost model decides), sorted, dense or contrib."
+    "How experts are computed: auto (the cost model decides), sorted, loop, dense or contrib."
 
     ties: Literal["first", "torch"] = "first"
     "Of equal scores: first, as ONNX's TopK has it, or those that torch.topk chooses on a CPU."
@@ -124,8 +127,9 @@ def _take_apart(options: LowerMoe, context: Context, graph: Any) -> None:
         if not isinstance(found, Call):
             context.notes.append(f"{graph.node_name(found[0].node)} left alone: {found[1]}")
         elif _can_split(context, graph, found.node):
-            choice = choose(options.form, *experts_of(graph, found))
-            context.notes.append(f"{graph.node_name(found.node)} in {choice}")
+            name = graph.node_name(found.node)
+            choice = choose(_unlooped(options, context, name), *experts_of(graph, found))
+            context.notes.append(f"{name} in {choice}")
             write = partial(write_contrib, graph, found, choice.form)
             context.editor(graph).apply("contrib-experts", Rounding(special=False), [found.node], write)
 
@@ -194,6 +198,14 @@ def _choice(options: LowerMoe, context: Context, found: Picked) -> Choice:
     return choice
 
 
+def _unlooped(options: LowerMoe, context: Context, name: str) -> Form:
+    """The form that is asked for, for experts that no rows pick from a stack."""
+    if options.form != "loop":
+        return options.form
+    context.notes.append(f"{name} not in form loop: no rows pick weights from a stack")
+    return "auto"
+
+
 def _can_split(context: Context, graph: Any, node: Node) -> bool:
     """Whether the model's opset has what experts are written with; if not, `node` is left alone, which is noted."""
     if graph.opset >= SPLITS_BY_ROWS:
@@ -225,7 +237,9 @@ def _pick_terms(options: LowerMoe, context: Context, graph: Any) -> list[Value]:
             continue
         write = partial(write_picked_terms, found) if isinstance(found, Dense) else partial(write_picked_stacks, found)
         if _can_split(context, graph, found.nodes[-1]):
-            context.notes.append(f"{graph.name(found.total)} in {choose(options.form, found.experts, found.k)}")
+            name = graph.name(found.total)
+            asked = _unlooped(options, context, name)
+            context.notes.append(f"{name} in {choose(asked, found.experts, found.k)}")
             context.editor(graph).apply("dense-experts", Rounding(special=False), found.nodes, write)
             ids.append(found.ids)
     return ids
