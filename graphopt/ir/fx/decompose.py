@@ -95,8 +95,9 @@ def _marked(
 def _identity(by: Any) -> Hashable:
     """The same for every object that torch makes to say the same: keep this operator, or take it apart as eager mode
     does. None for the few others, which are marked by torch every time."""
-    from torch._export.utils import _special_op_to_preserve_cia as keep
+    from torch._export.utils import _special_op_to_preserve_cia
 
+    keep: Hashable = _special_op_to_preserve_cia
     if by is keep:
         return keep
     if isinstance(by, functools.partial) and not by.args and getattr(by.func, "__closure__", 0) is None:
