@@ -46,7 +46,8 @@ def _renumbered(kept: Kept, indices: Array, term: Term, dims: Dims) -> Array:
         return indices
     mask = kept.mask(term)
     stay = indices[np.ix_(*(np.flatnonzero(kept.mask(own)) for own in dims))] % mask.size
-    return (np.cumsum(mask) - 1)[stay].astype(indices.dtype)
+    renumbered: Array = np.cumsum(mask) - 1
+    return renumbered[stay].astype(indices.dtype, copy=False)
 
 
 @rule("gather_nd")
