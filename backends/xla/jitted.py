@@ -30,7 +30,7 @@ class Jitted(ABC):
         self.runtime = jax_runtime()
         """What runs it."""
         self._function = function
-        self._run = jax.jit(function, **options)
+        self._run = jax.jit(function, compiler_options=settings.compiler_options(), **options)
 
     @property
     def compilations(self) -> int:
