@@ -44,7 +44,7 @@ class Driver:
         """Nodes taken from the worklist: the work done, for growth tests."""
         self.notes: list[str] = []
         self._rooted: dict[Node, Rooted] = {}
-        """The nodes of this region at which a rule may be rooted; bodies have drivers of their own."""
+        """Nodes of this region at which a rule may be rooted; readers inside bodies are for drivers of their own."""
         self._queue: deque[Node] = deque()
         self._queued: set[Node] = set()
         self._quarantine: set[tuple[str, Node]] = set()
