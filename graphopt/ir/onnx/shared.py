@@ -137,10 +137,10 @@ class Shared:
 
     def _find_type(self, value: ir.Value) -> TensorType | None:
         result = self._given.get(value)
-        if value not in self.fresh:  # Of what an edit has written nothing else is known.
+        if value.type is not None or value not in self.fresh:  # What an edit has written need not be looked at closely.
             result = dtypes.merged(result, dtypes.declared_type(value))
-            if (inferred := self._inferred.get(value)) is not None:
-                result = dtypes.merged(result, inferred)
+        if (inferred := self._inferred.get(value)) is not None:
+            result = dtypes.merged(result, inferred)
         if result is None and (tensor := self.tensor(value)) is not None:
             ref = self.ref(tensor)
             result = None if ref is None else TensorType(ref.dtype, ref.shape)
@@ -175,12 +175,12 @@ class Shared:
             self._inferred[value] = inferred
 
     def inherit_type(self, new: ir.Value, old: ir.Value) -> None:
-        """Let what is known of `old`, which is declared as `new` is, be known of `new`."""
-        for known in (self._given, self._inferred, self._types):
-            if (type_ := known.get(old)) is not None:
-                known[new] = type_
-            else:
-                known.pop(new, None)
+        """Note that `new`, which was declared as `old` is, has the type of `old`: inferred types hold for it too, and
+        so does what a contradiction between the two took away."""
+        type_ = self.type(old)
+        self.give_type(new, type_)
+        if type_ is not None:
+            self._types[new] = type_
 
     def set_inferred(self, types: Mapping[ir.Value, TensorType]) -> None:
         """Take the result of shape inference; everything read before is read anew."""

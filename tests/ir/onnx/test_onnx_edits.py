@@ -296,3 +296,13 @@ def test_fingerprint_sees_structure_and_names_but_no_weights():
     assert load(CHAIN.replace("Relu", "Abs"))[1].fingerprint() != base
     assert load(CHAIN, opset=17)[1].fingerprint() != base
     assert load(CHAIN.replace("Add(b, a)", "Add(a, b)"))[1].fingerprint() != base
+
+
+def test_what_inference_finds_of_a_value_between_two_written_ones_is_known():
+    model, region, nodes = load()
+    (inner,), _, _ = region.insert("abs", [region.inputs()[0]], {}, before=nodes["a"], types=[None])
+    (new,), _, _ = region.insert("relu", [inner], {}, before=nodes["a"], types=[None])
+    region.replace(nodes["a"].outputs[0], new)
+    region.remove(nodes["a"])
+    model.refresh()
+    assert region.type(inner) == region.type(new) == TensorType("float32", (2, 3))
