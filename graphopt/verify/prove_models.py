@@ -23,7 +23,7 @@ from graphopt.verify.algebra.domain import Field
 from graphopt.verify.algebra.folding import same_when_folded
 from graphopt.verify.algebra.lifting import Table
 from graphopt.verify.algebra.running import Running
-from graphopt.verify.algebra.sides import equal
+from graphopt.verify.algebra.sides import equal, is_finite
 from graphopt.verify.algebra.tensor import FieldTensor, Order, Point, Undecided, lift, open_facts, random
 from graphopt.verify.algebra.terms import same_expressions
 from graphopt.verify.pairs import Pair, drawn, pair, shapes
@@ -372,7 +372,8 @@ class _Leaf:
         return self._made[digest], not variable
 
     def _variable(self, data: TensorRef, digest: bytes) -> FieldTensor:
-        return random(self.point, data.shape, f"weight {digest.hex()}", open_facts(data.dtype))
+        facts = replace(open_facts(data.dtype), finite=is_finite(data))
+        return random(self.point, data.shape, f"weight {digest.hex()}", facts)
 
     def _number(self, data: TensorRef) -> FieldTensor:
         if self.table is not None:

@@ -16,7 +16,7 @@ from graphopt.ir.graph import Call
 from graphopt.ir.weights import FLOATS, Array, Deferred, Number, TensorRef
 from graphopt.rewrite.change import Change, Rejected, Verifier
 from graphopt.rewrite.contract import Approximate, Evidence, Proof
-from graphopt.verify.algebra.sides import spelled, weights_of
+from graphopt.verify.algebra.sides import is_finite, spelled, weights_of
 from graphopt.verify.fragment import Fragment, Side, cut
 from graphopt.verify.inputs import KINDS, NoInputs, draw
 from graphopt.verify.proof_sizes import proof_sizes
@@ -165,7 +165,7 @@ class _Namer:
         if data.identity in self.variables and data.dtype in FLOATS:
             number = self.numbers.setdefault(data.identity, len(self.numbers))
             numbers = _digest(data.numpy()) if data.size <= self.small else ""
-            return f"weight {number} {data.dtype}{list(data.shape)}{numbers}"
+            return f"weight {number} {data.dtype}{list(data.shape)}{numbers}{'' if is_finite(data) else ' infinite'}"
         if isinstance(data, Deferred):
             operands = [self.constant(o) for o in data.operands]
             return f"{data.op}{operands}{spelled(data.fields)}"

@@ -40,6 +40,11 @@ class Corner(TensorRef):
         return found
 
     @property
+    def whole(self) -> TensorRef:
+        """What it is the corner of, whose other numbers it speaks for."""
+        return self._data
+
+    @property
     def identity(self) -> object:
         return "corner", self._data.identity, self.shape
 

@@ -147,6 +147,23 @@ def test_truth_values_that_come_in_are_left_open():
         assert proof.holds and not proof.sampled
 
 
+LOWEST = float("-inf")
+
+
+def test_real_numbers_are_no_infinities_but_what_a_mask_chooses_may_be():
+    """Whether nothing is left of a row is known of real numbers alone."""
+    greatest = op("reduce_max", "x", axes=(1,), keepdims=True)
+    for told in (op("equal", greatest, LOWEST), op("is_nan", "x"), op("equal", "x", float("inf"))):
+        proof = claim_of(op("where", told, 0.0, "x"), op("identity", "x"))
+        assert proof.holds, proof
+    hidden = op("where", "y", "x", LOWEST)
+    for masked in (hidden, op("add", "x", LOWEST), op("mul", hidden, 2.0), op("exp", hidden)):
+        row = op("reduce_max", masked, axes=(1,), keepdims=True)
+        for told in (op("equal", row, LOWEST), op("is_nan", masked)):
+            guarded = op("where", told, 0.0, "x")
+            assert not claim_of(guarded, op("identity", "x"), dtypes=("float32", "bool")).holds
+
+
 def test_complex_numbers_are_no_real_ones():
     with pytest.raises(Undecided):
         lift(Point(MODULI, 1), np.array([1 + 2j]))

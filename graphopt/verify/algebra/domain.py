@@ -281,6 +281,8 @@ class Field(Float64):
         of_x, of_y = keys(x), keys(y)
         if _is_number(x) and _is_number(y):
             return same(of_x, of_y)
+        if any(a.facts.finite and self._is_infinite(b) for a, b in ((x, y), (y, x))):
+            return np.zeros(x.shape, bool)
         found = unknown_of_set("equal", _united(of_x, of_y), x, y, kind="bool")
         return self._select(same(of_x, of_y), True, found)
 
@@ -288,7 +290,9 @@ class Field(Float64):
         return self.logical_not(self.equal(x, y))
 
     def is_nan(self, x: Tensor) -> Tensor:
-        return unknown("is NaN", x, kind="bool") if isinstance(x, FieldTensor) else super().is_nan(x)
+        if not isinstance(x, FieldTensor):
+            return super().is_nan(x)
+        return np.zeros(x.shape, bool) if x.facts.finite else unknown("is NaN", x, kind="bool")
 
     def _truth(self, x: Tensor) -> Tensor:
         return self.cast(self._lift(x), "bool")
@@ -342,6 +346,11 @@ class Field(Float64):
         return scattered(self._lift(x), index, self._lift(updates), add=reduction == "add")
 
     # ---- helpers ----------------------------------------------------------------------------------------------
+
+    def _is_infinite(self, x: FieldTensor) -> bool:
+        """Whether all elements are the same infinity, which no real number equals."""
+        low = minus_infinity(self.point)
+        return x.size > 0 and any(bool(np.all(same(keys(x), keys(end)))) for end in (low, -low))
 
     def _lift(self, x: Any) -> FieldTensor:
         return x if isinstance(x, FieldTensor) else lift(self.point, x)

@@ -64,7 +64,8 @@ class Constants:
 
     def _variable(self, data: TensorRef) -> FieldTensor:
         self.variables[data.identity] = data
-        return random(self.point, data.shape, f"weight {len(self.variables)}", open_facts(data.dtype))
+        facts = replace(open_facts(data.dtype), finite=is_finite(data))
+        return random(self.point, data.shape, f"weight {len(self.variables)}", facts)
 
     def _number(self, data: TensorRef) -> FieldTensor:
         return lift(self.point, data.numpy(), data.dtype)
@@ -78,6 +79,13 @@ def weights_of(graph: Graph, side: Side) -> frozenset[object]:
     stored = frozenset(data.identity for one in found if one is not None for data in (one, *_stored(one)))
     bodies = [body for node in side.nodes for body in graph.subgraphs(node)]
     return stored.union(*(weights_of(body, _whole(body)) for body in bodies))
+
+
+def is_finite(data: TensorRef) -> bool:
+    """Whether the real numbers that a weight stands for are without infinities and NaN, as it is stored: only then does
+    it stand for real ones alone."""
+    leaves = [getattr(leaf, "whole", leaf) for leaf in _stored(data)]
+    return all(leaf.dtype not in FLOATS or bool(np.isfinite(leaf.numpy()).all()) for leaf in leaves)
 
 
 def _stored(data: TensorRef) -> Iterator[TensorRef]:

@@ -85,6 +85,8 @@ class Facts:
     """The float dtype that the program computes them in; None for numbers that adapt to what they meet."""
     fits: str | None = None
     """The narrowest float dtype that holds them as they are; None if none is known to."""
+    finite: bool = True
+    """Whether they are real numbers: no infinity, no NaN and no op without a meaning is behind them."""
 
     @property
     def degree(self) -> float:
@@ -279,7 +281,7 @@ def lift(point: Point, value: Any, dtype: str | None = None) -> FieldTensor:
     finite = np.isfinite(wide)
     channels = [modular.residues(np.where(finite, wide, 0.0), p) for p in point.moduli]
     if not np.all(finite):
-        facts = replace(FRESH, dtype=dtype, fits=fits)
+        facts = replace(FRESH, dtype=dtype, fits=fits, finite=False)
         channels = [np.where(finite, c, _special(point, wide, i)) for i, c in enumerate(channels)]
     return FieldTensor(point, channels, facts)
 
@@ -335,7 +337,9 @@ def joint(a: Facts, b: Facts) -> Facts:
     """Of tensors whose elements stand side by side."""
     fits = None if a.fits is None or b.fits is None else wider(a.fits, b.fits)
     above, below = max(a.above, b.above), max(a.below, b.below)
-    return Facts(above, below, a.rational and b.rational, _kind(a, b), wider(a.dtype, b.dtype), fits)
+    return Facts(
+        above, below, a.rational and b.rational, _kind(a, b), wider(a.dtype, b.dtype), fits, a.finite and b.finite
+    )
 
 
 def sum_of(a: Facts, b: Facts) -> Facts:
@@ -355,7 +359,8 @@ def repeated_sum(a: Facts, count: int) -> Facts:
 
 def _computed(above: float, below: float, a: Facts, b: Facts) -> Facts:
     dtype, kind = wider(a.dtype, b.dtype), _kind(a, b)
-    return Facts(above, below, a.rational and b.rational, "int" if kind == "bool" else kind, dtype, dtype)
+    rational, finite = a.rational and b.rational, a.finite and b.finite
+    return Facts(above, below, rational, "int" if kind == "bool" else kind, dtype, dtype, finite)
 
 
 def _kind(a: Facts, b: Facts) -> str:

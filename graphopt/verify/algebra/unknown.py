@@ -7,6 +7,7 @@ results are as random as the field allows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -53,7 +54,10 @@ def _from_lanes(name: str, lanes: Sequence[Array], xs: Sequence[FieldTensor], ki
     dtype = xs[0].facts.dtype
     for x in xs[1:]:
         dtype = wider(dtype, x.facts.dtype)
-    facts = Facts(dtype=dtype, fits=dtype) if kind == "float" else Facts(kind=kind, fits=_FITS[kind])
+    if kind == "float":
+        facts = Facts(dtype=dtype, fits=dtype, finite=all(x.facts.finite for x in xs))
+    else:
+        facts = Facts(kind=kind, fits=_FITS[kind])
     return FieldTensor(point, spread(point, lanes), facts)
 
 
@@ -73,4 +77,4 @@ def scrambled(
         point.argument_degree = max(point.argument_degree, 2 * x.facts.degree)
     point.applications += 1
     digests = [int(modular.keyed(words, text_key(f"{label}{lane}"))) for lane in (0, 1)]
-    return random(point, shape, f"{label} {digests[0]:x} {digests[1]:x}", facts)
+    return random(point, shape, f"{label} {digests[0]:x} {digests[1]:x}", replace(facts, finite=False))
