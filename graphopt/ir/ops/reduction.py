@@ -105,9 +105,7 @@ def sort(d: Domain, x: Tensor, *, axis: int, descending: bool = False) -> tuple[
 
 
 @op()
-def histogram(
-    d: Domain, x: Tensor, *, bins: int, low: float | None = None, high: float | None = None
-) -> Tensor:
+def histogram(d: Domain, x: Tensor, *, bins: int, low: float | None, high: float | None) -> Tensor:
     """How many elements of x lie in each of `bins` intervals of one width from low to high, in the dtype of x; the
     last interval includes high, and what lies outside of all is not counted. Without low and high from the least to the
     greatest of x."""
