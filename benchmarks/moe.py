@@ -6,7 +6,7 @@ Blocks of transformers, 512 features, 2048 hidden, 2 experts a token, random wei
 `plain` ones Nemotron-H's, two matrices with a relu between. Ways: `dense` computes all experts for all tokens; `copies`
 is transformers' batched_mm as torch exports it, not run where it would copy more than 6 GB; `by hand` is the sorted
 form as one would write it for a fixed number of tokens; `contrib` is onnxruntime's own op, which on a CPU does plain
-experts.
+experts; `loop` is graphopt's form=loop.
 
 Each way has a process of its own; its peak of memory is that of loading and running the saved model. Times are
 processor time of one thread, medians; ratios are medians of the rounds' ratios; processes take turns.
@@ -36,7 +36,7 @@ from benchmarks.moe_ways import HIDDEN, PICKED, WIDTH, model_of
 
 MOST = 6e9
 """Bytes of copies that are made."""
-WAYS = ("dense", "copies", "by hand", "contrib", "graphopt")
+WAYS = ("dense", "copies", "by hand", "contrib", "graphopt", "loop")
 
 
 def write(way: str, kind: str, experts: int, tokens: int, path: Path) -> None:

@@ -19,6 +19,8 @@ from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 import graphopt
 
 WIDTH, HIDDEN, PICKED = 512, 2048, 2
+LOWERED = {"graphopt": "lower-moe", "loop": "lower-moe{form=loop}"}
+"""Ways that graphopt makes of what torch exports, and by which pass."""
 
 
 class Plain(torch.nn.Module):
@@ -94,9 +96,9 @@ def model_of(way: str, kind: str, experts: int, tokens: int) -> ir.Model:
     module = Dense(block) if way == "dense" else block
     exported = torch.onnx.export(module, (torch.zeros(1, tokens, WIDTH),), dynamo=True, verbose=False)
     assert exported is not None
-    if way != "graphopt":
+    if way not in LOWERED:
         return exported.model
-    result: Any = graphopt.optimize(exported.model, ["lower-moe", "clean-up"], target="onnxruntime")
+    result: Any = graphopt.optimize(exported.model, [LOWERED[way], "clean-up"], target="onnxruntime")
     refused = [a for a in result.report.applications if a.status != "kept"]
     if refused or not result.report.kept:
         raise SystemExit(f"not lowered: {refused} {result.report.passes[0].notes}")

@@ -53,9 +53,10 @@ class Journal:
     def retype(self, node: Node, types: Sequence[TensorType | None]) -> None:
         self._undos.append(self.graph.retype(node, types))
 
-    def replace(self, old: Value, new: Value) -> None:
-        """Let whoever reads `old` read `new`. Raises CannotEmit if their dtypes or shapes are known to differ."""
-        becomes = self.graph.type(new)
+    def replace(self, old: Value, new: Value, *, resized: bool = False) -> None:
+        """Let whoever reads `old` read `new`. Raises CannotEmit if their dtypes or shapes are known to differ, unless
+        it is `resized` on purpose and what reads it follows."""
+        becomes = None if resized else self.graph.type(new)
         if becomes is not None and (was := self.graph.type(old)) is not None and not compatible(was, becomes):
             raise CannotEmit(f"{self.graph.name(old)} was {was} and would become {becomes}")
         readers = self.graph.users(old)

@@ -280,7 +280,8 @@ def _draw_integer(
         if call.op in LAYOUT and call.operands[0] in same:
             same.update(o for o in call.outputs if o is not None)
         if call.op == "histogram":  # Of numbers beyond its ends it is not said what becomes of them.
-            low, high = int(call.fields["low"]), int(call.fields["high"]) + 1
+            first, last = call.fields["low"], call.fields["high"]
+            low, high = (0, 1) if first is None else (int(first), int(last) + 1)  # of the data: those of one expert
         read = next((o for o in call.operands if o in same), None)
         if read is None:
             if _is_settled_target(fragment.graph, call, value):

@@ -147,7 +147,8 @@ def _counts(found: Grouped, call: Call) -> bool:
     counted = call.operands[0] in found.experts or (
         call_of is not None and call_of.op == "cast" and call_of.operands[0] in found.experts
     )
-    return counted and call.fields["low"] == 0 and call.fields["high"] == call.fields["bins"] - 1
+    bins, ends = call.fields["bins"], (call.fields["low"], call.fields["high"])
+    return counted and (ends == (0, bins - 1) or (ends == (None, None) and bins == 1))
 
 
 def _by_rows(found: Grouped, call: Call) -> None:

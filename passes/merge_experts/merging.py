@@ -92,7 +92,7 @@ class _Writer:
         made = self.journal.insert(written.op, operands, fields, before=call.node, types=types)
         for index, (old, new) in enumerate(zip(written.outputs, made, strict=True)):
             if old is not None:
-                self.journal.replace(old, new)
+                self.journal.replace(old, new, resized=True)
                 self.current[old] = new
                 if call.op != "sort" or index == 0:
                     self.merged.update((old, new))

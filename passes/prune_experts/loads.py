@@ -66,7 +66,8 @@ class Load:
     def merged(self, table: Array) -> Load:
         """The load of the experts that stay, `table[e]` being the one that expert e has become."""
         tokens = np.bincount(table, self.tokens).astype(np.int64)
-        return Load(self.name, self.k, tokens, None if self.gate is None else np.bincount(table, self.gate))
+        gate = None if self.gate is None else np.bincount(table, self.gate).astype(np.float64)
+        return Load(self.name, self.k, tokens, gate)
 
     @property
     def dead(self) -> tuple[int, ...]:

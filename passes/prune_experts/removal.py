@@ -233,7 +233,7 @@ def remove(found: Places, journal: Journal, *, keep: np.ndarray[Any, Any]) -> No
         made = journal.insert(call.op, operands, fields, before=node, types=types)
         for old, new in zip(call.outputs, made, strict=True):
             if old is not None:
-                journal.replace(old, new)
+                journal.replace(old, new, resized=True)
                 current[old] = new
         journal.doom([node])
 

@@ -89,7 +89,8 @@ def sort(r: Reading) -> Said:
 
 @reads("histogram", "histc.default")
 def histogram(r: Reading) -> Said:
-    low, high = float(r.number("min")), float(r.number("max"))
-    r.require(low < high, "a histogram over the range of the data")
+    low, high, bins = float(r.number("min")), float(r.number("max")), r.number("bins")
+    of_data = low == high == 0  # what a single expert makes of 0 and E - 1; all elements are in the one interval then
+    r.require(low < high or (of_data and bins == 1), "a histogram over the range of the data")
     r.keeps_dtype(r["self"])
-    return Said((r["self"],), {"bins": r.number("bins"), "low": low, "high": high})
+    return Said((r["self"],), {"bins": bins, "low": None if of_data else low, "high": None if of_data else high})

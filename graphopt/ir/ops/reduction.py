@@ -105,10 +105,11 @@ def sort(d: Domain, x: Tensor, *, axis: int, descending: bool = False) -> tuple[
 
 
 @op()
-def histogram(d: Domain, x: Tensor, *, bins: int, low: float, high: float) -> Tensor:
+def histogram(d: Domain, x: Tensor, *, bins: int, low: float | None, high: float | None) -> Tensor:
     """How many elements of x lie in each of `bins` intervals of one width from low to high, in the dtype of x; the
-    last interval includes high, and what lies outside of all is not counted."""
-    counts = np.histogram(np.ravel(x), bins=bins, range=(low, high))[0]
+    last interval includes high, and what lies outside of all is not counted. Without low and high from the least to the
+    greatest of x."""
+    counts = np.histogram(np.ravel(x), bins=bins, range=None if low is None or high is None else (low, high))[0]
     return counts.astype(x.dtype)
 
 

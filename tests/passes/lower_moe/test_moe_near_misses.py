@@ -248,10 +248,35 @@ def test_few_experts_are_lowered(experts: int) -> None:
         assert block_error(block, run, tokens(count)) < CLOSE
 
 
-def test_a_single_expert_of_sorted_tokens_is_refused() -> None:
-    """torch.histc takes a range from 0 to 0 for that of the data, so that the count says nothing of the ids."""
+def test_a_single_expert_of_sorted_tokens_is_lowered() -> None:
+    """torch.histc takes a range from 0 to 0 for that of the data; the one interval holds all then."""
+    block = mixtral("grouped_mm", experts=1, k=1)
+    result, run = lowered(block, 7, dynamic=True)
+    assert [(a.rule, a.status) for a in result.report.applications] == [("grouped-experts", "kept")]
+    for count in (1, 7, 20):
+        assert block_error(block, run, tokens(count)) < CLOSE
+
+
+class OverData(torch.nn.Module):
+    """Two experts whose rows are counted over the range of the data, which need not be all experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = torch.nn.Linear(WIDTH, 2)
+        self.weights = torch.nn.Parameter(torch.randn(2, WIDTH, WIDTH))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, WIDTH)
+        ids = self.gate(rows).argmax(-1)
+        order = torch.argsort(ids)
+        ends = torch.histc(ids[order].float(), 2, 0, 0).cumsum(0, dtype=torch.int32)
+        made: torch.Tensor = torch.ops.transformers.grouped_mm_fallback(rows[order], self.weights, ends)
+        return made[torch.argsort(order)]
+
+
+def test_counts_over_the_range_of_the_data_are_refused() -> None:
     result = graphopt.optimize(
-        mixtral("grouped_mm", experts=1, k=1), "lower-moe", example_inputs=(tokens(7),), target="onnxruntime"
+        OverData().eval(), "lower-moe", example_inputs=(tokens(8),), target="onnxruntime"
     )
     assert not result.report.applications
     assert "a histogram over the range of the data" in result.report.passes[0].notes[0]
