@@ -52,7 +52,7 @@ def target_shape(shape: tuple[Dim, ...] | None) -> tuple[int, ...] | None:
     return tuple(d if isinstance(d, int) else -1 for d in shape)
 
 
-def _with_any_fields(op: PatternOps, name: str, operand: OpPattern) -> OpPattern:
+def with_any_fields(op: PatternOps, name: str, operand: OpPattern) -> OpPattern:
     pattern: OpPattern = getattr(op, name)(operand, **dict.fromkeys(OPS[name].fields, any_))
     return pattern
 
@@ -102,7 +102,7 @@ class TransposeAroundUnary:
 
     def pattern(self, op: PatternOps, x: Var) -> OpPattern:
         inner = op.transpose(x, perm=any_).named("inner")
-        between = [_with_any_fields(op, name, inner).named("unary") for name in UNARY]
+        between = [with_any_fields(op, name, inner).named("unary") for name in UNARY]
         return op.transpose(any_of(*between), perm=any_).named("outer")
 
     def check(self, m: Match) -> None:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import torch
 from torch.export.exported_program import ExportedProgram
 
+from graphopt.backends.xla import layout
 from graphopt.backends.xla.arrays import to_jax
 from graphopt.backends.xla.constants import constants_of
 from graphopt.backends.xla.kernels import kernel_of
@@ -23,6 +24,7 @@ from graphopt.backends.xla.torch_calls import readable_calls
 from graphopt.backends.xla.torch_ops import POSITIONS, described, require_pure, rules
 from graphopt.backends.xla.weights import arguments
 from graphopt.errors import UnsupportedError
+from graphopt.ir.fx.decompose import run_decompositions
 from graphopt.ir.fx.tensors import DTYPE_NAMES
 
 
@@ -49,7 +51,7 @@ def taken_apart(program: ExportedProgram) -> tuple[ExportedProgram, set[Any]]:
         table = rules(missing)
         if not table:
             break
-        program = program.run_decompositions(table)
+        program = run_decompositions(program, table)
     for node, call in calls.items():
         node.target = call
     return program, missing
@@ -73,12 +75,12 @@ class Interpreter(torch.fx.Interpreter):  # type: ignore[misc]
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if target is torch.ops.higher_order.cond:
-            return _cond(*args)
+            return _cond(*layout.plain(args))
         kernel = kernel_of(target)
         if kernel is None:
-            return super().call_function(target, args, kwargs)
+            return super().call_function(target, layout.plain(args), layout.plain(kwargs))
         try:
-            return kernel(*args, **kwargs)
+            return layout.run(target, kernel, args, kwargs)
         except UnsupportedError:
             raise
         except Exception as error:  # kernels raise whatever JAX does
@@ -97,7 +99,10 @@ class Interpreter(torch.fx.Interpreter):  # type: ignore[misc]
 
 def _cond(chosen: Any, then: Any, otherwise: Any, operands: Sequence[Any]) -> Any:
     """torch.cond: only the branch that is chosen is run."""
-    branches = [lambda *values, module=module: tuple(Interpreter(module).run(*values)) for module in (then, otherwise)]
+    branches = [
+        lambda *values, module=module: tuple(layout.plain(Interpreter(module).run(*values)))
+        for module in (then, otherwise)
+    ]
     return jax.lax.cond(jnp.reshape(chosen, ()), *branches, *operands)
 
 
@@ -109,7 +114,7 @@ def _as_declared(node: torch.fx.Node, declared: Any, result: Any) -> Any:
     if not isinstance(declared, torch.Tensor) or result is None:
         return result
     expected = jnp.dtype(DTYPE_NAMES[declared.dtype])
-    result = jnp.asarray(result)
+    result = result if isinstance(result, layout.ChannelsLast) else jnp.asarray(result)
     sizes = [(int(d), r) for d, r in zip(declared.shape, result.shape, strict=False) if isinstance(d, int)]
     if result.ndim != declared.ndim or any(d != r for d, r in sizes):
         raise UnsupportedError(
@@ -142,6 +147,7 @@ def function_of(program: ExportedProgram) -> Callable[[Sequence[Any], Sequence[A
 
     def function(weights: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         args = arguments(specs, weights, inputs)
-        return list(Interpreter(program.graph_module, constants).run(*args, enable_io_processing=False))
+        results = Interpreter(program.graph_module, constants).run(*args, enable_io_processing=False)
+        return list(layout.plain(results))
 
     return function

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 from unittest.mock import patch
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import torch
 
+from graphopt.backends.xla import channels_last
 from graphopt.backends.xla.torch_ops import is_random
 from graphopt.errors import UnsupportedError
 
@@ -62,40 +63,48 @@ def convolution(
     A transposed convolution is one of the input with stride - 1 zeros between its elements and the flipped kernel
     (Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016, section 4).
     """
+    batched = x.ndim == weight.ndim
+    operand = jnp.moveaxis(x if batched else x[None], 1, -1)
+    y = convolution_last(operand, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
+    y = jnp.moveaxis(y, -1, 1)
+    return y if batched else y[0]
+
+
+def convolution_last(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Any:
+    """`convolution` of x [N, *spatial, C]."""
     spatial = weight.ndim - 2
     stride, padding, dilation, output_padding = (
         tuple(v) * spatial if len(v) == 1 else tuple(v) for v in (stride, padding, dilation, output_padding)
     )
-    batched = x.ndim == weight.ndim
-    operand = x if batched else x[None]
     kernel, between, step = weight, (1,) * spatial, stride
     pads = [(p, p) for p in padding]
     if transposed:
         kernel, between, step = flipped(weight, groups), stride, (1,) * spatial
         reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
         pads = [(r - p, r - p + o) for r, p, o in zip(reach, padding, output_padding, strict=True)]
-    y = convolved(operand, kernel, bias, step, pads, between=between, dilation=dilation, groups=groups)
-    return y if batched else y[0]
+    return channels_last.convolved(
+        x, kernel, bias, step, pads, between=between, dilation=dilation, groups=groups
+    )
 
 
 def convolved(
     x: Any, kernel: Any, bias: Any, stride: Any, pads: Any, *, between: Any = None, dilation: Any, groups: int
 ) -> Any:
-    """XLA's convolution of x [N, C, *spatial], `between` - 1 zeros put between its elements, with a kernel
-    [out, in, *kernel]; `pads` are pairs, the bias may be None.
-
-    XLA computes it channels-last. It brings convolutions to this form by itself, but on CPUs not those inside of a
-    loop: there any other form is a plain nest of loops, of a tenth of the speed.
-    """
-    n = kernel.ndim - 2
-    axes = tuple(range(1, n + 1))
-    last, own = (0, n + 1, *axes), (n + 1, n, *range(n))
-    y = jax.lax.conv_general_dilated(
-        jnp.moveaxis(x, 1, -1), jnp.moveaxis(kernel, (0, 1), (-1, -2)), stride, pads,
-        lhs_dilation=between, rhs_dilation=dilation, feature_group_count=groups,
-        dimension_numbers=jax.lax.ConvDimensionNumbers(last, own, last),
-    )  # fmt: skip
-    return jnp.moveaxis(y if bias is None else y + bias, -1, 1)
+    """`channels_last.convolved` of x [N, C, *spatial]."""
+    y = channels_last.convolved(
+        jnp.moveaxis(x, 1, -1), kernel, bias, stride, pads, between=between, dilation=dilation, groups=groups
+    )
+    return jnp.moveaxis(y, -1, 1)
 
 
 def flipped(weight: Any, groups: int) -> Any:
@@ -107,15 +116,27 @@ def flipped(weight: Any, groups: int) -> Any:
 
 def _conv(transposed: bool) -> Kernel:
     def kernel(x: Any, weight: Any, bias: Any = None, *sizes: Any, **named: Any) -> Any:
-        names = ("stride", "padding", "output_padding", "groups", "dilation") if transposed else (
-            "stride", "padding", "dilation", "groups")  # fmt: skip
-        given = dict(zip(names, sizes, strict=False)) | named
-        return convolution(
-            x, weight, bias, given.get("stride", (1,)), given.get("padding", (0,)), given.get("dilation", (1,)),
-            transposed, given.get("output_padding", (0,)), given.get("groups", 1),
-        )  # fmt: skip
+        return convolution(x, weight, bias, *_convolution_sizes(transposed, sizes, named))
 
     return kernel
+
+
+def _conv_last(transposed: bool) -> Kernel:
+    def kernel(x: Any, weight: Any, bias: Any = None, *sizes: Any, **named: Any) -> Any:
+        return convolution_last(x, weight, bias, *_convolution_sizes(transposed, sizes, named))
+
+    return kernel
+
+
+def _convolution_sizes(transposed: bool, sizes: Sequence[Any], named: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What aten.convolution takes after the bias, for the arguments of aten.conv*d or aten.conv_transpose*d."""
+    names = ("stride", "padding", "output_padding", "groups", "dilation") if transposed else (
+        "stride", "padding", "dilation", "groups")  # fmt: skip
+    given = dict(zip(names, sizes, strict=False)) | dict(named)
+    return (
+        given.get("stride", (1,)), given.get("padding", (0,)), given.get("dilation", (1,)), transposed,
+        given.get("output_padding", (0,)), given.get("groups", 1),
+    )  # fmt: skip
 
 
 def attention(
@@ -211,7 +232,7 @@ def batch_norm(
 
 
 def group_norm(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = True) -> Any:
-    """aten.group_norm of [N, C, *spatial]; see `_grouped`."""
+    """aten.group_norm of [N, C, *spatial]. torchax has a loop here, which nothing fuses with."""
     return _grouped(x, weight, bias, groups, eps)[0]
 
 
@@ -221,20 +242,8 @@ def native_group_norm(x: Any, weight: Any, bias: Any, n: int, c: int, size: int,
 
 
 def _grouped(x: Any, weight: Any, bias: Any, groups: int, eps: float) -> tuple[Any, Any, Any]:
-    """Statistics and sums are of float32 where the dtype is a lower one, as in torch. torchax has a loop here, which
-    nothing fuses with."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    parts = x.astype(wide).reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
-    axes = tuple(range(2, parts.ndim))
-    mean = parts.mean(axes, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.square(parts - mean).mean(axes, keepdims=True) + eps)
-    y = ((parts - mean) * scale).reshape(x.shape)
-    per_channel = (-1, *(1,) * (x.ndim - 2))
-    if weight is not None:
-        y = y * weight.astype(wide).reshape(per_channel)
-    if bias is not None:
-        y = y + bias.astype(wide).reshape(per_channel)
-    return y.astype(x.dtype), mean.reshape(-1, groups).astype(x.dtype), scale.reshape(-1, groups).astype(x.dtype)
+    y, mean, scale = channels_last.group_normed(jnp.moveaxis(x, 1, -1), weight, bias, groups, eps)
+    return jnp.moveaxis(y, -1, 1), mean, scale
 
 
 def repeat_interleave(x: Any, repeats: int, dim: int | None = None, *, output_size: int | None = None) -> Any:
@@ -257,6 +266,8 @@ OWN: dict[str, Kernel] = {
     "transformers.grouped_mm_fallback.default": grouped_matmul,
     "aten._int_mm.default": int_matmul,
     "aten.layer_norm.default": layer_norm,
+    "aten.min.other": jnp.minimum,
+    "aten.max.other": jnp.maximum,
     "aten.constant_pad_nd.default": constant_pad,
     "aten.repeat_interleave.self_int": repeat_interleave,
     "aten.sym_size.int": lambda x, dim: x.shape[dim],
@@ -267,3 +278,12 @@ OWN: dict[str, Kernel] = {
     "aten.fake_quantize_per_tensor_affine.tensor_qparams": fake_quantize,
 }
 """What torchax lacks or has wrong; each is a row of the conformance tests."""
+
+CONVOLUTIONS_LAST: dict[str, Kernel] = {
+    "aten.convolution.default": convolution_last,
+    **{f"aten.conv{n}d.default": _conv_last(False) for n in (1, 2, 3)},
+    "aten.conv_transpose1d.default": _conv_last(True),
+    "aten.conv_transpose2d.input": _conv_last(True),
+    "aten.conv_transpose3d.input": _conv_last(True),
+}
+"""Kernels of convolutions whose input and result are [N, *spatial, C]."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from graphopt.backends.program_rows import called_bodies, calling_rows
+from graphopt.backends.xla.invariant import without_invariants
 from graphopt.backends.xla.row import RowArithmetic
 from graphopt.ir.weights import Array
 from graphopt.program.body import Known
@@ -51,7 +52,9 @@ class SamplingLoop:
             return self._arithmetic.next_state(state, prediction, scanned, feeds), None
 
         scanned = {**self._arithmetic.tables(feeds), **self._calls()}
-        final, _ = jax.lax.scan(row, self._arithmetic.first_state(feeds), scanned)
+        state = self._arithmetic.first_state(feeds)
+        first = {name: values[0, ...] for name, values in scanned.items()}
+        final, _ = jax.lax.scan(without_invariants(row, state, first), state, scanned)
         return self._arithmetic.sample(final)
 
     def _calls(self) -> dict[str, Array]:
