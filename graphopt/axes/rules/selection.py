@@ -46,8 +46,8 @@ def _renumbered(kept: Kept, indices: Array, term: Term, dims: Dims) -> Array:
         return indices
     mask = kept.mask(term)
     stay = indices[np.ix_(*(np.flatnonzero(kept.mask(own)) for own in dims))] % mask.size
-    renumbered: Array = np.cumsum(mask) - 1
-    return renumbered[stay].astype(indices.dtype, copy=False)
+    renumbered: Array = (np.cumsum(mask) - 1)[stay].astype(indices.dtype)
+    return renumbered
 
 
 @rule("gather_nd")
