@@ -118,11 +118,11 @@ def _lower_torch(model: Any, settings: Settings) -> Compiled:
 
 def _exported(model: Any, program: Any) -> tuple[ir.Model, list[str]]:
     """A torch model as ONNX, its experts lowered there, and what is to be said of that."""
-    from graphopt.backends.ort_experts import has_experts, lowered_experts
+    from graphopt.backends.ort_experts import lowered_experts, may_have_experts
     from graphopt.backends.ort_export import export_onnx
 
     exported = export_onnx(program)
-    if not any(has_experts(graph) for graph in model.regions()):
+    if not any(may_have_experts(graph) for graph in model.regions()):
         return exported, []
     return lowered_experts(exported, OnnxRuntimeBackend.name)
 

@@ -15,7 +15,9 @@ import torch
 from torch import fx
 from torch.export.exported_program import ExportedProgram
 
+from graphopt.backends.ort_registry import remembered_registry
 from graphopt.errors import MissingExtraError, UnsupportedError
+from graphopt.ir.fx.decompose import remembered_marks
 
 _OPERATOR = re.compile(r"target=torch\.ops\.(?P<name>[\w.]+)")
 _SQUEEZE = (torch.ops.aten.squeeze.default, torch.ops.aten.squeeze.dim, torch.ops.aten.squeeze.dims)
@@ -36,7 +38,7 @@ def export_onnx(program: ExportedProgram) -> ir.Model:
             _say_squeezes_exactly(module.graph)
     _drop_constant_outputs(program.graph)
     try:
-        with _quiet():
+        with _quiet(), remembered_registry(), remembered_marks():
             exported: Any = torch.onnx.export(program, dynamo=True, verbose=False)
     except Exception as error:  # the exporter wraps whatever goes wrong in several classes of its own
         raise UnsupportedError(

@@ -103,6 +103,8 @@ def _table(shape: str, timings: Timings) -> Table:
         table.add_column(f"{nodes:,}", justify="right")
     ours = {rival: name for name, rival in RIVALS.items()} | {
         "torch.fx replace_pattern": "graphopt fx",
+        "edits alone, torch.fx": "graphopt fx",
+        "edits alone, onnx_ir": "graphopt onnx",
         "tinygrad graph_rewrite": "graphopt fx",
     }
     for name in next(iter(timings.values())):

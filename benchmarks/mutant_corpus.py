@@ -6,7 +6,7 @@ it. What is proved is copied with its weights as expressions, once for each sign
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,25 +84,23 @@ class _Trusting:
         return Evidence("executed")
 
 
-class _Recorder(Proved):
+class _Recorder:
     def __init__(self, name: str, seen: set[str]) -> None:
-        super().__init__(_Trusting())
         self.found: list[Recorded] = []
+        self._proved = Proved(_Trusting(), observe=self._record)
         self._name, self._seen = name, seen
         self._rule = ""
 
     def verify(self, change: Change) -> Evidence:
         self._rule = change.id.split("#")[0]
-        return super().verify(change)
+        return self._proved.verify(change)
 
-    def _cached(self, fragment: Fragment, feeds: list[Array], *, reduced: bool) -> Proof:
-        proof = super()._cached(fragment, feeds, reduced=reduced)
+    def _record(self, fragment: Fragment, feeds: Sequence[Array], proof: Proof) -> None:
         key = signature(fragment, feeds)
         if proof.holds and proof.milliseconds < MILLISECONDS and key not in self._seen:
             self._seen.add(key)
             if (copy := copied(fragment)) is not None:
-                self.found.append(Recorded(f"{self._name}, {self._rule}", copy, feeds))
-        return proof
+                self.found.append(Recorded(f"{self._name}, {self._rule}", copy, list(feeds)))
 
 
 def copied(fragment: Fragment) -> Fragment | None:

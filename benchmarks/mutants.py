@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.mutant_checks import rejection
 from benchmarks.mutant_families import other_op
 from benchmarks.mutant_keys import Namer
 from benchmarks.mutant_weights import altered
@@ -265,7 +266,9 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
     """Proved although finite numbers differ."""
     beyond: list[str] = field(default_factory=list)
-    """Proved, and different in NaN or infinities alone."""
+    """Proved, and different in NaN or infinities alone: which the executed checks catch, and why they reject it."""
+    missed: list[str] = field(default_factory=list)
+    """The same, and the executed checks let it through."""
     namer: Namer = field(default_factory=Namer)
     met: set[tuple[str, str, str]] = field(default_factory=set)
     """Rewrite, expression before and expression after of each mutant."""
@@ -326,5 +329,10 @@ class Hunt:
         proof = prove(mutant.fragment, self.feeds, seed=self.rng.getrandbits(60))
         if proof.holds:
             line = f"{self.name}: {mutant.change} ({proof.level}, weights {proof.weights})"
-            (tally.wrong if "number" in kinds else tally.beyond).append(line)
+            if "number" in kinds:
+                tally.wrong.append(line)
+            elif (reason := rejection(mutant.fragment)) is not None:
+                tally.beyond.append(f"{line}; rejected by the executed checks: {reason}")
+            else:
+                tally.missed.append(line)
         return True

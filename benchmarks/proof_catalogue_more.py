@@ -236,6 +236,10 @@ entry("a leaky relu", [R], lambda o, x: o.leaky_relu(x, slope=0.25),
 entry("a clamp", [R], lambda o, x: o.clamp(x, 0.0, 6.0), lambda o, x: o.minimum(o.relu(x), 6.0),
       only_below=lambda o, x: o.relu(x), other_end=lambda o, x: o.clamp(x, 0.0, 1.0))  # fmt: skip
 
+entry("a clamp from above first", [R], lambda o, x: o.maximum(o.minimum(x, 6.0), 0.1),
+      lambda o, x: o.clamp(x, 0.1, 6.0),
+      ends_swapped=lambda o, x: o.clamp(x, 6.0, 0.1))  # fmt: skip
+
 # ---- layout and choice -------------------------------------------------------------------------------------------
 
 entry("two transposes", [(2, 3, 4)], lambda o, x: o.turned(o.turned(x, 1, 2, 0), 0, 2, 1),

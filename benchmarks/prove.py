@@ -1,11 +1,12 @@
 """Proof of what other tools did: models simplified by onnxsim and onnxscript, proved by graphopt and by onnxsim.
 
-    python -m benchmarks.prove [--every N] [--tool TOOL ...] [--json FILE]
+    python -m benchmarks.prove [--every N] [--tool TOOL ...] [--json FILE] [--pairs FOLDER]
 
 The models are those of the ONNX backend tests (see `corpus_cases`) and the whole networks that onnx ships. Pairs are
 those in which a tool changed what the graph is made of. Both provers judge the same pairs in the same run, each in a
 process that is ended if a pair takes too long. A pair whose outputs follow from constants alone is counted apart:
-graphopt compares such outputs as the runtime computes them and does not call that a proof. Exit code 1 if less than
+graphopt compares such outputs as the runtime computes them and does not call that a proof. The pairs that are in FOLDER
+already, from a run before, are taken as they are. Exit code 1 if less than
 95 % are proved or compared so, or if a pair takes over 10 s.
 """
 
@@ -42,10 +43,12 @@ def main(
     every: Annotated[int, typer.Option(min=1, help="Take every so many of about 5,300 models.")] = 1,
     tool: Annotated[list[str] | None, typer.Option(help="Only what these tools made.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every verdict there.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="Keep the pairs there, and take those that are there.")] = None,
 ) -> None:
     """Prove what other tools did to the models of the ONNX backend tests."""
     console = wide_console()
-    found = {name: _of_tool(name, every) for name in tool or TOOLS}
+    with tempfile.TemporaryDirectory() as scratch:
+        found = {name: _of_tool(name, every, (pairs or Path(scratch)) / f"{name}-{every}") for name in tool or TOOLS}
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=1), encoding="utf-8")
     console.print(_table(found))
@@ -56,12 +59,16 @@ def main(
         raise typer.Exit(1)
 
 
-def _of_tool(tool: str, every: int) -> dict[str, list[Told]]:
-    """The verdicts of each prover on the pairs that `tool` made."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = list(_items("make", folder, tool, every))
-        count = sum(bool(m.get("pair")) for m in made)
-        return {prover: list(_items(prover, folder, "-", every, count)) for prover in PROVERS}
+def _of_tool(tool: str, every: int, folder: Path) -> dict[str, list[Told]]:
+    """The verdicts of each prover on the pairs that `tool` made; they are made if `folder` is not there."""
+    if not folder.exists():
+        unfinished = folder.with_name(f"{folder.name}-unfinished")
+        unfinished.mkdir(parents=True, exist_ok=True)
+        for _ in _items("make", str(unfinished), tool, every):
+            pass
+        unfinished.rename(folder)
+    count = len(list(folder.glob("*.pair")))
+    return {prover: list(_items(prover, str(folder), "-", every, count)) for prover in PROVERS}
 
 
 def _items(what: str, folder: str, tool: str, every: int, count: int | None = None) -> Iterator[Told]:
@@ -146,7 +153,7 @@ def _table(found: dict[str, dict[str, list[Told]]]) -> Table:
     for column in columns:
         table.add_column(column, justify="right")
     for tool, provers in found.items():
-        ours = [t["status"] == OWN_VALUES for t in provers["graphopt"]]
+        ours = [t["status"] == OWN_VALUES or t.get("constant", False) for t in provers["graphopt"]]
         for prover, told in provers.items():
             table.add_row(tool, prover, *_row(told, ours))
     return table

@@ -62,12 +62,14 @@ def judged(folder: Path, prover: str, first: int) -> Iterable[Told]:
     for path in sorted(folder.glob("*.pair"))[first:]:
         name, before, after, examples = pickle.loads(path.read_bytes())
         models = [onnx.ModelProto.FromString(m) for m in (before, after)]
+        constant = not {i.name for i in models[0].graph.input} - {i.name for i in models[0].graph.initializer}
         start = time.perf_counter()
         try:
             status, detail = PROVERS[prover](*models, examples)
         except Exception as error:  # a prover that raises has proved nothing
             status, detail = "error", f"{type(error).__name__}: {str(error)[:200]}"
-        yield {"case": name, "status": status, "detail": detail, "seconds": time.perf_counter() - start}
+        seconds = time.perf_counter() - start
+        yield {"case": name, "status": status, "detail": detail, "seconds": seconds, "constant": constant}
 
 
 def graphopt_prover(before: onnx.ModelProto, after: onnx.ModelProto, examples: dict[str, Any]) -> tuple[str, str]:

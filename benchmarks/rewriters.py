@@ -126,6 +126,30 @@ def prepare_replace_pattern(shape: Shape, nodes: int) -> Job:
     return lambda: len(replace_pattern(module, pattern, replacement))
 
 
+def prepare_bare_fx(shape: Shape, nodes: int) -> Job:
+    """The edits of the rule alone, at nodes that are known beforehand: what no engine on torch.fx can do without."""
+    import torch
+
+    aten = torch.ops.aten
+    graph = fx_module(shape, nodes).graph
+    found = graph.find_nodes(op="call_function", target=aten.relu.default)
+
+    def job() -> int:
+        for old in found:
+            inner = old.args[0]
+            new = graph.create_node("call_function", aten.sigmoid.default, name="sigmoid")
+            new.args = inner.args
+            old.prepend(new)
+            new.meta.update(old.meta)
+            for user in list(old.users):
+                user.replace_input_with(old, new)
+            graph.erase_node(old)
+            graph.erase_node(inner)
+        return len(found)
+
+    return job
+
+
 # ---- onnx ----------------------------------------------------------------------------------------------
 
 
@@ -155,6 +179,29 @@ def prepare_onnxscript(shape: Shape, nodes: int) -> Job:
     rule = pattern.RewriteRule(lambda op, x: op.Relu(op.Neg(x)), lambda op, x: op.Sigmoid(x))
     rules, model = pattern.RewriteRuleSet([rule]), onnx_model(shape, nodes)
     return lambda: rules.apply_to_model(model)
+
+
+def prepare_bare_onnx(shape: Shape, nodes: int) -> Job:
+    """The edits of the rule alone, at nodes that are known beforehand: what no engine on onnx_ir can do without."""
+    import onnx_ir as ir
+
+    graph = onnx_model(shape, nodes).graph
+    found = [node for node in graph if node.op_type == "Relu"]
+
+    def job() -> int:
+        for number, node in enumerate(found):
+            inner, old = node.inputs[0].producer(), node.outputs[0]
+            new = ir.Value(name=f"sigmoid_output_{number}", type=old.type, shape=old.shape)
+            written = ir.Node("", "Sigmoid", inner.inputs, outputs=(new,), name=f"sigmoid_{number}")
+            graph.insert_before(node, written)
+            for user, index in old.uses():
+                user.replace_input_with(index, new)
+            for gone in (node, inner):
+                gone.replace_input_with(0, None)
+            graph.remove((node, inner))
+        return len(found)
+
+    return job
 
 
 # ---- tinygrad ------------------------------------------------------------------------------------------
@@ -259,6 +306,8 @@ REWRITERS: Mapping[str, Rewriter] = {
     "Inductor PatternMatcherPass": Rewriter(prepare_inductor, int),
     "torch.fx replace_pattern": Rewriter(prepare_replace_pattern, int, most=4_000),
     "onnxscript rewriter": Rewriter(prepare_onnxscript, int),
+    "edits alone, torch.fx": Rewriter(prepare_bare_fx, int),
+    "edits alone, onnx_ir": Rewriter(prepare_bare_onnx, int),
     "tinygrad graph_rewrite": Rewriter(prepare_tinygrad, hits_tinygrad, shapes=(chain,)),
 }
 """tinygrad keeps equal nodes once, so that a wide graph of equal branches would be a single branch there."""

@@ -29,8 +29,9 @@ CHANNELS = 1
 
 @rule(contract=Rounding(), keep_shared=True)
 class ConvOfConcat:
-    """conv(f(concat(x, y)), w, b) is conv(f(x), w[:, of x], b) + conv(f(y), w[:, of y]) for any number of parts, where f
-    is nothing, an activation, a group norm, or an activation of a group norm, computed for the channels of each part.
+    """conv(f(concat(x, y)), w, b) is conv(f(x), w[:, of x], b) + conv(f(y), w[:, of y]) for any number of parts,
+    where f is nothing, an activation, a group norm, or an activation of a group norm, computed for the channels of
+    each part.
 
     Preconditions: the concatenation is of channels; one group in the convolution, its weight and bias constant, the
     weight nobody else's; no group of the norm has channels of two parts, its scale and shift are constant; nothing else

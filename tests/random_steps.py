@@ -149,6 +149,36 @@ def slice_(g: Grower, i: int) -> bool:
     return g.add("slice", lambda m, v: v[i].narrow(dim, start, length))
 
 
+@step(range(1, 5))
+def every_other(g: Grower, i: int) -> bool:
+    x = g.values[i]
+    dim, stride = g.pick(range(x.dim())), g.pick([2, 3])
+    start = g.pick(range(stride))
+    size = x.shape[dim]
+    return size > stride and g.add("strided", lambda m, v: v[i][(slice(None),) * dim + (slice(start, size, stride),)])
+
+
+@step(range(1, 5))
+def pick_by_number(g: Grower, i: int) -> bool:
+    """Reordered as a transposition does, some of it, twice; now and then in any order."""
+    x = g.values[i]
+    dim = g.pick(range(x.dim()))
+    size = x.shape[dim]
+    outer = g.pick(factors(size))
+    numbers = torch.arange(size).reshape(outer, size // outer)
+    match g.pick(["transposed", "transposed", "some", "twice", "any"]):
+        case "transposed":
+            numbers = numbers.T
+        case "some":
+            numbers = numbers[:, : 1 + (size // outer) // 2]
+        case "twice":
+            numbers = numbers.repeat_interleave(2)
+        case _:
+            numbers = torch.randperm(size, generator=g.random)
+    picked = numbers.reshape(-1).contiguous()
+    return g.add("picked", lambda m, v: v[i].index_select(dim, picked))
+
+
 @step(range(2, 5))
 def select(g: Grower, i: int) -> bool:
     dim = g.pick(range(g.values[i].dim()))

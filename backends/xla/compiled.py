@@ -39,15 +39,20 @@ class CompiledXla(Jitted):
             UnsupportedError: no device of the platform that is asked for.
         """
         self._calling = Calling(program)
-        self.notes = tuple(notes)
-        """What was done or found on the way, for a reader."""
+        self._notes = tuple(notes)
         self._device = device_of(settings.platform)
         with exact_types(settings.precision):
             self._weights = [to_jax(tensor, self._device) for tensor in weights_of(program)]
         self._names = weight_names(program)
         super().__init__(function_of(program), settings)
         sizes = settings.buckets
-        self._buckets = None if sizes is None else Buckets(self._calling.types, sizes, self._traced)
+        if sizes is not None:
+            self._buckets = Buckets(self._calling.types, sizes, self._traced, self._device)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done or found on the way, for a reader."""
+        return self._notes if self._buckets is None else (*self._notes, *self._buckets.notes.values())
 
     def arguments(self) -> tuple[list[Any], list[Any]]:
         """The weights, and the tensors of the inputs in order.
@@ -79,7 +84,7 @@ class CompiledXla(Jitted):
         with exact_types(self.settings.precision):
             arrays = [to_numpy(tensor) for tensor in tensors]
             run, check = self._on_device, self.settings.check
-            results = run(arrays) if self._buckets is None else self._buckets.run(arrays, run, check)
+            results = run(arrays) if self._buckets is None else self._buckets.run(arrays, run, lambda _: None, check)
         return self._calling.result(from_jax(r) for r in results if r is not None)
 
     def _on_device(self, arrays: Sequence[Array]) -> list[Any]:
@@ -87,11 +92,9 @@ class CompiledXla(Jitted):
         return list(self._run(self._weights, inputs))
 
     def _traced(self, sizes: Sizes) -> ClosedJaxpr:
-        weights = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in self._weights]
         dtypes = [jnp.dtype(t.dtype) for t in self._calling.types]
-        return jax.make_jaxpr(self._function)(
-            weights, [jax.ShapeDtypeStruct(s, d) for s, d in zip(sizes, dtypes, strict=True)]
-        )
+        inputs = [jax.ShapeDtypeStruct(s, d) for s, d in zip(sizes, dtypes, strict=True)]
+        return jax.make_jaxpr(lambda given: self._function(self._weights, given))(inputs)
 
     def save(self, path: str | Path, platforms: Sequence[str] = ("cpu", "tpu")) -> None:
         """Write the model, weights included, as a file that JAX runs without torch and graphopt:

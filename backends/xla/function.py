@@ -24,6 +24,7 @@ from graphopt.backends.xla.torch_calls import readable_calls
 from graphopt.backends.xla.torch_ops import POSITIONS, described, require_pure, rules
 from graphopt.backends.xla.weights import arguments
 from graphopt.errors import UnsupportedError
+from graphopt.ir.fx.decompose import run_decompositions
 from graphopt.ir.fx.tensors import DTYPE_NAMES
 
 
@@ -50,7 +51,7 @@ def taken_apart(program: ExportedProgram) -> tuple[ExportedProgram, set[Any]]:
         table = rules(missing)
         if not table:
             break
-        program = program.run_decompositions(table)
+        program = run_decompositions(program, table)
     for node, call in calls.items():
         node.target = call
     return program, missing

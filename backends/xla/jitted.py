@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -14,6 +14,9 @@ from graphopt.backends.xla.arrays import exact_types
 from graphopt.backends.xla.files import write_arrays
 from graphopt.backends.xla.runtimes import jax_runtime
 from graphopt.backends.xla.settings import Settings
+
+if TYPE_CHECKING:
+    from graphopt.backends.xla.buckets import Buckets
 
 
 class Jitted(ABC):
@@ -31,11 +34,13 @@ class Jitted(ABC):
         """What runs it."""
         self._function = function
         self._run = jax.jit(function, compiler_options=settings.compiler_options(), **options)
+        self._buckets: Buckets | None = None
 
     @property
     def compilations(self) -> int:
         """How often it has been compiled."""
-        return int(self._run._cache_size())
+        of_buckets = 0 if self._buckets is None else self._buckets.compilations
+        return int(self._run._cache_size()) + of_buckets
 
     def function(self) -> Callable[[Any, Any], Any]:
         """The function of weights and inputs that is compiled: pure, of JAX arrays, for any transformation of JAX.

@@ -266,6 +266,8 @@ OWN: dict[str, Kernel] = {
     "transformers.grouped_mm_fallback.default": grouped_matmul,
     "aten._int_mm.default": int_matmul,
     "aten.layer_norm.default": layer_norm,
+    "aten.min.other": jnp.minimum,
+    "aten.max.other": jnp.maximum,
     "aten.constant_pad_nd.default": constant_pad,
     "aten.repeat_interleave.self_int": repeat_interleave,
     "aten.sym_size.int": lambda x, dim: x.shape[dim],

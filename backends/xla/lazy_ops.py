@@ -15,6 +15,7 @@ from graphopt.backends.xla.lazy_graph import LazyInterpreter, on_device
 from graphopt.backends.xla.torch_ops import described, draws, require_pure, rules
 from graphopt.backends.xla.weights import arguments, weights_of
 from graphopt.errors import UnsupportedError
+from graphopt.ir.fx.decompose import run_decompositions
 
 
 def decomposed(program: ExportedProgram, inputs: Sequence[torch.Tensor]) -> ExportedProgram:
@@ -31,7 +32,7 @@ def decomposed(program: ExportedProgram, inputs: Sequence[torch.Tensor]) -> Expo
         table = rules(missing)
         if not table or missing == before:
             break
-        program = program.run_decompositions(table)
+        program = run_decompositions(program, table)
     if missing:
         named = ", ".join(sorted(described(target) for target in missing))
         raise UnsupportedError(f"backend 'xla': torch_xla has no kernel for {named}")

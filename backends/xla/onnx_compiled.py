@@ -63,8 +63,8 @@ class CompiledOnnx(Jitted):
         graph = self._model.main
         inputs = [v for v in graph.inputs() if not v.is_initializer()]
         self.input_types = tuple(_input_type(graph.name(v), graph.type(v)) for v in inputs)
-        chosen = settings.buckets
-        self._buckets = None if chosen is None else Buckets(self.input_types, chosen, self._program)
+        if settings.buckets is not None:
+            self._buckets = Buckets(self.input_types, settings.buckets, self._program, self._device)
         self.output_names = tuple(graph.name(v) for v in graph.outputs())
         if (sizes := self._fixed_sizes()) is None:
             require_vocabulary(graph)
@@ -79,7 +79,8 @@ class CompiledOnnx(Jitted):
     def notes(self) -> tuple[str, ...]:
         """What was done or found on the way, for a reader."""
         counts = [at.checked for at in self._prepared.values() if at.checked is not None]
-        return tuple(f"{count} ops of distinct sizes agree with onnxruntime" for count in counts)
+        checked = tuple(f"{count} ops of distinct sizes agree with onnxruntime" for count in counts)
+        return checked if self._buckets is None else (*checked, *self._buckets.notes.values())
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[Array]:
         """Run the model.
@@ -92,13 +93,13 @@ class CompiledOnnx(Jitted):
         given = name_inputs(self.input_types, (), args, kwargs)
         feeds = [_checked(t, given[t.name]) for t in self.input_types]
         with exact_types(self.settings.precision):
-            if self._buckets is None:
-                return self._at_given_sizes(feeds)
-            return self._buckets.run(feeds, self._at_given_sizes, self.settings.check)
+            if self._buckets is not None:
+                return self._buckets.run(feeds, self._at_given_sizes, self._check, self.settings.check)
+            self._check(feeds)
+            return self._at_given_sizes(feeds)
 
     def _at_given_sizes(self, feeds: Sequence[Array]) -> list[Array]:
         at = self._at(tuple(feed.shape for feed in feeds))
-        self._check(at, feeds)
         results = self._run(self._weights(at), [jax.device_put(feed, self._device) for feed in feeds])
         return [np.asarray(r) for r in results]
 
@@ -175,7 +176,8 @@ class CompiledOnnx(Jitted):
             with suppress(CannotCheck):
                 at.checked = check_calls(at.function, whole_feeds(at.model))
 
-    def _check(self, at: _AtSizes, feeds: Sequence[Array]) -> None:
+    def _check(self, feeds: Sequence[Array]) -> None:
+        at = self._at(tuple(feed.shape for feed in feeds))
         if not self.settings.check or at.checked is not None:
             return
         try:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from graphopt.axes.terms import DYNAMIC, Axis, Mask, Space, Term
 from graphopt.ir.graph import Call, Dim, Graph, Literal, Node, Value
-from graphopt.ir.weights import FLOATS, TensorRef
+from graphopt.ir.weights import FLOATS, Array, TensorRef
 from graphopt.verify.fragment import reads
 
 Dims: TypeAlias = tuple[Term, ...]
@@ -49,6 +49,8 @@ class Kept:
 
 Recount: TypeAlias = Callable[[Kept], Any]
 """A literal of a node, computed anew from what is kept."""
+RecountData: TypeAlias = Callable[[Kept, Array], Array]
+"""A constant operand, computed anew from what is kept and from what it was."""
 
 
 class Contraction(NamedTuple):
@@ -72,7 +74,11 @@ class Shortened:
     values: list[tuple[Value, Value]] = field(default_factory=list)
     """Results of these, and what replaced them."""
     copies: dict[Value, tuple[Node, Value]] = field(default_factory=dict)
-    """Stored tensors that nodes were given of their own: the node that was replaced, and what it read."""
+    """What nodes were given of their own: the node that was replaced, and what it read."""
+    fills: defaultdict[Node, list[Node]] = field(default_factory=lambda: defaultdict(list))
+    """Nodes that make such copies, by the node that was replaced."""
+    removed: set[Node] = field(default_factory=set)
+    """What left the graph for good."""
 
 
 class NoRule(Exception):
@@ -112,12 +118,14 @@ class Axes:
         """Terms over whose indices the results of a node depend on each other."""
         self.literals: defaultdict[Node, dict[str, Recount]] = defaultdict(dict)
         """Fields of calls that are sizes of dimensions, and how they follow from what is kept."""
-        self.shapes: dict[Node, Dims] = {}
-        """Dimensions of the results of calls that name the whole shape, in a field or in a constant operand."""
+        self.constants: defaultdict[Node, dict[int, RecountData]] = defaultdict(dict)
+        """Constant operands of calls by their places, of sizes or numbers, and how they follow from what is kept."""
+        self.moves: set[Node] = set()
+        """Nodes of which a rule found that they do nothing but move elements and leave some out."""
         self._unread: defaultdict[Node, dict[int, Dims]] = defaultdict(dict)
         """Dimensions of results that nothing refers to: a node that is written anew may have a value for them."""
         self._by_node: tuple[dict[Node, Any], ...] = (
-            self.contractions, self.couplings, self.literals, self.shapes, self._unread,
+            self.contractions, self.couplings, self.literals, self.constants, self._unread,
         )  # fmt: skip
         self._dims: dict[Value, Dims] = {}
         self._tied: dict[object, Value] = {}
@@ -156,14 +164,22 @@ class Axes:
             return self._uses[use]
         if value not in self._dims:
             self._add(value)
-        if value in self._uniform and use[0] is not None:
-            return self._uses.setdefault(use, self.fresh(self.graph.constant(value).shape))  # type: ignore[union-attr]
+        if value in self._uniform and use[0] is not None and use[0] is not self.graph.producer(value):
+            return self._uses.setdefault(use, self.fresh(self._sizes(self._dims[value])))
         return self._dims.get(value)
 
     def is_copied(self, value: Value) -> bool:
-        """Whether every node that reads the stored tensor `value` may be given a copy of its own: it holds one number
-        many times, and several nodes read it for that."""
+        """Whether every node that reads `value` may be given a copy of its own: it is one number many times, stored or
+        filled in, and several nodes read it for that."""
         return value in self._uniform
+
+    def copied_fill(self, value: Value | None) -> Call | None:
+        """The call that makes `value`, if it is no stored tensor and every node may be given a copy of it."""
+        if value not in self._uniform or self.graph.constant(value) is not None:
+            return None
+        producer = self.graph.producer(value)
+        call = None if producer is None else self.graph.call(producer)
+        return call if isinstance(call, Call) else None
 
     def result(self, call: Call, index: int = 0) -> tuple[Any, ...]:
         """The sizes of a result. Raises NoRule if the rank is not known."""
@@ -214,13 +230,15 @@ class Axes:
             self._uses[edit.nodes[old], value] = self._uses[old, place]
         for old, new in edit.nodes.items():
             self._successors[old] = new
+            if old in self.moves:
+                self.moves.add(new)
             self._uses.update({(new, v): dims for (reader, v), dims in list(self._uses.items()) if reader is old})
             for known in self._by_node:
                 if old in known:
                     known[new] = known.pop(old)
             results = self.graph.results(new)
             self._dims |= {v: dims for i, dims in self._unread.get(new, {}).items() if (v := results[i]) is not None}
-        self.nodes = self.current(self.nodes)
+        self.nodes = [node for node in self.current(self.nodes) if node not in edit.removed]
 
     # ---- visiting ----------------------------------------------------------------------------------------
 
@@ -241,6 +259,8 @@ class Axes:
                     self._unread[node][i] = dims
                 else:
                     self._set(value, dims)
+            if call.op == "fill":
+                self._share(call)
             self._visit_hidden(node, call)
         except NoRule as error:
             self._visit_unread(node, str(error))
@@ -259,6 +279,16 @@ class Axes:
                     self.unify(a, b)
             else:
                 self.freeze(own, "a node reads it in a way that says nothing about axes")
+
+    def _share(self, call: Call) -> None:
+        """Let each of several readers of a fill have its own axes: it may have a fill of its own."""
+        (value,) = call.outputs
+        if value is None or call.fields["shape"] is None or self.graph.is_output(value):
+            return
+        users = self.graph.users(value)
+        sizes = self._sizes(self.dims(value))
+        if len(users) > 1 and all(u in self._own for u in users) and all(isinstance(n, int) for n in sizes):
+            self._uniform.add(value)
 
     def _sizes(self, dims: Dims) -> list[Dim]:
         return [self.space.size(term) for term in dims]

@@ -62,6 +62,7 @@ def shorten_checked(
             if not isinstance(error, _Unseen) or attempt == DRAWS - 1:
                 raise
     journal.commit()
+    edit.removed.update(journal.removed)
     axes.follow(edit)
     return evidence
 
@@ -111,7 +112,8 @@ class _Before:
     def compare(self, edit: Shortened) -> Evidence:
         """The evidence for the edit. Raises Rejected if there is none."""
         replaced = dict(edit.values)
-        now = _Now([edit.nodes.get(n, n) for n in self._nodes], [replaced.get(o, o) for o in self._region.outputs])
+        nodes = [now for n in self._nodes for now in (*edit.fills.get(n, ()), edit.nodes.get(n, n))]
+        now = _Now(nodes, [replaced.get(o, o) for o in self._region.outputs])
         self._check_stored()
         error = self._error(now, {v: picked(w, self._slices[v]) for v, w in self._region.weights.items()})
         if not error <= TOLERANCE:

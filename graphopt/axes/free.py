@@ -87,7 +87,7 @@ MOVES = frozenset({"reshape", "slice", "split", "transpose", "unsqueeze", "squee
 
 def _is_read(axes: Axes, nodes: Sequence[Node]) -> bool:
     """Whether any of the nodes that a leaf touches computes with it, instead of moving it about and cutting it off."""
-    return any(axes.graph.key(node) not in MOVES for node in nodes)
+    return any(axes.graph.key(node) not in MOVES and node not in axes.moves for node in nodes)
 
 
 def is_needed(axes: Axes, axis: FreeAxis) -> bool:
@@ -122,7 +122,8 @@ def _takes_together(axes: Axes, leaf: Axis, node: Node) -> bool:
     if any(leaf in axes.space.leaves(term) for term in terms):
         return True
     given = any(has(o) for o in call.operands)
-    return call.op not in MOVES and given and not all(has(o) for o in call.outputs if o is not None)
+    moves = call.op in MOVES or node in axes.moves
+    return not moves and given and not all(has(o) for o in call.outputs if o is not None)
 
 
 def read_tensors(axes: Axes) -> Sequence[Value]:

@@ -50,9 +50,11 @@ def regions_of(axes: Axes, nodes: Sequence[Node], seed: int) -> Iterator[Region]
     outputs = tuple(v for v in computed if graph.is_output(v) or any(u not in own for u in graph.users(v)))
     fragment = Fragment(graph, inputs, Side(tuple(nodes), outputs), Side((), ()))
     weights = _weights(axes, calls, np.random.default_rng(seed))
+    filled = {v: made.fields["value"] for v in inputs if (made := axes.copied_fill(v)) is not None}
     try:
         for sizes in size_choices(fragment, calls):
-            feeds = tuple(draw(fragment, sizes, calls, "normal", seed))
+            drawn = zip(inputs, draw(fragment, sizes, calls, "normal", seed), strict=True)
+            feeds = tuple(x if (fill := filled.get(v)) is None else np.full_like(x, fill) for v, x in drawn)
             yield Region(graph, calls, inputs, outputs, feeds, weights)
     except NoInputs as error:
         raise Rejected(f"it cannot be run to be compared: {error}", Evidence("none")) from error

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.axes.analysis import Axes, Dims, Kept, Shortened
+from graphopt.axes.analysis import Axes, Kept, Shortened
 from graphopt.axes.terms import Axis, Mask
 from graphopt.ir.graph import Call, CannotEmit, Literal, Node, TensorType, Value
 from graphopt.ir.weights import Array, ArrayRef, SlicedRef, TensorRef
@@ -74,18 +74,26 @@ class _Shortening:
         graph, axes = self._axes.graph, self._axes
         types = [None if o is None else self._type(o) for o in call.outputs]
         fields, constants = literals(axes, self._kept, call)
+        fills = _filled(axes, self._kept, call)
         now = graph.call(node)
-        if not constants and isinstance(now, Call) and dict(now.fields) == fields:
+        if not constants and not fills and isinstance(now, Call) and dict(now.fields) == fields:
             with suppress(CannotEmit):  # a storage may have literals that the vocabulary does not need
                 self._journal.retype(node, types)
                 return
-        self._rewrite(call, fields, constants, types)
+        self._rewrite(call, fields, constants, fills, types)
 
     def _rewrite(
-        self, call: Call, fields: Mapping[str, Any], constants: Mapping[int, Array], types: Sequence[TensorType | None]
+        self,
+        call: Call,
+        fields: Mapping[str, Any],
+        constants: Mapping[int, Array],
+        fills: Mapping[int, tuple[int, ...]],
+        types: Sequence[TensorType | None],
     ) -> None:
         journal, edit = self._journal, self._edit
         operands = [o if isinstance(o, Literal) else self._current.get(o, o) for o in call.operands]
+        for i, shape in fills.items():
+            operands[i] = self._fill(call, call.operands[i], shape)
         for i, array in constants.items():
             old = operands[i]
             operands[i] = journal.add_constant(ArrayRef(array), self._axes.graph.name(old))
@@ -103,6 +111,20 @@ class _Shortening:
                 edit.values.append((old, new))
         journal.doom([call.node])
 
+    def _fill(self, call: Call, old: Value | None, shape: tuple[int, ...]) -> Value:
+        """What `call` reads instead of `old`, which others read too."""
+        made = self._axes.copied_fill(old)
+        assert old is not None and made is not None
+        written = len(self._journal.inserted)
+        type_ = TensorType(made.fields["dtype"], shape)
+        (value,) = self._journal.insert(
+            "fill", made.operands, {**made.fields, "shape": shape}, before=call.node, types=[type_]
+        )
+        self._edit.fills[call.node] += self._journal.inserted[written:]
+        self._edit.copies[value] = call.node, old
+        self._journal.doom([made.node])
+        return value
+
     def _type(self, value: Value) -> TensorType | None:
         type_, dims = self._axes.graph.type(value), self._axes.dims_or_none(value)
         if type_ is None or type_.shape is None or dims is None:
@@ -118,8 +140,8 @@ def sliced(axes: Axes, kept: Kept, value: Value, data: TensorRef, node: Node | N
 
 
 def literals(axes: Axes, kept: Kept, call: Call) -> tuple[dict[str, Any], dict[int, Array]]:
-    """The fields of a call with its literals counted anew, and the constant operands that must be others: a shape, and
-    what the call is given a copy of."""
+    """The fields of a call with its literals counted anew, and the constant operands that must be others: a shape,
+    numbers by which elements are picked, and what the call is given a copy of."""
     fields = dict(call.fields) | {k: count(kept) for k, count in axes.literals.get(call.node, {}).items()}
     constants = {
         i: sliced(axes, kept, o, data, call.node).numpy()
@@ -127,18 +149,24 @@ def literals(axes: Axes, kept: Kept, call: Call) -> tuple[dict[str, Any], dict[i
         if o is not None and axes.is_copied(o) and (data := axes.graph.constant(o)) is not None
         if any(kept.touches(t) for t in axes.dims(o, call.node))
     }
-    dims = axes.shapes.get(call.node)
-    if dims is not None and call.fields["shape"] is not None:
-        fields["shape"] = _sizes(kept, call.fields["shape"], dims)
-    elif dims is not None and call.operands[-1] is not None:
-        data = axes.graph.constant(call.operands[-1])
-        old = [] if data is None else [int(n) for n in data.numpy()]
-        new = _sizes(kept, old, dims)
-        if list(new) != old:
-            constants[len(call.operands) - 1] = np.asarray(new, np.int64)
+    for i, recount in axes.constants.get(call.node, {}).items():
+        operand = call.operands[i]
+        data = None if operand is None else axes.graph.constant(operand)
+        assert data is not None
+        old = data.numpy()
+        new = recount(kept, old)
+        if not np.array_equal(old, new):
+            constants[i] = new
     return fields, constants
 
 
-def _sizes(kept: Kept, named: Sequence[int], dims: Dims) -> tuple[int, ...]:
-    """Named sizes of the last dimensions, counted anew."""
-    return tuple(kept.recount(n, t) for n, t in zip(named, dims[len(dims) - len(named) :], strict=True))
+def _filled(axes: Axes, kept: Kept, call: Call) -> dict[int, tuple[int, ...]]:
+    """Operands that others read too and are made by filling, where the call needs others: how large they must be."""
+    found = {}
+    for i, operand in enumerate(call.operands):
+        if axes.copied_fill(operand) is None:
+            continue
+        dims = axes.dims(operand, call.node)
+        if any(kept.touches(t) for t in dims):
+            found[i] = tuple(kept.count(t) for t in dims)
+    return found

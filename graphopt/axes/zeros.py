@@ -83,6 +83,9 @@ class Silence:
             return False
         if self._axes.graph.constant(value) is not None:
             return self._zero(value)
+        made = self._axes.copied_fill(value)
+        if made is not None:
+            return bool(made.fields["value"] == 0)
         return value in self._silent and self._occurrences(self._axes.dims_or_none(value, self._node) or ()) == 1
 
     def _occurrences(self, terms: Iterable[Term]) -> int:

@@ -164,7 +164,8 @@ class Graph(ABC):
 
     @abstractmethod
     def call(self, node: Node) -> Call | Unreadable:
-        """`node` in the vocabulary, or why it cannot be said exactly. Cached until the node changes."""
+        """`node` in the vocabulary, or why it cannot be said exactly: what can be said is pure. Cached until the node
+        changes."""
 
     @abstractmethod
     def raw_call(self, node: Node) -> Call:
@@ -188,6 +189,10 @@ class Graph(ABC):
     @abstractmethod
     def users(self, value: Value) -> Sequence[Node]:
         """Nodes that read `value`, in a deterministic order, those inside control-flow bodies included."""
+
+    def readers(self, node: Node) -> Sequence[Node]:
+        """Nodes that read an output of `node`, once for each that they read, in a deterministic order."""
+        return [user for output in self.results(node) if output is not None for user in self.users(output)]
 
     def is_unread(self, node: Node) -> bool:
         """Whether nothing reads any output of `node`, and none is an output of the graph."""

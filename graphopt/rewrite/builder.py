@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from graphopt.ir.ops import OPS
 from graphopt.ir.ops.spec import REQUIRED, Fill
 from graphopt.ir.weights import Array, TensorRef, as_ref
 from graphopt.rewrite.journal import Journal
+from graphopt.rewrite.matcher import Bindings
 
 _NUMBERS = (int, float, complex, np.ndarray, np.generic)
 
@@ -24,22 +26,22 @@ class Builder:
     value whose type the output has, or that type; the type of the value that is finally replaced need not be given.
     """
 
-    def __init__(self, graph: Graph, journal: Journal, before: Node, captured: list[tuple[TensorRef, Value]]) -> None:
+    def __init__(self, graph: Graph, journal: Journal, before: Node, bindings: Bindings) -> None:
         self._graph = graph
         self._journal = journal
         self._before = before
         # The ref is held beside its value so that its id stays its own.
-        self._known = {id(ref): (ref, value) for ref, value in captured}
+        self._known = {id(ref): (ref, bindings.values[name]) for name, ref in bindings.constants.items()}
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         op = name.rstrip("_")
         if op not in OPS:
             raise RuleError(f"build.{name}: not in the vocabulary; build.raw(name, ...) writes an op of one storage")
 
-        def write(*operands: Any, like: Value | TensorType | None = None, **fields: Any) -> Any:
-            return self._write(op, operands, self._complete(op, fields), like)
+        return partial(self._call, op)
 
-        return write
+    def _call(self, op: str, *operands: Any, like: Value | TensorType | None = None, **fields: Any) -> Any:
+        return self._write(op, operands, self._complete(op, fields), like)
 
     def raw(self, name: str, *operands: Any, like: Value | TensorType | None = None, **attributes: Any) -> Any:
         """Write an op by its storage's own name with the storage's own attributes."""
@@ -62,7 +64,7 @@ class Builder:
         spec = OPS.get(op)
         if spec is not None and not spec.variadic:
             values += [None] * (len(spec.operands) - len(values))
-        types = [] if like is None else [like if isinstance(like, TensorType) else self._graph.type(like)]
+        types = () if like is None else (like if isinstance(like, TensorType) else self._graph.type(like),)
         outputs = self._journal.insert(op, values, fields, before=self._before, types=types)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 

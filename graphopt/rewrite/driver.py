@@ -10,9 +10,10 @@ from typing import Any
 
 from graphopt.errors import RuleError
 from graphopt.ir.graph import Graph, Node, Value
+from graphopt.ir.ops import OPS
 from graphopt.rewrite.builder import Builder
 from graphopt.rewrite.change import Editor, escapes
-from graphopt.rewrite.index import RuleIndex
+from graphopt.rewrite.index import Rooted, RuleIndex
 from graphopt.rewrite.journal import Journal
 from graphopt.rewrite.ledger import RuleStats
 from graphopt.rewrite.matcher import Name, NoMatch
@@ -42,18 +43,22 @@ class Driver:
         self.visits = 0
         """Nodes taken from the worklist: the work done, for growth tests."""
         self.notes: list[str] = []
+        self._rooted: dict[Node, Rooted] = {}
+        """Nodes of this region at which a rule may be rooted; readers inside bodies are for drivers of their own."""
         self._queue: deque[Node] = deque()
-        self._queued: dict[Node, bool] = {}
-        """Whether each node of this region is queued; readers inside bodies are for the driver of their own."""
+        self._queued: set[Node] = set()
         self._quarantine: set[tuple[str, Node]] = set()
         self._generation: dict[Node, int] = {}
+        self._spent: set[Node] = set()
+        """Nodes that are the product of as many rewrites as are allowed."""
         self._waiting: dict[Value, list[Node]] = {}
 
     def run(self) -> None:
         """Run to the fixed point. Deterministic: the order depends on the graph and the rules alone."""
-        self._queue = deque(self.graph.nodes())
-        self._queued = dict.fromkeys(self._queue, True)
-        most = self.ledger.kept + GROWTH * len(self._queue)
+        self._rooted, self._queue, self._queued = {}, deque(), set()
+        nodes = list(self.graph.nodes())
+        self._enter(nodes)
+        most = self.ledger.kept + GROWTH * len(nodes)
         while self._queue and self.ledger.kept < most and not self.ledger.exhausted:
             self._run_until_kept()
         if self._queue and self.ledger.kept >= most:
@@ -61,23 +66,32 @@ class Driver:
 
     def _run_until_kept(self) -> None:
         """Visit queued nodes until an application is kept or none is left."""
-        graph, candidates, queue, queued = self.graph, self.index.candidates, self._queue, self._queued
+        graph, queue, rooted = self.graph, self._queue, self._rooted
         while queue:
             node = queue.popleft()
-            if node not in queued:
+            rules = rooted.get(node)
+            if rules is None:  # It was removed while it waited.
                 continue
-            queued[node] = False
+            self._queued.discard(node)
             self.visits += 1
-            rules = candidates(graph, node)
-            if rules and self._visit(node, rules):
+            candidates = rules.candidates(graph, node)
+            if candidates and self._visit(node, candidates):
                 return
 
-    def _push(self, nodes: Iterable[Node]) -> None:
-        """Queue those of `nodes` that are of this region and not queued."""
-        queued = self._queued
+    def _enter(self, nodes: Iterable[Node]) -> None:
+        """Make `nodes` known, which are new, and queue them."""
         for node in nodes:
-            if queued.get(node) is False:
-                queued[node] = True
+            rules = self.index.rooted(self.graph, node)
+            if rules is not None:
+                self._rooted[node] = rules
+                self._queued.add(node)
+                self._queue.append(node)
+
+    def _push(self, nodes: Iterable[Node]) -> None:
+        """Queue those of `nodes` that are of this region, may be the root of something and are not queued."""
+        for node in nodes:
+            if node in self._rooted and node not in self._queued:
+                self._queued.add(node)
                 self._queue.append(node)
 
     def _visit(self, node: Node, rules: Sequence[Rule]) -> bool:
@@ -120,20 +134,15 @@ class Driver:
             if refusal is not None:
                 self._wait_for(refusal, node)
                 return refusal
-        for inner_node in inside:
-            if not graph.is_pure(inner_node):
+        for inner_node, call in inside.items():
+            if call.op not in OPS and not graph.is_pure(inner_node):
                 return NoMatch("{} has effects", (Name(graph.node_name(inner_node)),), inner_node, 900)
-        if self._oldest(inside) >= GENERATIONS:
+        if self._spent and not self._spent.isdisjoint(inside):
             note = f"{rule.name} stopped at {graph.node_name(node)}: {GENERATIONS} rewrites of one place"
             if note not in self.notes:
                 self.notes.append(note)
             return NoMatch("rewritten {} times already", (GENERATIONS,), node, 900)
         return self._order(match) if len(replaced) > 1 else None
-
-    def _oldest(self, nodes: Iterable[Node]) -> int:
-        """How many rewrites, one on top of the other, have led to `nodes`."""
-        generation = self._generation
-        return max([generation.get(n, 0) for n in nodes])
 
     def _order(self, match: Match) -> NoMatch | None:
         """With several roots, everything is written before the last: nobody may read an earlier root before that."""
@@ -166,17 +175,18 @@ class Driver:
 
     def _follow(self, match: Match, nodes: Sequence[Node], journal: Journal) -> None:
         """Queue whatever the application may have made possible."""
-        generation = 1 + self._oldest(nodes)
+        generation = 1 + max([self._generation.get(n, 0) for n in nodes])
         for node in journal.removed:
-            self._queued.pop(node, None)
+            self._rooted.pop(node, None)
             self._generation.pop(node, None)
         for node in nodes if self._waiting else ():
             for operand in match.calls[node].operands if node in journal.removed else ():
                 self._push(self._waiting.pop(operand, ()))
         for node in journal.inserted:
             self._generation[node] = generation
-            self._queued[node] = False
-        self._push(journal.inserted)
+        if generation >= GENERATIONS:
+            self._spent.update(journal.inserted)
+        self._enter(journal.inserted)
         readers = journal.readers
         if self.several_roots:
             readers = [user for _, new in journal.replaced for user in self.graph.users(new)]
@@ -184,20 +194,15 @@ class Driver:
 
     def _push_downstream(self, nodes: Sequence[Node]) -> None:
         """Queue `nodes` and what they lead to, as far as the deepest pattern can look back."""
-        results, users = self.graph.results, self.graph.users
         self._push(nodes)
         for _ in range(1, self.reach):
-            nodes = [u for n in nodes for o in results(n) if o is not None for u in users(o)]
-            if len(nodes) > 1:
-                nodes = list(dict.fromkeys(nodes))
+            nodes = list(dict.fromkeys([reader for node in nodes for reader in self.graph.readers(node)]))
             self._push(nodes)
 
 
 def write_match(rule: Rule, match: Match, nodes: Sequence[Node], journal: Journal) -> None:
     """Write what `rule` says at `match`, whose sorted nodes are `nodes`, into `journal`."""
-    bindings = match.bindings
-    captured = [(ref, bindings.values[name]) for name, ref in bindings.constants.items()]
-    result = rule.rewrite(match, Builder(match.graph, journal, nodes[-1], captured))
+    result = rule.rewrite(match, Builder(match.graph, journal, nodes[-1], match.bindings))
     results: tuple[Any, ...] = result if isinstance(result, tuple) else (result,)
     if result is None:
         if not journal.is_empty:

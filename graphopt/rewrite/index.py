@@ -24,30 +24,34 @@ class RuleIndex:
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._rules = tuple(rules)
         self._raw_roots = any(r.key not in OPS for r in rules)
-        self._roots: dict[Key, _Rooted] = {}
+        self._rooted: dict[Key, Rooted | None] = {}
 
-    def candidates(self, graph: Graph, node: Node) -> Rules:
-        """The rules to be tried at `node`, in the order in which they were given."""
+    def rooted(self, graph: Graph, node: Node) -> Rooted | None:
+        """The rules that have the op of `node` at their first root; None if there is none."""
         key = graph.key(node)
         root: Key = (key, graph.raw_name(node)) if self._raw_roots else key
-        rules = self._roots.get(root)
-        if rules is None:
-            keys = (root,) if isinstance(root, str) else root
-            rules = self._roots[root] = _Rooted([r for r in self._rules if r.key in keys])
-        if not rules.selective:
-            return rules.all
-        operands = graph.operand_keys(node)
-        answer = rules.answers.get(operands)
-        if answer is None:
-            found = frozenset(operands)
-            answer = rules.answers[operands] = tuple(r for r in rules.all if r.matcher.may_match(found))
-        return answer
+        try:
+            return self._rooted[root]
+        except KeyError:
+            found = [r for r in self._rules if r.key in ((root,) if isinstance(root, str) else root)]
+            return self._rooted.setdefault(root, Rooted(found) if found else None)
 
 
-class _Rooted:
+class Rooted:
     """The rules for one root, and the answers given so far by the keys of its operands."""
 
     def __init__(self, rules: Sequence[Rule]) -> None:
-        self.all = tuple(rules)
-        self.selective = any(r.matcher.needs for r in rules)
-        self.answers: dict[tuple[str, ...], Rules] = {}
+        self._all = tuple(rules)
+        self._selective = any(r.matcher.needs for r in rules)
+        self._answers: dict[tuple[str, ...], Rules] = {}
+
+    def candidates(self, graph: Graph, node: Node) -> Rules:
+        """The rules to be tried at `node`, in the order in which they were given."""
+        if not self._selective:
+            return self._all
+        operands = graph.operand_keys(node)
+        answer = self._answers.get(operands)
+        if answer is None:
+            found = frozenset(operands)
+            answer = self._answers[operands] = tuple(r for r in self._all if r.matcher.may_match(found))
+        return answer

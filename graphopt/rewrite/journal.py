@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from graphopt.ir.graph import Graph, Node, TensorType, Undo, Value
+from graphopt.ir.graph import CannotEmit, Graph, Node, TensorType, Undo, Value, compatible
 from graphopt.ir.weights import TensorRef
 
 
@@ -54,6 +54,10 @@ class Journal:
         self._undos.append(self.graph.retype(node, types))
 
     def replace(self, old: Value, new: Value) -> None:
+        """Let whoever reads `old` read `new`. Raises CannotEmit if their dtypes or shapes are known to differ."""
+        becomes = self.graph.type(new)
+        if becomes is not None and (was := self.graph.type(old)) is not None and not compatible(was, becomes):
+            raise CannotEmit(f"{self.graph.name(old)} was {was} and would become {becomes}")
         readers = self.graph.users(old)
         self._undos.append(self.graph.replace(old, new))
         self.readers += readers

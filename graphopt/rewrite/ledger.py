@@ -6,7 +6,7 @@ all others with the ids they had.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -37,11 +37,14 @@ class Ledger:
         self.applications: list[Application] = []
         self.stats: dict[str, RuleStats] = {}
         self._pass_name = ""
-        self._counters: Counter[tuple[str, str]] = Counter()
+        self._counters: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self._candidates = self._counters[""]
+        """How many candidates each rule of the pass has had."""
 
     def open_pass(self, name: str) -> None:
         """Start a pass: fresh statistics and applications; the id counters run on if a pass occurs twice."""
         self._pass_name = name
+        self._candidates = self._counters[name]
         self.applications = []
         self.stats = {}
 
@@ -57,12 +60,12 @@ class Ledger:
         return found
 
     def next_id(self, rule: str) -> str:
-        self._counters[self._pass_name, rule] += 1
+        self._candidates[rule] += 1
         return self.id_ahead(rule, 0)
 
     def id_ahead(self, rule: str, ahead: int) -> str:
         """The id that the candidate of `rule` so many ahead of the last one will have."""
-        return f"{self._pass_name}/{rule}#{self._counters[self._pass_name, rule] + ahead}"
+        return f"{self._pass_name}/{rule}#{self._candidates[rule] + ahead}"
 
     def record(self, application: Application) -> None:
         self.applications.append(application)

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from graphopt.ir.graph import Call, Graph, Literal, Node, Value
+from graphopt.ir.graph import Call, Graph, Literal, Node, Unreadable, Value
 from graphopt.ir.ops.spec import REQUIRED
 from graphopt.ir.weights import TensorRef
 from graphopt.rewrite.pattern import AnyOf, Const, Many, OpPattern, Opt, Pattern, Var, walk
@@ -68,11 +68,8 @@ class Bindings:
 
     def copy(self) -> Bindings:
         other = Bindings()
-        other.values = dict(self.values)
-        other.constants = dict(self.constants)
-        other.named = dict(self.named)
-        other.calls = dict(self.calls)
-        other.roots = list(self.roots)
+        for name in Bindings.__slots__:
+            setattr(other, name, getattr(self, name).copy())
         return other
 
 
@@ -97,7 +94,7 @@ class Matcher:
 
     def match(self, graph: Graph, node: Node) -> Bindings | NoMatch:
         attempt = _Attempt(graph, self.roots)
-        return attempt.enter(self.roots[0], node, None, Bindings(), None) or attempt.best
+        return attempt.match_root(node, Bindings()) or attempt.best
 
 
 def _needs(root: OpPattern) -> tuple[frozenset[str], ...]:
@@ -125,31 +122,48 @@ class _Attempt:
         self.best = NOTHING
 
     def _fail(self, bindings: Bindings, node: Node | None, template: str, *values: Any) -> None:
+        """Note why the attempt ends here, if none has come further; returns None, which stands for no match."""
         score = len(bindings.calls)
         if score > self.best.score:
             self.best = NoMatch(template, values, node, score)
 
     # ---- search --------------------------------------------------------------------------------------------
 
-    def _solve(self, goals: Goals, bindings: Bindings) -> Bindings | None:
-        while goals is not None:
-            pattern, value, goals = goals
-            if isinstance(pattern, OpPattern):
-                return self._enter_value(pattern, value, bindings, goals)
-            if isinstance(pattern, AnyOf):
-                return self._choose([(a, value, goals) for a in pattern.alternatives], bindings)
-            if isinstance(pattern, Opt) and value is not None:
-                goals = (pattern.inner, value, goals)
-            elif not self._leaf(pattern, value, bindings):
-                return None
-        return self._next_root(bindings) if len(bindings.roots) < len(self.roots) else bindings
+    def match_root(self, node: Node, bindings: Bindings) -> Bindings | None:
+        """Match the next root at `node`, then whatever is left to be matched."""
+        pattern = self.roots[len(bindings.roots)]
+        call = self._call(pattern, node, bindings)
+        if call is None:
+            return None
+        bindings.roots.append(call.outputs[pattern.output] if pattern.output < len(call.outputs) else None)
+        return self._choose(self._operands(pattern, call, bindings, None), bindings)
 
     def _choose(self, options: Sequence[Goals], bindings: Bindings) -> Bindings | None:
+        if len(options) == 1:
+            return self._solve(options[0], bindings)
         for option in options:
             found = self._solve(option, bindings.copy())
             if found is not None:
                 return found
         return None
+
+    def _solve(self, goals: Goals, bindings: Bindings) -> Bindings | None:
+        while goals is not None:
+            pattern, value, goals = goals
+            kind = type(pattern)
+            if kind is OpPattern:
+                call = self._produced(pattern, value, bindings)
+                options = () if call is None else self._operands(pattern, call, bindings, goals)
+                if len(options) != 1:
+                    return self._choose(options, bindings)
+                goals = options[0]
+            elif kind is AnyOf:
+                return self._choose([(a, value, goals) for a in pattern.alternatives], bindings)
+            elif kind is Opt and value is not None:
+                goals = (pattern.inner, value, goals)
+            elif not self._leaf(pattern, value, bindings):
+                return None
+        return self._next_root(bindings) if len(bindings.roots) < len(self.roots) else bindings
 
     def _next_root(self, bindings: Bindings) -> Bindings | None:
         """Further roots are looked for among the users of what is already bound."""
@@ -159,7 +173,7 @@ class _Attempt:
                 for node in self.graph.users(bindings.values[operand.name]):
                     if node in bindings.calls or self.graph.key(node) != root.op:
                         continue
-                    found = self.enter(root, node, None, bindings.copy(), None)
+                    found = self.match_root(node, bindings.copy())
                     if found is not None:
                         return found
                 break
@@ -168,43 +182,33 @@ class _Attempt:
 
     # ---- one goal ------------------------------------------------------------------------------------------
 
-    def _enter_value(
-        self, pattern: OpPattern, value: Value | None, bindings: Bindings, rest: Goals
-    ) -> Bindings | None:
+    def _produced(self, pattern: OpPattern, value: Value | None, bindings: Bindings) -> Call | None:
+        """The call that computes `value`, bound if it is what `pattern` says."""
         if value is None:
-            self._fail(bindings, None, "the operand that should be {} is absent", pattern.op)
-            return None
-        node = self.graph.producer(value)
-        if node is None or self.graph.key(node) != pattern.op and self.graph.raw_name(node) != pattern.op:
-            found = "a constant, an input or an outer value" if node is None else self.graph.key(node)
-            self._fail(bindings, node, "expected {} but found {}", pattern.op, found)
-            return None
-        return self.enter(pattern, node, value, bindings, rest)
+            return self._fail(bindings, None, "the operand that should be {} is absent", pattern.op)
+        graph, op = self.graph, pattern.op
+        node = graph.producer(value)
+        if node is None or graph.key(node) != op and graph.raw_name(node) != op:
+            found = "a constant, an input or an outer value" if node is None else graph.key(node)
+            return self._fail(bindings, node, "expected {} but found {}", op, found)
+        call = self._call(pattern, node, bindings)
+        if call is None or (pattern.output < len(call.outputs) and call.outputs[pattern.output] is value):
+            return call
+        return self._fail(bindings, node, "another output of {} is used here", op)
 
-    def enter(
-        self, pattern: OpPattern, node: Node, value: Value | None, bindings: Bindings, rest: Goals
-    ) -> Bindings | None:
-        """Match `node` and what is in front of it, then `rest`. `value` is None at a root, which has no reader."""
-        graph = self.graph
-        call = graph.call(node) if pattern.spec is not None else graph.raw_call(node)
-        if not isinstance(call, Call):
-            self._fail(bindings, node, "{} cannot be read: {}", pattern.op, call.reason)
-            return None
+    def _call(self, pattern: OpPattern, node: Node, bindings: Bindings) -> Call | None:
+        """`node` read, and bound if it is what `pattern` says but for its operands."""
+        call = self.graph.call(node) if pattern.spec is not None else self.graph.raw_call(node)
+        if isinstance(call, Unreadable):
+            return self._fail(bindings, node, "{} cannot be read: {}", pattern.op, call.reason)
         if call.op != pattern.op:
-            self._fail(bindings, node, "expected {} but found {}", pattern.op, call.op)
-            return None
-        output = call.outputs[pattern.output] if pattern.output < len(call.outputs) else None
-        if value is not None and output is not value:
-            self._fail(bindings, node, "another output of {} is used here", pattern.op)
-            return None
+            return self._fail(bindings, node, "expected {} but found {}", pattern.op, call.op)
         if (pattern.checks or call.fields) and not self._fields(pattern, call, bindings):
             return None
         bindings.calls[node] = call
         if pattern.name is not None:
             bindings.named[pattern.name] = call
-        if value is None:
-            bindings.roots.append(output)
-        return self._operands(pattern, call, bindings, rest)
+        return call
 
     def _fields(self, pattern: OpPattern, call: Call, bindings: Bindings) -> bool:
         fields = call.fields
@@ -225,24 +229,27 @@ class _Attempt:
                 return False
         return True
 
-    def _operands(self, pattern: OpPattern, call: Call, bindings: Bindings, rest: Goals) -> Bindings | None:
+    def _operands(self, pattern: OpPattern, call: Call, bindings: Bindings, rest: Goals) -> tuple[Goals, ...]:
+        """What is to be matched after `call` has been: its operands, in one order or in either, then `rest`."""
         wanted, given, arity = pattern.operands, call.operands, pattern.arity
-        if arity == 1 and type(wanted[0]) is Many:
-            bindings.values[wanted[0].name] = given
-            return self._solve(rest, bindings)
+        if arity == 1:
+            if type(wanted[0]) is Many:
+                bindings.values[wanted[0].name] = given
+                return (rest,)
+            if len(given) == 1:
+                return ((wanted[0], given[0], rest),)
         if arity != len(given):
             if any(o is not None for o in given[arity:]):
                 self._fail(bindings, call.node, "{} has {} operands, the pattern {}", call.op, len(given), arity)
-                return None
+                return ()
             given += (None,) * (arity - len(given))
         if pattern.commutative:
             straight = (wanted[0], given[0], (wanted[1], given[1], rest))
-            swapped = (wanted[0], given[1], (wanted[1], given[0], rest))
-            return self._choose((straight, swapped), bindings)
+            return straight, (wanted[0], given[1], (wanted[1], given[0], rest))
         goals = rest
         for i in range(arity - 1, -1, -1):
             goals = (wanted[i], given[i], goals)
-        return self._solve(goals, bindings)
+        return (goals,)
 
     def _leaf(self, pattern: Pattern, value: Value | None, bindings: Bindings) -> bool:
         if isinstance(pattern, Opt):

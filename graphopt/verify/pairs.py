@@ -165,10 +165,15 @@ def _accepted(pair: Pair, name: str, array: Array) -> None:
 
 
 def drawn(
-    pair: Pair, sizes: Mapping[str, tuple[int, ...]], examples: Mapping[str, Array] | None, seed: int
+    pair: Pair,
+    sizes: Mapping[str, tuple[int, ...]],
+    examples: Mapping[str, Array] | None,
+    seed: int,
+    least: int = 0,
+    below: int = 2,
 ) -> dict[str, Array]:
-    """Numbers for all inputs: normal ones for floats; for integers those of `examples`, else 0 and 1, which are valid
-    labels, places and masks alike."""
+    """Numbers for all inputs: normal ones for floats; for integers those of `examples`, else ones of a range, of which
+    0 and 1 are valid labels, places and masks alike."""
     rng = np.random.default_rng(seed)
     found: dict[str, Array] = {}
     for name, type_ in pair.inputs.items():
@@ -178,5 +183,5 @@ def drawn(
         elif examples is not None and name in examples:
             found[name] = examples[name]
         else:
-            found[name] = rng.integers(0, 2, shape).astype(numpy_dtype(type_.dtype))
+            found[name] = rng.integers(least, below, shape).astype(numpy_dtype(type_.dtype))
     return found

@@ -16,7 +16,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from graphopt.verify.algebra.sides import (
     structure,
     weights_of,
 )
-from graphopt.verify.algebra.tensor import ORDER, FieldTensor, Point, Undecided, lift, text_key
+from graphopt.verify.algebra.tensor import ORDER, FieldTensor, Order, Point, Undecided, lift, text_key
 from graphopt.verify.algebra.tokens import needs_no_numbers
 from graphopt.verify.fragment import Fragment
 
@@ -42,7 +42,8 @@ ENOUGH = -40.0
 WORK = 10**8
 """Multiplications that each of two sides may take in each field: a second or two."""
 ORDERS = 8
-"""At how many points a proof is made whose sides sort numbers: in as many orders of them."""
+"""In how many orders of the numbers that its sides sort a proof is made: at each of two points in the one that they
+have there, in the opposite one, and in two of which some numbers, or all of them, are equal."""
 ATTEMPTS = 16
 """How often at most is tried at one point. A fragment: with truth values open or not, for three kinds of weights, with
 the law of exp and without; two models: with integers open or not, constants read or not, weights open or not, and the
@@ -98,14 +99,16 @@ class _Attempt:
     def at_point(self, weights: str, symbolic: Symbolic, *, law: bool) -> tuple[Proof, Sequence[TensorRef]]:
         """The verdict, and which weights were variables. What holds for one order of numbers must hold for others."""
         proof, met = self.at_one(self.seed, weights, symbolic, law=law)
-        for turn in other_orders(proof):
-            other, _ = self.at_one(derived(self.seed, turn), weights, symbolic, law=law)
+        for seed, order in other_orders(proof, self.seed):
+            other, _ = self.at_one(seed, weights, symbolic, law=law, order=order)
             if not other.holds:
                 return replace(other, reason=f"in another order of the numbers that are sorted: {other.reason}"), met
         return proof, met
 
-    def at_one(self, seed: int, weights: str, symbolic: Symbolic, *, law: bool) -> tuple[Proof, Sequence[TensorRef]]:
-        point = Point(moduli(seed), seed, limit=self.work)
+    def at_one(
+        self, seed: int, weights: str, symbolic: Symbolic, *, law: bool, order: Order = "own"
+    ) -> tuple[Proof, Sequence[TensorRef]]:
+        point = Point(moduli(seed), seed, limit=self.work, order=order)
         domain = Field(point, exp_law=law)
         fragment = self.fragment
         constants = Constants(point, symbolic, weights_of(fragment.graph, fragment.before))
@@ -143,9 +146,11 @@ def _tokens(fragment: Fragment, feeds: Sequence[Array]) -> Sequence[frozenset[in
     return (free,) if truths <= free else (free | truths, free)
 
 
-def other_orders(proof: Proof) -> range:
-    """The turns in which a proof has to be made again, at points of their own, as its sides sort numbers."""
-    return range(1, ORDERS if proof.holds and ORDER in proof.sampled else 0)
+def other_orders(proof: Proof, seed: int) -> list[tuple[int, Order]]:
+    """Where a proof has to be made again, as its sides sort numbers: seeds of points, and the order there."""
+    kinds: tuple[Order, ...] = get_args(Order)
+    turns = range(1, ORDERS if proof.holds and ORDER in proof.sampled else 0)
+    return [(derived(seed, t // len(kinds)) if t >= len(kinds) else seed, kinds[t % len(kinds)]) for t in turns]
 
 
 def derived(seed: int, turn: int) -> int:

@@ -24,7 +24,7 @@ from graphopt.verify.algebra.folding import same_when_folded
 from graphopt.verify.algebra.lifting import Table
 from graphopt.verify.algebra.running import Running
 from graphopt.verify.algebra.sides import equal
-from graphopt.verify.algebra.tensor import FieldTensor, Point, Undecided, lift, open_facts, random
+from graphopt.verify.algebra.tensor import FieldTensor, Order, Point, Undecided, lift, open_facts, random
 from graphopt.verify.algebra.terms import same_expressions
 from graphopt.verify.pairs import Pair, drawn, pair, shapes
 from graphopt.verify.prove import ENOUGH, SMALL, derived, log2_error, moduli, other_orders
@@ -36,6 +36,8 @@ WORK = 2 * 10**9
 
 TRIALS = 4
 """Points at which models of a high degree are compared."""
+LARGER, LATER = ((2, 4), (4, 8)), 100
+"""Ranges from which integers without examples are drawn again, and the number of the first point of that."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def compare_models(
     both = pair(before, after)
     found = ModelProof(Proof("undecided", "no sizes to try"))
     for sizes in shapes(both, examples):
-        comparison = _Comparison(both, sizes, drawn(both, sizes, examples, seed), seed, work, started + seconds)
+        comparison = _Comparison(both, sizes, examples, seed, work, started + seconds)
         with np.errstate(all="ignore"):
             found = comparison.decide()
         if found.proof.level != "undecided" or found.proof.log2_error is not None:
@@ -133,12 +135,13 @@ class _Comparison:
         self,
         both: Pair,
         sizes: Mapping[str, tuple[int, ...]],
-        feeds: Mapping[str, Array],
+        examples: Mapping[str, Array] | None,
         seed: int,
         work: int,
         end: float,
     ) -> None:
-        self.pair, self.sizes, self.feeds = both, sizes, feeds
+        self.pair, self.sizes, self.examples = both, sizes, examples
+        self.feeds = drawn(both, sizes, examples, seed)
         self.seed, self.work, self.end = seed, work, end
         self.digests: dict[object, bytes] = {}
 
@@ -222,19 +225,33 @@ class _Comparison:
             outcome = self._at_point(setting, derived(self.seed, -trials))
             error, trials = error + (outcome.proof.log2_error or 0.0), trials + 1
             outcome = replace(outcome, proof=replace(outcome.proof, log2_error=error))
+        return outcome if outcome.reason or setting.tokens else self._for_other_integers(setting, outcome)
+
+    def _for_other_integers(self, setting: _Setting, outcome: _Outcome) -> _Outcome:
+        """`outcome`, unless the models differ for larger integers, where they accept such."""
+        given = self.examples or {}
+        if all(name in given for name, t in self.pair.inputs.items() if t.dtype not in (*FLOATS, "bool")):
+            return outcome
+        for turn, (least, below) in enumerate(LARGER, LATER):
+            feeds = drawn(self.pair, self.sizes, self.examples, derived(self.seed, turn), least, below)
+            other = self._at_point(setting, derived(self.seed, turn), feeds=feeds)
+            if other.reason is not None and other.proof.log2_error is not None:
+                return other
         return outcome
 
     def _in_all_orders(self, setting: _Setting) -> _Outcome:
         """What holds for one order of numbers that are sorted must hold for others."""
         outcome = self._at_point(setting, self.seed)
-        for turn in other_orders(outcome.proof):
-            other = self._at_point(setting, derived(self.seed, turn))
+        for seed, order in other_orders(outcome.proof, self.seed):
+            other = self._at_point(setting, seed, order=order)
             if other.reason is not None:
                 return other
         return outcome
 
-    def _at_point(self, setting: _Setting, seed: int) -> _Outcome:
-        point = Point(moduli(seed), seed, limit=self.work)
+    def _at_point(
+        self, setting: _Setting, seed: int, *, order: Order = "own", feeds: Mapping[str, Array] | None = None
+    ) -> _Outcome:
+        point = Point(moduli(seed), seed, limit=self.work, order=order)
         domain = Field(point, exp_law=setting.law)
         table = Table(point) if setting.lifted else None
         leaf = _Leaf(point, table, self._shared() if setting.shared else frozenset(), self._digest)
@@ -244,12 +261,12 @@ class _Comparison:
         error = None
         try:
             for model, run in zip((self.pair.before, self.pair.after), runs, strict=True):
-                self._feed(model, run, point, setting)
+                self._feed(model, run, point, setting, self.feeds if feeds is None else feeds)
                 results.append(self.pair.results(model, run.run(model.main)))
                 point.closed = True
             executed = self._fixed(runs, results)
             reason = self._difference(runs, results, executed, point)
-            error = log2_error(point, *results, law=bool(domain.laws))
+            error = log2_error(point, *map(_flat, results), law=bool(domain.laws))
         except Undecided as undecided:
             reason = str(undecided)
         sampled = set(point.sampled)
@@ -267,9 +284,11 @@ class _Comparison:
         )
         return _Outcome(reason, proof, executed, table, frozenset().union(*(r.computed for r in runs)), bool(leaf.met))
 
-    def _feed(self, model: Any, run: Running, point: Point, setting: _Setting) -> None:
+    def _feed(
+        self, model: Any, run: Running, point: Point, setting: _Setting, feeds: Mapping[str, Array]
+    ) -> None:
         for name, value in self.pair.values(model).items():
-            feed, type_ = self.feeds[name], replace(self.pair.inputs[name], shape=self.sizes[name])
+            feed, type_ = feeds[name], replace(self.pair.inputs[name], shape=self.sizes[name])
             if setting.tokens or type_.dtype in FLOATS:
                 facts = open_facts(type_.dtype)
                 made = random(point, feed.shape, f"input {name}", facts)
@@ -284,8 +303,9 @@ class _Comparison:
         for i, name in enumerate(self.pair.outputs):
             ends = [(run, v[i], r[i]) for run, v, r in zip(runs, values, results, strict=True)]
             floats = all(v not in run.known.opened for run, v, _ in ends) and isinstance(ends[0][2], FieldTensor)
-            integers = all(not isinstance(r, FieldTensor) for _, _, r in ends)
-            if floats or (integers and any(v in run.known.varying for run, v, _ in ends)):
+            integers = all(not isinstance(r, FieldTensor | tuple) for _, _, r in ends)
+            # Places of sorted numbers are integers that depend on what is open: they are compared in several orders.
+            if floats or (integers and any(v in run.known.varying - run.known.opened for run, v, _ in ends)):
                 found.append(name)
         return tuple(found)
 
@@ -297,8 +317,14 @@ class _Comparison:
             types = [run.type(v[i]) for run, v in zip(runs, values, strict=True)]
             if types[0] != types[1]:
                 return f"output {name!r} was {types[0]} and becomes {types[1]}"
-            if name not in executed and (reason := equal(results[0][i], results[1][i], point)) is not None:
-                return f"output {name!r}: {reason}"
+            if name in executed:
+                continue
+            items = [_flat([side[i]]) for side in results]
+            if len(items[0]) != len(items[1]):
+                return f"output {name!r} was a sequence of {len(items[0])} and becomes one of {len(items[1])}"
+            for before, after in zip(*items, strict=True):
+                if (reason := equal(before, after, point)) is not None:
+                    return f"output {name!r}: {reason}"
         return None
 
     def _shared(self) -> frozenset[bytes]:
@@ -315,6 +341,11 @@ class _Comparison:
             said.update(data.numpy().tobytes())
             self.digests[data.identity] = said.digest()
         return self.digests[data.identity]
+
+
+def _flat(results: Sequence[Any]) -> list[Any]:
+    """Tensors, the items of sequences among them."""
+    return [t for r in results for t in (r if isinstance(r, tuple) else (r,))]
 
 
 def _types_of(graph: Any) -> dict[str, str | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from graphopt.ir.graph import Call
@@ -24,17 +24,22 @@ from graphopt.verify.prove import SMALL, prove
 from graphopt.verify.rerun import twin
 from graphopt.verify.shrink import shrunk
 
+Observer = Callable[[Fragment, Sequence[Array], Proof], None]
+
 
 class Proved:
     """A verifier that adds what algebra says to the evidence of another.
 
     Args:
         seed: of the random points; drawn anew for each proof if absent, and recorded in it.
+        observe: is told each fragment that is judged, the inputs it is judged at (float ones only give their shape),
+            and the proof, be it made or found again. The fragment is whole until the change is decided.
     """
 
-    def __init__(self, inner: Verifier, seed: int | None = None) -> None:
+    def __init__(self, inner: Verifier, seed: int | None = None, observe: Observer | None = None) -> None:
         self._inner = inner
         self._seed = seed
+        self._observe = observe
         self._proofs: dict[str, Proof] = {}
 
     def verify(self, change: Change) -> Evidence:
@@ -82,6 +87,8 @@ class Proved:
         proof = prove(fragment, feeds, seed=self._seed) if known is None else replace(known, milliseconds=0.0)
         if known is None and proof.weights != "none":
             self._proofs[keys[proof.weights if proof.holds else "large"]] = proof
+        if self._observe is not None:
+            self._observe(fragment, feeds, proof)
         if reduced and proof.holds and proof.log2_error is not None:  # equal expressions are so at all sizes
             return replace(proof, reduced=True, level="proof@reduced" if proof.level == "proof" else proof.level)
         return proof
@@ -109,7 +116,7 @@ def _versions(change: Change, fragment: Fragment) -> Iterator[Fragment]:
 # ---- signatures ----------------------------------------------------------------------------------------------------
 
 
-def signature(fragment: Fragment, feeds: list[Array], *, weights: str = "large") -> str:
+def signature(fragment: Fragment, feeds: Sequence[Array], *, weights: str = "large") -> str:
     """A hash of all that a proof of the fragment can depend on that holds for all of its weights ("all") or for all of
     its large ones ("large"). It is like no other where an op has effects or control-flow bodies."""
     namer = _Namer(fragment, SMALL if weights == "large" else 0)

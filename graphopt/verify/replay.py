@@ -77,7 +77,10 @@ def _evaluated(pair: Pair, model: Any, feeds: Mapping[str, Array]) -> tuple[list
         feed, type_ = feeds[name], pair.inputs[name]
         run.give(value, feed.astype(np.float64) if type_.dtype in FLOATS else feed, type_)
         run.known.types[value] = type(type_)(type_.dtype, feed.shape)
-    results = [np.asarray(r) for r in pair.results(model, run.run(model.main))]
+    made = pair.results(model, run.run(model.main))
+    if any(isinstance(r, tuple) for r in made):
+        raise Undecided("sequences are not compared as numbers")
+    results = [np.asarray(r) for r in made]
     return results, max((EPS.get(t.dtype, 0.0) for t in run.known.types.values()), default=0.0)
 
 

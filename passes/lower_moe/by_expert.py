@@ -27,10 +27,8 @@ class ExpertWriter:
 
     def orders(self, ids: Value) -> tuple[Value, Value, Value]:
         """The rows in the order of their experts, where each row is then, and how many each expert has."""
-        type_ = self.graph.type(ids)
-        size = self.insert("shape", [ids], {}, TensorType("int64", (1,)))
-        order = self._sorted(ids, size, type_)
-        return order, self._sorted(order, size, type_), self._counts(ids)
+        order = self.sorted(ids)
+        return order, self.sorted(order), self.counts(ids)
 
     def in_range(self, ids: Value) -> Value:
         """Ids as they count from the front: a gather takes negative ones as well."""
@@ -43,11 +41,14 @@ class ExpertWriter:
             "mod", [wide, self.numbers(self.experts)], {"fmod": False}, TensorType("int64", known.shape)
         )
 
-    def _sorted(self, x: Value, size: Value, type_: TensorType | None) -> Value:
-        fields = {"axis": 0, "largest": 0, "sorted": 1}
+    def sorted(self, x: Value) -> Value:
+        """The places of the numbers `x` in their order, of equals the first in front."""
+        type_, fields = self.graph.type(x), {"axis": 0, "largest": 0, "sorted": 1}
+        size = self.insert("shape", [x], {}, TensorType("int64", (1,)))
         return self.journal.insert("ai.onnx::TopK", [x, size], fields, before=self.anchor, types=[type_, type_])[1]
 
-    def _counts(self, ids: Value) -> Value:
+    def counts(self, ids: Value) -> Value:
+        """How many rows each expert has."""
         known = self.graph.type(ids)
         assert known is not None and known.shape is not None
         rows = known.shape[0]

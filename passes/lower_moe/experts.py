@@ -90,8 +90,7 @@ class Body:
         if value is None or isinstance(value, Literal):
             return value
         if value in self.stacks and value not in self.values:
-            stack = self.stacks[value]
-            self.values[value] = self._constant(stack.of(self.expert).reshape(1, *stack.shape[1:]))
+            self.values[value] = self._one_row(self.stacks[value])
         return self.values.get(value, value)
 
     def _again(self, call: Call) -> None:
@@ -114,12 +113,12 @@ class Body:
         known, result = self.graph.type(x), call.outputs[0]
         if known is not None and known.rank == 3 and known.shape is not None and known.shape[axis] == 1:
             row = self._squeezed(self._value(x), axis, TensorType(known.dtype, self._without(known, axis)))
-            matrix = self._constant(stack.of(self.expert, transposed=weights_first))
+            matrix = self._weight(stack, transposed=weights_first)
             full = self._type(result)
             assert full is not None
             product = self.insert("matmul", [row, matrix], {}, TensorType(full.dtype, self._without(full, axis)))
             return self._unsqueezed(product, axis, result)
-        matrix = self._constant(stack.of(self.expert))
+        matrix = self._weight(stack)
         operands = [matrix, self._value(x)] if weights_first else [self._value(x), matrix]
         return self.insert("matmul", operands, {}, self._type(result))
 
@@ -137,6 +136,14 @@ class Body:
         self, op: str, operands: Sequence[Value | None], fields: Mapping[str, object], type_: TensorType | None
     ) -> Value:
         return self.writer.insert(op, operands, fields, type_)
+
+    def _weight(self, stack: Stack, *, transposed: bool = False) -> Value:
+        """What the expert has of a stack."""
+        return self._constant(stack.of(self.expert, transposed=transposed))
+
+    def _one_row(self, stack: Stack) -> Value:
+        """The same with an axis of rows in front."""
+        return self._constant(stack.of(self.expert).reshape(1, *stack.shape[1:]))
 
     def _constant(self, data: TensorRef) -> Value:
         return self.writer.journal.add_constant(data, "expert")

@@ -1,6 +1,7 @@
 """In which form experts are computed, and why.
 
     dense: each expert for every token, E products a token.  sorted: each for its own tokens, k products a token
+    loop: sorted, in a loop over stacked weights
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Form = Literal["auto", "sorted", "dense", "contrib"]
+Form = Literal["auto", "sorted", "dense", "contrib", "loop"]
 WORTH = 1.25
 """Experts for each that is picked, from which on picking is faster than computing all. Measured on onnxruntime 1.32
 (one thread, two products): the break-even is 1.2 for 64 features, between 1 and 1.14 for 256 and 512."""

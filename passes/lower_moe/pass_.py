@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from graphopt.ir.graph import Call, Graph, Node
+from graphopt.ir.graph import Call, Graph, Node, Value
 from graphopt.passes.lower_moe.all_experts import nodes_of as nodes_of_all
 from graphopt.passes.lower_moe.all_experts import times_of, write_all_experts
 from graphopt.passes.lower_moe.contrib import contrib_mixtures, experts_of, is_batch, write_contrib, write_rows
@@ -19,9 +19,11 @@ from graphopt.passes.lower_moe.experts import write_experts
 from graphopt.passes.lower_moe.flat import tables_of, write_flat
 from graphopt.passes.lower_moe.forms import WORTH, Choice, Form, choose
 from graphopt.passes.lower_moe.grouped import NotGrouped, grouped_by, nodes_of, sorts_of, write_unsorted
+from graphopt.passes.lower_moe.looped import write_loop
 from graphopt.passes.lower_moe.one_node import MOE, whole, write_one_node
 from graphopt.passes.lower_moe.picked import NotPicked, Picked, picked_rows
 from graphopt.passes.lower_moe.rules import FOLLOWING, PREPARING
+from graphopt.passes.lower_moe.ties_write import choose_as_torch, may_differ
 from graphopt.passes.lower_moe.unstack import stacked_results, write_unstacked
 from graphopt.pipeline.pass_ import GraphPass
 from graphopt.rewrite.contract import Exact, Rounding
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 GROUPED = "aten::_grouped_mm"
 """The feature of targets that run products of groups as they are."""
+FIRST = "of equal scores the first is chosen; torch.topk may choose another, as does ties=torch"
 SPLITS_BY_ROWS = 13
 """The first opset in which Split takes sizes that are computed."""
 
@@ -59,8 +62,15 @@ class LowerMoe(GraphPass):
     And com.microsoft::MoE, router and all in one node, becomes nodes of the standard that compute the same; of equal
     scores its kernel takes the last, and so does what is written. Likewise for finite values only.
 
+    With form=loop rows that pick matrices become one loop over the experts that have rows, their weights in the stacks
+    as they were: a graph of one size for any number of experts, at the price of a copy of each weight that is used.
+
     With form=contrib the other way round: routers of softmax and experts of two products become that node, where the
     target has it.
+
+    Of equal scores ONNX's TopK chooses the first. ties=torch has a branch beside it which runs where the k-th score
+    equals the next, and chooses as torch.topk does on a CPU (torch's own algorithm on libstdc++, held against torch
+    2.13; NaN left out). That is what a model which comes from torch is lowered with for onnxruntime.
 
     Refused, with the reason: rows that read other rows; ids that are not certain to be numbers of the experts; a sort,
     count or inverse that is not the one of these ids; stacks of weights that are not constant; copies of weights that
@@ -74,7 +84,10 @@ class LowerMoe(GraphPass):
     contract: ClassVar[str] = "Rounding: at most 8 times the rounding error of the original, per application"
 
     form: Form = "auto"
-    "How experts are computed: auto (the cost model decides), sorted, dense or contrib."
+    "How experts are computed: auto (the cost model decides), sorted, loop, dense or contrib."
+
+    ties: Literal["first", "torch"] = "first"
+    "Of equal scores: first, as ONNX's TopK has it, or those that torch.topk chooses on a CPU."
 
     def run(self, context: Context) -> None:
         context.run_rules(PREPARING)
@@ -86,10 +99,14 @@ class LowerMoe(GraphPass):
                     context.editor(graph).apply("flat-rows", Rounding(), table.nodes, partial(write_flat, table))
                 if self.form == "contrib":
                     _join(context, graph)
-                _split_by_expert(self, context, graph)
+                ids = _split_by_expert(self, context, graph)
                 if self.form != "dense":
                     _unstack(self, context, graph)
-                    _pick_terms(self, context, graph)
+                    ids += _pick_terms(self, context, graph)
+                if self.ties == "torch":
+                    choose_as_torch(context, graph, ids)
+                elif may_differ(graph, ids):
+                    context.notes.append(FIRST)
             elif context.target is not None and GROUPED not in context.features:
                 _unsort(context, graph)
         context.refresh()
@@ -110,8 +127,9 @@ def _take_apart(options: LowerMoe, context: Context, graph: Any) -> None:
         if not isinstance(found, Call):
             context.notes.append(f"{graph.node_name(found[0].node)} left alone: {found[1]}")
         elif _can_split(context, graph, found.node):
-            choice = choose(options.form, *experts_of(graph, found))
-            context.notes.append(f"{graph.node_name(found.node)} in {choice}")
+            name = graph.node_name(found.node)
+            choice = choose(_unlooped(options, context, name), *experts_of(graph, found))
+            context.notes.append(f"{name} in {choice}")
             write = partial(write_contrib, graph, found, choice.form)
             context.editor(graph).apply("contrib-experts", Rounding(special=False), [found.node], write)
 
@@ -145,7 +163,9 @@ def _unsort(context: Context, graph: Graph) -> None:
         context.editor(graph).apply("grouped-experts", Rounding(), nodes_of(found), partial(write_unsorted, found))
 
 
-def _split_by_expert(options: LowerMoe, context: Context, graph: Any) -> None:
+def _split_by_expert(options: LowerMoe, context: Context, graph: Any) -> list[Value]:
+    """Rows that pick weights become those of their experts; returns the numbers of these."""
+    ids: list[Value] = []
     for found in picked_rows(graph):
         if not isinstance(found, Picked):
             call, reason = found
@@ -156,9 +176,13 @@ def _split_by_expert(options: LowerMoe, context: Context, graph: Any) -> None:
             context.notes.append(f"{name} in {choice}")
             write = partial(write_all_experts, found)
             context.editor(graph).apply("all-experts", Rounding(), nodes_of_all(found), write)
+            ids.append(found.ids)
         elif _can_split(context, graph, found.nodes[0]):
             context.notes.append(f"{name} in {choice}")
-            context.editor(graph).apply("picked-experts", Rounding(), found.nodes, partial(write_experts, found))
+            rule, written = ("loop-experts", write_loop) if choice.form == "loop" else ("picked-experts", write_experts)
+            context.editor(graph).apply(rule, Rounding(), found.nodes, partial(written, found))
+            ids.append(found.ids)
+    return ids
 
 
 def _choice(options: LowerMoe, context: Context, found: Picked) -> Choice:
@@ -172,6 +196,14 @@ def _choice(options: LowerMoe, context: Context, found: Picked) -> Choice:
             context.notes.append(f"{name} not in form dense: its rows are not tokens, each as often as it has experts")
         return Choice("sorted", f"{found.experts} experts, as many rows as there are")
     return choice
+
+
+def _unlooped(options: LowerMoe, context: Context, name: str) -> Form:
+    """The form that is asked for, for experts that no rows pick from a stack."""
+    if options.form != "loop":
+        return options.form
+    context.notes.append(f"{name} not in form loop: no rows pick weights from a stack")
+    return "auto"
 
 
 def _can_split(context: Context, graph: Any, node: Node) -> bool:
@@ -195,17 +227,22 @@ def _worth(options: LowerMoe) -> float:
     return 1.0 if options.form == "sorted" else WORTH
 
 
-def _pick_terms(options: LowerMoe, context: Context, graph: Any) -> None:
-    """One sum after the other, each found in the graph as the one before has left it."""
+def _pick_terms(options: LowerMoe, context: Context, graph: Any) -> list[Value]:
+    """One sum after the other, each found in the graph as the one before has left it; returns numbers of experts."""
     seen: set[str] = set()
+    ids: list[Value] = []
     while (found := _next_sum(graph, seen, _worth(options))) is not None:
         if isinstance(found, tuple):
             context.notes.append(f"{graph.node_name(found[0].node)} left alone: {found[1]}")
             continue
         write = partial(write_picked_terms, found) if isinstance(found, Dense) else partial(write_picked_stacks, found)
         if _can_split(context, graph, found.nodes[-1]):
-            context.notes.append(f"{graph.name(found.total)} in {choose(options.form, found.experts, found.k)}")
+            name = graph.name(found.total)
+            asked = _unlooped(options, context, name)
+            context.notes.append(f"{name} in {choose(asked, found.experts, found.k)}")
             context.editor(graph).apply("dense-experts", Rounding(special=False), found.nodes, write)
+            ids.append(found.ids)
+    return ids
 
 
 def _next_sum(graph: Graph, seen: set[str], worth: float) -> Dense | Stacked | tuple[Call, str] | None:

@@ -10,8 +10,8 @@ import numpy as np
 
 from graphopt.ir.graph import Call, Literal, Node, TensorType, Value
 from graphopt.ir.weights import Array, ArrayRef
-from graphopt.passes.prune_experts.mixtures import router_weights
-from graphopt.passes.prune_experts.removal import FORMS, NotRemovable, Places
+from graphopt.passes.prune_experts.mixtures import FORMS, router_weights
+from graphopt.passes.prune_experts.removal import NotRemovable, Places
 from graphopt.rewrite.journal import Journal
 
 READS = frozenset({"gather", "gather_nd", "sort", "histogram"})
@@ -37,15 +37,15 @@ def _rank(found: Places, value: Value) -> int:
     return 0 if data is None else data.ndim
 
 
-def store(found: Places, arrays: Mapping[str, Array], journal: Journal) -> None:
+def store(found: Places, journal: Journal, *, arrays: Mapping[str, Array]) -> None:
     """Let the stacks hold `arrays`, as many experts as before."""
     for name, value in stacks_of(found).items():
         journal.store(value, ArrayRef(arrays[name]))
 
 
-def merge(found: Places, arrays: Mapping[str, Array], group: Array, journal: Journal) -> None:
+def merge(found: Places, journal: Journal, *, arrays: Mapping[str, Array], group: Array) -> None:
     """Let the stacks hold `arrays`, and expert e be number `group[e]` of them."""
-    store(found, arrays, journal)
+    store(found, journal, arrays=arrays)
     _Writer(found, journal, np.asarray(group, np.int64)).write()
 
 

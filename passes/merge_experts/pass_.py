@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from graphopt.errors import PipelineError
-from graphopt.ir.graph import CannotEmit
-from graphopt.ir.model import Model
 from graphopt.ir.weights import Array
 from graphopt.passes.low_rank.activations import activations
 from graphopt.passes.merge_experts.grouping import Hidden, groups_of, merged, permuted, places
 from graphopt.passes.merge_experts.merging import merge, stacks_of, store
-from graphopt.passes.prune_experts.loads import Load, loads
-from graphopt.passes.prune_experts.mixtures import mixtures
-from graphopt.passes.prune_experts.removal import NotRemovable, Places, places_of
+from graphopt.passes.prune_experts.fewer import Candidates, Plan, difference, trial, use_fewer_experts
 from graphopt.pipeline.pass_ import GraphPass
-from graphopt.rewrite.change import Rejected
-from graphopt.rewrite.contract import Evidence
-from graphopt.rewrite.journal import Journal
-from graphopt.verify.compare import EPS, relative_error
-from graphopt.verify.execute import CannotRun, model_runner
 
 if TYPE_CHECKING:
     from graphopt.pipeline.context import Context
-    from graphopt.verify.approximation import Approximation
-
-UNITS = 64.0
-"""Units of rounding by which two models that compute the same may differ."""
 
 
 @dataclass(frozen=True)
@@ -66,65 +52,22 @@ class MergeExperts(GraphPass):
             raise ValueError(f"experts={self.experts}: expected 1 or more")
 
     def run(self, context: Context) -> None:
-        approximation = context.approximation(self)
-        if self.experts is None and approximation.limit == float("inf"):
-            raise PipelineError("merge-experts: an infinite budget sets no limit, so say how many stay: experts=4")
-        found = mixtures(context.model.main)
-        known = loads(context.model, found, approximation.feeds)
-        for number, load in enumerate(known):
-            if context.ledger.exhausted:
-                break
-            _merge(self, context, approximation, number, load)
-        approximation.settle(approximation.measure(context.model) if context.approximated else approximation.spent)
+        ask = "how many stay: experts=4"
+        use_fewer_experts(self, context, partial(_plans, self), asked=self.experts is not None, ask=ask)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What becomes of the experts of one mixture."""
-
-    number: int
-    names: dict[str, Array]
-    """The stacks with fewer experts."""
-    group: Array
-    """For each expert, which of them it is."""
-
-    def fewer(self, places_: Places, journal: Journal) -> None:
-        merge(places_, self.names, self.group, journal)
-
-    def declared(self, places_: Places, journal: Journal) -> None:
-        store(places_, {n: a[self.group] for n, a in self.names.items()}, journal)
-
-
-def _merge(options: MergeExperts, context: Context, approximation: Approximation, number: int, load: Load) -> None:
-    """Merge experts of one mixture, as many as the budget allows."""
-    model = context.model
-    try:
-        found = places_of(mixtures(model.main)[number])
-        stacks = {n: model.main.constant(v).numpy() for n, v in stacks_of(found).items()}  # type: ignore[union-attr]
-    except NotRemovable as reason:
-        context.notes.append(f"{load.name} keeps all experts: {reason}")
-        return
-    scores = _scores(model, number, approximation)
-    hidden = _hidden(context, approximation, number, found, stacks)
-    best: _Plan | None = None
-    for count in range(load.experts - 1, (options.experts or 1) - 1, -1):
-        group = groups_of(load.tokens, scores, count)
-        plan = _Plan(number, merged(stacks, hidden, group, load.tokens), np.unique(group, return_inverse=True)[1])
-        try:
-            trial = _trial(model, number, plan.fewer)
-        except CannotEmit as reason:
-            context.notes.append(f"{load.name}: a model with merged experts cannot be written: {reason}")
-            break
-        if not approximation.measure(trial) <= approximation.limit:
-            break
-        best = plan
-    if best is None:
-        context.notes.append(f"{load.name} keeps all {load.experts} experts")
-        return
-    nodes = tuple(model.main.node_name(n) for n in found.calls)
-    if context.apply("experts", nodes, partial(_applied, context, approximation, best), approximate=True) is not None:
-        model.refresh()
-        context.notes.append(f"{load.name}: {load.experts} → {_told(best.group)}")
+def _plans(options: MergeExperts, of: Candidates) -> Iterator[Plan]:
+    """One expert less after the other."""
+    graph = of.places.graph
+    stacks = {n: graph.constant(v).numpy() for n, v in stacks_of(of.places).items()}  # type: ignore[union-attr]
+    scores, hidden = _scores(of), _hidden(of, stacks)
+    for count in range(of.load.experts - 1, (options.experts or 1) - 1, -1):
+        group = groups_of(of.load.tokens, scores, count)
+        arrays = merged(stacks, hidden, group, of.load.tokens)
+        group = np.unique(group, return_inverse=True)[1]
+        declared = {name: array[group] for name, array in arrays.items()}
+        fewer = partial(merge, arrays=arrays, group=group)
+        yield Plan(fewer, partial(store, arrays=declared), _told(group))
 
 
 def _told(group: Array) -> str:
@@ -133,16 +76,15 @@ def _told(group: Array) -> str:
     return f"{count} experts, merged {', '.join(' + '.join(map(str, s)) for s in several if len(s) > 1)}"
 
 
-def _scores(model: Model, number: int, approximation: Approximation) -> Array:
-    scores = mixtures(model.main)[number].scores
-    parts = [arrays[0].reshape(-1, arrays[0].shape[-1]) for arrays in activations(model, [scores], approximation.feeds)]
-    return np.concatenate(parts).astype(np.float64)
+def _scores(of: Candidates) -> Array:
+    model = of.context.model
+    found = activations(model, [of.places.mixture.scores], of.approximation.feeds)
+    return np.concatenate([a.reshape(-1, a.shape[-1]) for (a,) in found]).astype(np.float64)
 
 
-def _hidden(
-    context: Context, approximation: Approximation, number: int, found: Places, stacks: dict[str, Array]
-) -> dict[str, Hidden]:
+def _hidden(of: Candidates, stacks: dict[str, Array]) -> dict[str, Hidden]:
     """Where the hidden units of experts stand, if models with these in another order compute the same."""
+    context, found = of.context, of.places
     (product, *_) = found.products
     shape = found.graph.constant(product.operands[1]).shape  # type: ignore[union-attr]
     width = next((s for s in shape if s != found.mixture.experts), shape[0])
@@ -153,56 +95,8 @@ def _hidden(
         units = next(len(h.by_unit(stacks[n][0])) for n, h in hidden.items())
         backwards = np.arange(units - 1, -1, -1)
         other = {n: np.stack([permuted(e, hidden.get(n), backwards) for e in a]) for n, a in stacks.items()}
-        changed = _trial(context.model, number, partial(_store, other))
-        if _worst(context.model, changed, approximation) <= 1.0:
+        changed = trial(context.model, of.number, partial(store, arrays=other))
+        if difference(context.model, changed, of.approximation) <= 1.0:
             return hidden
     context.notes.append(f"{found.mixture.name}: hidden units stay in their order, where they stand is not known")
     return {}
-
-
-def _store(arrays: dict[str, Array], found: Places, journal: Journal) -> None:
-    store(found, arrays, journal)
-
-
-def _trial(model: Model, number: int, edit: Callable[[Places, Journal], None]) -> Model:
-    """A copy of the model that is edited. Raises CannotEmit."""
-    copy = model.copy()
-    journal = Journal(copy.main)
-    edit(places_of(mixtures(copy.main)[number]), journal)
-    journal.commit()
-    copy.refresh()
-    return copy
-
-
-def _applied(context: Context, approximation: Approximation, plan: _Plan) -> tuple[int, Evidence]:
-    model = context.model
-    evidence = Evidence("types" if context.verify == "structure" else "none")
-    if context.verify in ("match", "model"):
-        declared, fewer = (_trial(model, plan.number, edit) for edit in (plan.declared, plan.fewer))
-        worst = _worst(declared, fewer, approximation)
-        evidence = Evidence("executed", len(approximation.feeds), worst)
-        if not worst <= 1.0:
-            raise Rejected(f"merged and declared experts differ by {worst:.2g} times what rounding may do", evidence)
-    journal = Journal(model.main)
-    try:
-        plan.fewer(places_of(mixtures(model.main)[plan.number]), journal)
-    except BaseException:
-        journal.rollback()
-        raise
-    journal.commit()
-    return len(plan.group), evidence
-
-
-def _worst(before: Model, after: Model, approximation: Approximation) -> float:
-    """The largest difference of results on the tuning data, in what rounding may do. Raises Rejected."""
-    worst = 0.0
-    try:
-        for feed in approximation.feeds:
-            for a, b in zip(model_runner(before)(feed), model_runner(after)(feed), strict=True):
-                error = relative_error(a.astype(np.float64), b.astype(np.float64))
-                worst = max(worst, error / (UNITS * EPS.get(a.dtype.name, EPS["float32"])))
-    except CannotRun as failure:
-        raise Rejected(f"it cannot be run to be compared: {failure}", Evidence("none")) from failure
-    return worst
-
-

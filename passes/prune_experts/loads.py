@@ -63,6 +63,11 @@ class Load:
         mean = float(self.tokens.mean())
         return float(self.tokens.std()) / mean if mean else 0.0
 
+    def merged(self, table: Array) -> Load:
+        """The load of the experts that stay, `table[e]` being the one that expert e has become."""
+        tokens = np.bincount(table, self.tokens).astype(np.int64)
+        return Load(self.name, self.k, tokens, None if self.gate is None else np.bincount(table, self.gate))
+
     @property
     def dead(self) -> tuple[int, ...]:
         """Experts without a token."""
@@ -88,7 +93,7 @@ def balance(model: Any, calibration: Any, *, example_inputs: Any = None, dynamic
         calibration: batches of real inputs, or a `graphopt.Calibration`; all of it is used, nothing is held out.
 
     Returns:
-        One for each mixture, in the order of the graph.
+        One for each mixture, in the order of the graph; of experts that `merge-experts` has made one as one.
 
     Raises:
         ModelError: the model cannot be taken or has no mixture of experts, or the data does not fit it.
@@ -105,11 +110,12 @@ def balance(model: Any, calibration: Any, *, example_inputs: Any = None, dynamic
     if data is None:
         raise ModelError("a load is measured on calibration data: give batches of real inputs")
     feeds = [list(batch.values()) for batch in data.batches(inputs_of(model))]
-    return loads(model, found, feeds)
+    known = zip(loads(model, found, feeds), found, strict=True)
+    return [load if mixture.table is None else load.merged(mixture.table) for load, mixture in known]
 
 
 def loads(model: Model, found: Sequence[Mixture], feeds: Sequence[list[Array]]) -> list[Load]:
-    """The loads of the mixtures `found` in the main graph of `model`, over `feeds`."""
+    """The loads of the mixtures `found` in the main graph of `model`, over `feeds`, by the router's numbers."""
     values = list(dict.fromkeys(v for m in found for v in (m.ids, m.gates) if v is not None))
     tokens = [np.zeros(m.experts, np.int64) for m in found]
     gates = [np.zeros(m.experts) for m in found]

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.ir.graph import Call, Graph, Literal, Node, TensorType, Value
-from graphopt.ir.weights import FLOATS
+from graphopt.ir.weights import FLOATS, Array
 from graphopt.passes.lower_moe.stacks import stack_of
 
 SELECTIONS = frozenset({"topk", "aten.topk.default", "ai.onnx::TopK"})
 """topk in the vocabulary, and as the storages have it where nobody has asked for an order."""
-RENUMBERED = frozenset({"reshape", "identity", "cast", "unsqueeze", "squeeze", "mod"})
-"""Ops behind which small integers are still the same numbers of experts; `lower-moe` writes them modulo E."""
+FORMS = frozenset({"reshape", "unsqueeze", "squeeze", "cast", "identity"})
+"""Ops behind which numbers of experts are still that."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Mixture:
     """[..., k], what the results of these experts are multiplied by; None if that is not found."""
     experts: int
     k: int
+    table: Array | None = None
+    """[E], which of the merged experts each is, where `merge-experts` has made fewer of them."""
 
 
 def mixtures(graph: Graph) -> list[Mixture]:
@@ -56,9 +58,13 @@ def _mixture(graph: Graph, node: Node) -> Mixture | None:
     if ids is None or not _has_last(type_) or not _has_last(chosen) or axis_of(raw) not in (-1, len(type_.shape) - 1):  # type: ignore[union-attr, arg-type]
         return None
     experts, k = type_.shape[-1], chosen.shape[-1]  # type: ignore[union-attr, index]
-    if not isinstance(experts, int) or not isinstance(k, int) or not _are_numbers_of_experts(graph, ids, experts):
+    if not isinstance(experts, int) or not isinstance(k, int):
         return None
-    return Mixture(graph, _name(graph, node, experts), node, scores, ids, _gates(graph, raw), experts, k)
+    used = _are_used(graph, ids, experts)
+    table = None if used else _table(graph, ids, experts)
+    if not used and table is None:
+        return None
+    return Mixture(graph, _name(graph, node, experts), node, scores, ids, _gates(graph, raw), experts, k, table)
 
 
 def axis_of(raw: Call) -> int:
@@ -70,22 +76,40 @@ def _has_last(type_: TensorType | None) -> bool:
     return type_ is not None and bool(type_.shape)
 
 
-def _are_numbers_of_experts(graph: Graph, ids: Value, experts: int) -> bool:
-    """Whether weights are picked by `ids`, rows sorted by them, or they are compared with the number of each expert."""
-    pending, seen = [ids], {ids}
-    while pending:
-        value = pending.pop()
+def same_numbers(graph: Graph, ids: Value) -> list[Value]:
+    """`ids`, and what holds the same numbers in another form; `lower-moe` writes them modulo E."""
+    found = [ids]
+    for value in found:
         for user in graph.users(value):
             call = graph.call(user)
-            if not isinstance(call, Call):
-                continue
-            if call.op in RENUMBERED and call.operands[0] == value:
-                fresh = [o for o in call.outputs if o is not None and o not in seen]
-                pending += fresh
-                seen.update(fresh)
-            elif _is_use(graph, call, value, experts):
-                return True
-    return False
+            if isinstance(call, Call) and call.op in FORMS | {"mod"} and call.operands[0] == value:
+                found += [o for o in call.outputs if o is not None and o not in found]
+    return found
+
+
+def _reads(graph: Graph, ids: Value) -> Iterator[tuple[Value, Call]]:
+    """What reads numbers of experts, in whatever form."""
+    for value in same_numbers(graph, ids):
+        for user in graph.users(value):
+            if isinstance(call := graph.call(user), Call):
+                yield value, call
+
+
+def _are_used(graph: Graph, ids: Value, experts: int) -> bool:
+    """Whether weights are picked by `ids`, rows sorted by them, or they are compared with the number of each expert."""
+    return any(_is_use(graph, call, value, experts) for value, call in _reads(graph, ids))
+
+
+def _table(graph: Graph, ids: Value, experts: int) -> Array | None:
+    """The table in which `ids` are looked up, if what it says are numbers of experts then."""
+    for value, call in _reads(graph, ids):
+        data = graph.constant(call.operands[0]) if call.op == "gather" and call.operands[1] == value else None
+        if data is None or data.shape != (experts,) or not data.dtype.startswith("int") or call.outputs[0] is None:
+            continue
+        table = data.numpy()
+        if table.min() >= 0 and _are_used(graph, call.outputs[0], int(table.max()) + 1):
+            return table
+    return None
 
 
 def _is_use(graph: Graph, call: Call, ids: Value, experts: int) -> bool:

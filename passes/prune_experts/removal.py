@@ -14,12 +14,10 @@ import numpy as np
 from graphopt.ir.graph import Call, Graph, Literal, Node, TensorType, Value
 from graphopt.ir.ops import ELEMENTWISE
 from graphopt.ir.weights import ArrayRef, SlicedRef
-from graphopt.passes.prune_experts.mixtures import SELECTIONS, Mixture, axis_of, router_weights
+from graphopt.passes.prune_experts.mixtures import FORMS, SELECTIONS, Mixture, axis_of, router_weights, same_numbers
 from graphopt.rewrite.journal import Journal
 
 REDUCTIONS = frozenset({"reduce_sum", "reduce_max", "reduce_min"})
-FORMS = frozenset({"reshape", "unsqueeze", "squeeze", "cast", "identity"})
-"""Ops behind which numbers of experts are still that."""
 
 
 class NotRemovable(Exception):
@@ -121,11 +119,9 @@ def _place(found: Places, node: Node) -> None:  # noqa: C901  # a case an op
         raise NotRemovable(f"{where}: {call.reason}")
     first, result = call.operands[0], call.outputs[0]
     second = call.operands[1] if len(call.operands) > 1 else None
-    if first in found.numbers and call.op in FORMS:
-        found.numbers.add(result)
-    elif first in found.numbers and (call.op == "sort" or (call.op == "gather" and not found.touches(second))):
+    if first in found.numbers and (call.op == "sort" or (call.op == "gather" and not found.touches(second))):
         if result is not None:
-            found.numbers.add(result)
+            found.numbers.update(same_numbers(graph, result))
     elif first in found.numbers and call.op == "histogram" and call.fields["bins"] == found.mixture.experts:
         if call.fields["low"] != 0 or call.fields["high"] != found.mixture.experts - 1:
             raise NotRemovable(f"{where} does not count the tokens of every expert")
@@ -140,7 +136,8 @@ def _place(found: Places, node: Node) -> None:  # noqa: C901  # a case an op
         if call.fields["axis"] != len(graph.type(first).shape) - 1:  # type: ignore[union-attr, arg-type]
             raise NotRemovable(f"{where} picks along another axis")
     elif any(o in found.numbers for o in call.operands if not isinstance(o, Literal)):
-        raise NotRemovable(f"{where}: {call.op} of numbers of experts")
+        if call.op not in FORMS:
+            raise NotRemovable(f"{where}: {call.op} of numbers of experts")
     else:
         _score(found, call, where)
 
@@ -155,7 +152,7 @@ def _select(found: Places, raw: Call) -> None:
     if ids is not None and (graph.users(ids) or graph.is_output(ids)):
         if found.scored[scores] != found.mixture.experts:
             raise NotRemovable(f"{graph.node_name(raw.node)} numbers experts within their groups")
-        found.numbers.add(ids)
+        found.numbers.update(same_numbers(graph, ids))
 
 
 def _stack(found: Places, value: Value | None, where: str) -> None:
@@ -215,7 +212,7 @@ def _other(found: Places, value: Value, size: int | None, where: str, op: str) -
 # ---- writing -----------------------------------------------------------------------------------------------
 
 
-def remove(found: Places, keep: np.ndarray[Any, Any], journal: Journal) -> None:
+def remove(found: Places, journal: Journal, *, keep: np.ndarray[Any, Any]) -> None:
     """Let only the experts numbered in `keep` stay, as many of each group."""
     graph = found.graph
     current: dict[Value, Value] = {}
@@ -241,7 +238,7 @@ def remove(found: Places, keep: np.ndarray[Any, Any], journal: Journal) -> None:
         journal.doom([node])
 
 
-def mask(found: Places, keep: np.ndarray[Any, Any], journal: Journal) -> None:
+def mask(found: Places, journal: Journal, *, keep: np.ndarray[Any, Any]) -> None:
     """Let the others never be selected instead, and have no part in a softmax: minus infinity is added to their
     scores. What `remove` is compared with."""
     graph = found.graph

@@ -86,6 +86,65 @@ def test_a_condition_that_is_an_input_is_not_drawn() -> None:
         assert proof.level == "undecided" and "which of its bodies runs" in proof.reason, proof
 
 
+TWINS = """<ir_version: 9, opset_import: ["" : 18]>
+agraph (float[3, 4] x, float[3, 4] z, bool c) => (float[3, 4] y)
+<float[4] w = {1, 2, 3, 4}, float[4] v = {1, 2, 3, 4}> {
+    a = Neg(x)
+    b = Neg(a)
+    first = If (c) <
+        then_branch = yes () => (float[3, 4] p) { p = Add(x, w) },
+        else_branch = no () => (float[3, 4] q) { q = Sub(x, z) }
+    >
+    second = If (c) < THEN, ELSE >
+    y = Add(first, second)
+}
+"""
+THEN = "then_branch = yes2 () => (float[3, 4] k) { k = Add(b, w) }"
+ELSE = "else_branch = no2 () => (float[3, 4] m) { m = Sub(b, z) }"
+
+
+def merged(then: str, otherwise: str) -> Proof:
+    """What proof says of reading the first If in the place of the second."""
+    model = load_onnx(onnx.parser.parse_model(TWINS.replace("THEN", then).replace("ELSE", otherwise)))
+    verifier, ledger = Proving(), Ledger(1)
+    ledger.open_pass("test")
+    nodes = {model.main.name(model.main.results(n)[0]): n for n in model.main.nodes()}
+
+    def change(journal: Journal) -> None:
+        old, new = (model.main.results(nodes[k])[0] for k in ("second", "first"))
+        for value in (old, new):
+            value.shape, value.type = model.main.inputs()[0].shape, model.main.inputs()[0].type
+        journal.replace(old, new)
+        journal.doom([nodes["second"]])
+
+    Editor(model.main, ledger, verifier).apply("test", Exact(), [nodes[k] for k in ("a", "b", "second")], change)
+    (proof,) = verifier.proofs
+    return proof
+
+
+def test_the_same_bodies_are_the_same_function_whatever_an_open_condition_is() -> None:
+    for pair in ((THEN, ELSE), (ELSE, THEN)):  # the order of attributes says nothing
+        proof = merged(*pair)
+        assert proof.level == "proof" and "ai.onnx::If" in proof.functions and not proof.sampled, proof
+
+
+@pytest.mark.parametrize(
+    ("then", "otherwise"),
+    [
+        (THEN.replace("then", "else"), ELSE.replace("else", "then")),
+        (THEN.replace("Add", "Sub"), ELSE),
+        (THEN.replace("b, w", "w, b"), ELSE),
+        (THEN, ELSE.replace("b, z", "z, b")),
+        (THEN.replace("b", "a", 3).replace("then_aranch", "then_branch"), ELSE),
+        (THEN.replace("w)", "v)"), ELSE),
+        (THEN, ELSE.replace("m = Sub(b, z)", "r = Neg(b) m = Sub(r, z)")),
+    ],
+)  # fmt: skip
+def test_other_bodies_are_another_function(then: str, otherwise: str) -> None:
+    proof = merged(then, otherwise)
+    assert not proof.holds and proof.reason, proof
+
+
 def test_inlined_branches_are_proved_for_all_weights() -> None:
     text = NESTED.replace("CONDITION", "1")
     report = graphopt.optimize(onnx.parser.parse_model(text), passes="clean-up", prove=True).report

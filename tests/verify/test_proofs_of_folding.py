@@ -138,3 +138,76 @@ def test_two_convolutions_that_differ_by_less_than_rounding_stay_two(differing: 
     two = model(nodes, weights=NUMBERS | other, inputs=IMAGE)
     one = model([WITHOUT, n("Sub", "c c", "y")], weights=NUMBERS, inputs=IMAGE)
     assert not decided(*((two, one) if differing == "before" else (one, two))).proof.holds
+
+
+# ---- linear layers ---------------------------------------------------------------------------------------------------
+
+ROWS = {"x": (TensorProto.FLOAT, [5, 24])}
+LAYER: dict[str, Any] = {
+    "w": RNG.standard_normal((C, 24)),
+    "wt": np.zeros(0),
+    "gain": RNG.uniform(0.5, 1.5, C),
+    "lift": RNG.standard_normal((1, C)),
+} | {k: NUMBERS[k] for k in ("b", "scale", "shift", "mean", "var")}
+LAYER["wt"] = LAYER["w"].T
+LAYER = {k: v.astype(np.float32) for k, v in LAYER.items()}
+FIRSTS = {
+    "Gemm": [n("Gemm", "x w b", "c", transB=1)],
+    "Gemm of a turned weight": [n("Gemm", "x wt b", "c")],
+    "MatMul": [n("MatMul", "x wt", "m"), n("Add", "m b", "c")],
+}
+
+
+def layer(first: list[onnx.NodeProto], *after: onnx.NodeProto, **options: Any) -> onnx.ModelProto:
+    last = after[-1].output[0] if after else "c"
+    return model([*first, *after, n("Relu", last, "y")], weights=LAYER, **({"inputs": ROWS} | options))
+
+
+def layer_folded(eps: float = 1e-5, sign: float = -1.0, off: float = 0.0, gain: bool = True) -> onnx.ModelProto:
+    c = LAYER
+    factor = c["scale"] / np.sqrt(c["var"] + np.float32(eps))
+    w, b = c["w"] * factor[:, None], (c["b"] + np.float32(sign) * c["mean"]) * factor + c["shift"]
+    if gain:
+        w, b = w * c["gain"][:, None], b * c["gain"] + c["lift"].reshape(-1)
+    w[3] *= 1.0 + off
+    return model([n("Gemm", "x w b", "c", transB=1), n("Relu", "c", "y")], weights={"w": w, "b": b}, inputs=ROWS)
+
+
+BEHIND_LAYER = (NORM, n("Mul", "d gain", "e"), n("Add", "lift e", "f"))
+
+
+@pytest.mark.parametrize("first", FIRSTS)
+def test_a_batch_norm_that_was_folded_into_a_linear_layer_is_proved(first: str):
+    found = decided(layer(FIRSTS[first], *BEHIND_LAYER), layer_folded())
+    assert found.level == "proof~const" and found.folded == 1 and 0.1 < found.units < 6.0
+
+
+@pytest.mark.parametrize("wrong", [{"eps": 1e-4}, {"sign": 1.0}, {"off": 1e-5}, {"gain": False}])
+def test_what_is_folded_wrongly_into_a_linear_layer_is_never_proved(wrong: dict[str, Any]):
+    for first in FIRSTS.values():
+        assert not decided(layer(first, *BEHIND_LAYER), layer_folded(**wrong)).proof.holds
+
+
+@pytest.mark.parametrize("options", [{"alpha": 0.5}, {"beta": 2.0}, {"transA": 1}])
+def test_what_else_a_gemm_does_is_not_left_out(options: dict[str, Any]):
+    inputs = {"x": (TensorProto.FLOAT, [24, 24])}
+    given = {"w": LAYER["w"], "b": LAYER["b"]}
+    pair = [
+        model([n("Gemm", "x w b", "c", transB=1, **o), n("Relu", "c", "y")], weights=given, inputs=inputs)
+        for o in (options, {})
+    ]
+    assert not decided(*pair).proof.holds
+    assert not decided(*reversed(pair)).proof.holds
+
+
+def test_a_norm_of_another_axis_than_that_of_the_channels_is_not_folded():
+    """Of three axes a batch norm has its channels on the second, a product on the last."""
+    inputs = {"x": (TensorProto.FLOAT, [5, C, 24])}
+    before = layer(FIRSTS["MatMul"], *BEHIND_LAYER, inputs=inputs)
+    c = LAYER
+    factor = c["scale"] / np.sqrt(c["var"] + np.float32(1e-5))
+    w = c["w"] * (factor * c["gain"])[:, None]
+    b = ((c["b"] - c["mean"]) * factor + c["shift"]) * c["gain"] + c["lift"].reshape(-1)
+    nodes = [n("MatMul", "x w", "m"), n("Add", "m b", "c"), n("Relu", "c", "y")]
+    after = model(nodes, weights={"w": w.T.copy(), "b": b}, inputs=inputs)
+    assert not decided(before, after).proof.holds

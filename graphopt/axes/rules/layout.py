@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from graphopt.axes.analysis import Axes, Dims, Kept, NoRule, rule
+from graphopt.axes.picks import PICKED
 from graphopt.axes.rules.products import count_literal
 from graphopt.axes.terms import Term
 from graphopt.ir.graph import Call
@@ -44,11 +47,21 @@ def _product(dims: Dims) -> Term:
 
 def _shape_literal(axes: Axes, call: Call, dims: Dims) -> None:
     """The shape that a call names follows its result: in a field, or in an operand that is constant."""
-    axes.shapes[call.node] = dims
-    if call.fields["shape"] is None:
-        target = call.operands[-1]
-        if target is None or axes.graph.constant(target) is None:
-            axes.freeze(dims, "its shape is computed")
+    named = call.fields["shape"]
+    if named is not None:
+        axes.literals[call.node]["shape"] = lambda kept: _sizes(kept, named, dims)
+        return
+    target = call.operands[-1]
+    if target is None or axes.graph.constant(target) is None:
+        axes.freeze(dims, "its shape is computed")
+    else:
+        place = len(call.operands) - 1
+        axes.constants[call.node][place] = lambda kept, old: np.asarray(_sizes(kept, old.tolist(), dims), old.dtype)
+
+
+def _sizes(kept: Kept, named: Sequence[int], dims: Dims) -> tuple[int, ...]:
+    """Named sizes of the last dimensions, counted anew."""
+    return tuple(kept.recount(n, t) for n, t in zip(named, dims[len(dims) - len(named) :], strict=True))
 
 
 @rule("transpose")
@@ -149,28 +162,53 @@ def split(axes: Axes, call: Call) -> Sequence[Dims]:
     return [(*x[:axis], piece, *x[axis + 1 :]) for piece in pieces]
 
 
+class Stretch(NamedTuple):
+    """Steps of an axis that a slice takes, and in each step the one element at the same place."""
+
+    before: Term
+    taken: Term
+    step: int
+    within: int
+
+    def start(self, kept: Kept) -> int:
+        return kept.count(self.before) * self.step + self.within
+
+    def end(self, kept: Kept) -> int:
+        return (kept.count(self.before) + kept.count(self.taken)) * self.step
+
+
 @rule("slice")
 def slice_(axes: Axes, call: Call) -> Sequence[Dims]:
-    """A stretch of an axis is one of the summands that the cuts at its ends make of it."""
+    """A stretch of an axis is one of the summands that the cuts at its ends make of it; with longer steps, of its outer
+    factor, the inner one being a step."""
     found = list(axes.dims(call.operands[0]))
     fields = call.fields
-    moved: dict[int, list[Term]] = {}
+    moved: dict[int, Stretch] = {}
     for i, axis in enumerate(fields["axes"]):
         start, end, step = fields["starts"][i], fields["ends"][i], fields["steps"][i]
         size = axes.space.size(found[axis])
         taken = range(size)[start:end:step] if isinstance(size, int) else None
-        if taken is not None and step == 1 and 0 < len(taken) < len(range(size)):  # type: ignore[arg-type]
-            sizes = (taken.start, len(taken), size - taken.stop)  # type: ignore[operator]
-            moved[i] = axes.space.cut(found[axis], sizes)
-            found[axis] = moved[i][1]
+        if taken is not None and isinstance(size, int) and step > 0 and 0 < len(taken) < size and not size % step:
+            moved[i] = _stretch(axes, found[axis], size, taken)
+            found[axis] = moved[i].taken
         elif taken is not None and not taken and start >= 0:
             found[axis] = axes.space.term(0)  # nothing is taken, however short the axis gets
         elif not _is_whole(taken, size, start, end, step):
             axes.space.freeze(found[axis], "elements of it are picked")
             found[axis] = axes.space.term(axes.result(call)[axis], "elements of it are picked")
-    axes.literals[call.node]["starts"] = lambda kept: _bounds(kept, fields["starts"], moved, 1)
-    axes.literals[call.node]["ends"] = lambda kept: _bounds(kept, fields["ends"], moved, 2)
+    literals = axes.literals[call.node]
+    literals["starts"] = lambda kept: _bounds(fields["starts"], {i: s.start(kept) for i, s in moved.items()})
+    literals["ends"] = lambda kept: _bounds(fields["ends"], {i: s.end(kept) for i, s in moved.items()})
     return [tuple(found)]
+
+
+def _stretch(axes: Axes, term: Term, size: int, taken: range) -> Stretch:
+    """What is taken of a term of this size, which the step divides."""
+    steps = axes.space.term(size // taken.step)
+    axes.unify(term, (*steps, *axes.space.term(taken.step, PICKED)))
+    first, within = divmod(taken.start, taken.step)
+    before, own, _ = axes.space.cut(steps, (first, len(taken), size // taken.step - first - len(taken)))
+    return Stretch(before, own, taken.step, within)
 
 
 def _is_whole(taken: range | None, size: Any, start: int, end: int, step: int) -> bool:
@@ -180,10 +218,8 @@ def _is_whole(taken: range | None, size: Any, start: int, end: int, step: int) -
     return start == 0 and step == 1 and end >= 2**31 - 1
 
 
-def _bounds(kept: Kept, bounds: Sequence[int], moved: Mapping[int, list[Term]], pieces: int) -> tuple[int, ...]:
-    """Bounds at the end of so many pieces, where the axis is cut."""
-    counts = {i: sum(kept.count(t) for t in terms[:pieces]) for i, terms in moved.items()}
-    return tuple(counts.get(i, n) for i, n in enumerate(bounds))
+def _bounds(named: Sequence[int], moved: Mapping[int, int]) -> tuple[int, ...]:
+    return tuple(moved.get(i, n) for i, n in enumerate(named))
 
 
 @rule("pad")

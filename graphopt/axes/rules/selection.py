@@ -4,19 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphopt.axes.analysis import Axes, Dims, NoRule, rule
-from graphopt.axes.terms import Term
-from graphopt.ir.graph import Call, Value
+import numpy as np
 
-PICKED = "elements of it are picked by number"
+from graphopt.axes.analysis import Axes, Dims, Kept, NoRule, rule
+from graphopt.axes.picks import PICKED, pick
+from graphopt.axes.terms import Term
+from graphopt.ir.graph import Call, Literal, Value
+from graphopt.ir.weights import Array
 
 
 @rule("gather")
 def gather(axes: Axes, call: Call) -> Sequence[Dims]:
+    """By numbers that are known, what is picked may have the axes of what it is picked from."""
     x, indices = axes.dims(call.operands[0]), axes.dims(call.operands[1])
     axis = call.fields["axis"] % len(x)
-    axes.freeze([x[axis]], PICKED)
-    return [(*x[:axis], *indices, *x[axis + 1 :])]
+    known = _picked_by_number(axes, call, x[axis])
+    if known is None:
+        axes.freeze([x[axis]], PICKED)
+    return [(*x[:axis], *(indices if known is None else known), *x[axis + 1 :])]
+
+
+def _picked_by_number(axes: Axes, call: Call, term: Term) -> Dims | None:
+    """The dimensions of what constant indices pick; the indices follow what is kept."""
+    value, size = call.operands[1], axes.space.size(term)
+    data = None if value is None or isinstance(value, Literal) else axes.graph.constant(value)
+    if data is None or not isinstance(size, int) or not data.size:
+        return None
+    picked = pick(axes.space, term, data.numpy().reshape(-1) % size)
+    if picked is None:
+        return None
+    dims = axes.fresh(data.shape)
+    axes.unify(tuple(axis for own in dims for axis in own), picked)
+    axes.moves.add(call.node)
+    axes.constants[call.node][1] = lambda kept, indices: _renumbered(kept, indices, term, dims)
+    return dims
+
+
+def _renumbered(kept: Kept, indices: Array, term: Term, dims: Dims) -> Array:
+    """The numbers that what stays has among what stays."""
+    if not any(kept.touches(own) for own in (term, *dims)):
+        return indices
+    mask = kept.mask(term)
+    stay = indices[np.ix_(*(np.flatnonzero(kept.mask(own)) for own in dims))] % mask.size
+    renumbered: Array = np.cumsum(mask) - 1
+    return renumbered[stay].astype(indices.dtype, copy=False)
 
 
 @rule("gather_nd")

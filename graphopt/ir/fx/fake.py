@@ -8,10 +8,8 @@ import torch
 from torch import fx
 
 from graphopt.ir.fx.schema import raw_name_of
-from graphopt.ir.fx.tensors import DTYPE_NAMES
 from graphopt.ir.fx.write import Plan
 from graphopt.ir.graph import CannotEmit
-from graphopt.ir.weights import FLOATS
 
 
 def compute(planned: Plan, fake_mode: Any) -> Any:
@@ -40,10 +38,8 @@ def _run(target: Any, args: Any, kwargs: Any, fake_mode: Any) -> Any:
         raise CannotEmit(f"torch rejects {raw_name_of(target)}: {error}") from error
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether every elementwise op of one operand takes a tensor like `value` and gives one like it."""
-    if not isinstance(value, torch.Tensor) or DTYPE_NAMES.get(value.dtype) not in FLOATS:
-        return False
+def _is_plain(value: torch.Tensor) -> bool:
+    """Whether every elementwise op of one operand gives a tensor like `value`, which is one of floats."""
     # Asking for the layout of a dynamic shape would add guards to it.
-    static = value.layout is torch.strided and all(type(size) is int for size in value.shape)
+    static = value.layout is torch.strided and all([type(size) is int for size in value.shape])
     return static and value.is_contiguous()

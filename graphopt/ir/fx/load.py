@@ -111,6 +111,7 @@ def _distinct(example: Any) -> Any:
 
 def _functional(program: Any) -> Any:
     """`program` without mutation, as a copy. Raises UnsupportedError if some is left."""
+    from graphopt.ir.fx.decompose import run_decompositions
     from graphopt.ir.fx.normalise import (
         free_layout,
         hoist_assertions,
@@ -123,7 +124,7 @@ def _functional(program: Any) -> Any:
     from graphopt.ir.fx.unstack import unstack_lstm
 
     try:
-        functional = program.run_decompositions({})
+        functional = run_decompositions(program, {})
     except Exception as error:
         raise ModelError(f"torch cannot make this ExportedProgram functional: {error}") from error
     graphs = [m.graph for m in functional.graph_module.modules() if hasattr(m, "graph")]

@@ -195,18 +195,17 @@ def reads(op: str, *names: str, plain: bool = False) -> Callable[[Reader], Reade
 class Target:
     """What is known of all nodes that run one operator."""
 
-    __slots__ = ("target", "raw_name", "short_name", "key", "entry", "has_effects")
+    __slots__ = ("target", "raw_name", "short_name", "key", "key_of", "entry", "has_effects")
 
     def __init__(self, target: Any) -> None:
         self.target = target
         self.raw_name = raw_name_of(target)
         self.short_name = short_name(target)
         self.entry = READERS.get(self.raw_name)
-        self.key: str | Callable[[Node], str] = (
-            KEYS.get(target) or (self.entry.op if self.entry is not None else self.raw_name)
-        )  # fmt: skip
-        """The vocabulary name of the nodes if there is a reader for them, else their raw name; or the function that
-        tells it of one node."""
+        key = KEYS.get(target) or (self.entry.op if self.entry is not None else self.raw_name)
+        self.key = key if isinstance(key, str) else ""
+        """The vocabulary name of the nodes if there is a reader for them, else their raw name; "" if nodes differ."""
+        self.key_of: Callable[[Node], str] = (lambda _: self.key) if isinstance(key, str) else key
         self.has_effects = operator_has_effects(target) if is_operator(target) else None
         """Whether the nodes do more than compute; None if that depends on the node."""
 
@@ -218,7 +217,7 @@ def read(graph: FxGraph, node: Node, target: Target) -> Call | Unreadable:
         return Unreadable(f"the vocabulary has no {target.raw_name}")
     if entry.plain and len(args := node.args) == 1 and have_one_dtype(args[0].meta.get("val"), node.meta.get("val")):
         return Call(node, entry.op, args, {}, (node,))
-    op = target.key if isinstance(target.key, str) else target.key(node)
+    op = target.key_of(node)
     try:
         said = entry.reader(Reading(graph, node, op))
         outputs = _outputs(graph, node, said.outputs)

@@ -78,8 +78,7 @@ class FxGraph(Graph):
 
     def key(self, node: Node) -> str:
         target = self._targets.get(id(node.target)) or self.target(node.target)
-        key = target.key
-        return key if isinstance(key, str) else key(node)
+        return target.key or target.key_of(node)
 
     def target(self, target: Any) -> Target:
         """What is known of all nodes that run `target`."""

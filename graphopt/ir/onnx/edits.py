@@ -7,7 +7,6 @@ uses, names and types, and removes what was written.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -31,14 +30,15 @@ class Journal:
     def __init__(self, names: Names) -> None:
         self._names = names
         self._mark = names.mark()
-        self._steps: list[Callable[[], Any]] = []
+        self._steps: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
 
-    def on_undo(self, step: Callable[[], Any]) -> None:
-        self._steps.append(step)
+    def on_undo(self, step: Callable[..., Any], *arguments: Any) -> None:
+        self._steps.append((step, arguments))
 
     def undo(self) -> None:
         while self._steps:
-            self._steps.pop()()
+            step, arguments = self._steps.pop()
+            step(*arguments)
         self._names.release_since(self._mark)
 
 
@@ -111,7 +111,7 @@ def _write_node(
     outputs = [ir.Value(name=names.fresh(f"{hint}_output")) for _ in draft.outputs]
     node = ir.Node(draft.domain, draft.op_type, inputs, attributes, outputs=outputs, name=name)
     _put_before(region, before, node)
-    journal.on_undo(lambda: delete_node(region, node))
+    journal.on_undo(delete_node, region, node)
     values.update(zip(draft.outputs, outputs, strict=True))
     return node
 
@@ -159,7 +159,7 @@ def import_domain(region: OnnxGraph, domain: str, journal: Journal) -> None:
     """Import a custom `domain` in version 1 if the model does not import it yet."""
     if domain not in region.opsets:
         region.opsets[domain] = 1
-        journal.on_undo(lambda: region.opsets.pop(domain))
+        journal.on_undo(region.opsets.pop, domain)
 
 
 def delete_node(region: OnnxGraph, node: ir.Node) -> None:
@@ -172,16 +172,13 @@ def delete_unread(region: OnnxGraph, nodes: Iterable[ir.Node]) -> list[ir.Node]:
     """Take those of `nodes` (readers first) out of the region of which nothing reads an output; returns them."""
     removed = []
     for node in nodes:
-        if not region.is_unread(node):
-            continue
-        for body in body_graphs(node) if node.attributes.data else ():
-            _empty(region, body)
-        _detach(node)
-        removed.append(node)
+        if region.is_unread(node):
+            for body in body_graphs(node) if node.attributes.data else ():
+                _empty(region, body)
+            _detach(region.shared, node)
+            region.forget_position(node)
+            removed.append(node)
     region.ir.remove(removed)
-    for node in removed:
-        region.forget_position(node)
-        region.shared.forget_node(node)
     return removed
 
 
@@ -190,15 +187,16 @@ def _empty(region: OnnxGraph, body: ir.Graph) -> None:
     for graph in list(nested_graphs(body)):
         inner = list(graph)
         for node in inner:
-            _detach(node)
-            region.shared.forget_node(node)
+            _detach(region.shared, node)
         graph.remove(inner)
 
 
-def _detach(node: ir.Node) -> None:
+def _detach(shared: Shared, node: ir.Node) -> None:
+    """Let `node` read nothing, and forget it."""
     for index, value in enumerate(node.inputs):
         if value is not None:
             node.replace_input_with(index, None)
+    shared.forget_node(node)
 
 
 # ---- constants
@@ -219,11 +217,11 @@ def add_constant(region: OnnxGraph, data: TensorRef, hint: str) -> tuple[ir.Valu
         value.const_value = tensor
         dtypes.set_type(value, ref_type(data))
         graph.register_initializer(value)
-        journal.on_undo(lambda: graph.initializers.pop(name))
+        journal.on_undo(graph.initializers.pop, name)
         if shared.model.ir_version < 4 and graph is shared.model.graph:
             graph.inputs.append(value)
             journal.on_undo(graph.inputs.pop)
-    journal.on_undo(lambda: shared.forget_value(value))
+    journal.on_undo(shared.forget_value, value)
     return value, journal.undo
 
 
@@ -238,7 +236,7 @@ def _prepend_constant_node(
     else:
         region.ir.insert_before(first, node)
     region.position_first(node)
-    journal.on_undo(lambda: delete_node(region, node))
+    journal.on_undo(delete_node, region, node)
 
 
 # ---- replacing
@@ -277,7 +275,7 @@ def _redirect_uses(shared: Shared, old: ir.Value, new: ir.Value, journal: Journa
         if user not in excluded
     ]
     # One step for all uses, so that undoing puts them back in the order in which they were.
-    journal.on_undo(partial(_redirect_back, shared, old, new, moved))
+    journal.on_undo(_redirect_back, shared, old, new, moved)
     for user, index, _, _ in moved:
         user.replace_input_with(index, new)
 
@@ -291,7 +289,7 @@ def _give_scalars(region: OnnxGraph, constant: ir.Value, journal: Journal) -> No
     scalar, undo = add_constant(region, ArrayRef(data.numpy().reshape(())), constant.name or "bound")
     journal.on_undo(undo)
     for user, index in readers:
-        journal.on_undo(partial(user.replace_input_with, index, constant))
+        journal.on_undo(user.replace_input_with, index, constant)
         user.replace_input_with(index, scalar)
         region.shared.calls.pop(user, None)
 
@@ -328,7 +326,7 @@ def _redirect_outputs(region: OnnxGraph, old: ir.Value, new: ir.Value, journal: 
     for index, value in enumerate(graph.outputs):
         if value is old:
             graph.outputs[index] = new
-            journal.on_undo(partial(graph.outputs.__setitem__, index, old))
+            journal.on_undo(graph.outputs.__setitem__, index, old)
 
 
 def _can_be_output(graph: ir.Graph, value: ir.Value) -> bool:
@@ -341,7 +339,7 @@ def _append_identity(region: OnnxGraph, old: ir.Value, new: ir.Value, journal: J
     node = ir.Node("", "Identity", [new], outputs=[output], name=name)
     region.ir.append(node)
     region.position_last(node)
-    journal.on_undo(lambda: delete_node(region, node))
+    journal.on_undo(delete_node, region, node)
     _take_over(region.shared, old, output, journal)
     return output
 
@@ -349,7 +347,7 @@ def _append_identity(region: OnnxGraph, old: ir.Value, new: ir.Value, journal: J
 def _take_over(shared: Shared, old: ir.Value, new: ir.Value, journal: Journal) -> None:
     """Give `new` the name, the declared type and the documentation of `old`, whose name becomes that of `new`."""
     fresh = new in shared.fresh
-    journal.on_undo(partial(_restore, shared, old, new, fresh, _state(shared, old, new, fresh)))
+    journal.on_undo(_restore, shared, old, new, fresh, _state(shared, old, new, fresh))
     old.name, new.name = new.name, old.name
     if fresh:
         shared.fresh.discard(new)
@@ -390,7 +388,8 @@ def _inherit_type(shared: Shared, old: ir.Value, new: ir.Value) -> None:
         dtypes.set_type(new, given)
     elif declared is not None:
         shape = old.shape
-        new.type, new.shape = declared, None if shape is None else shape.copy()
+        shared_with_old = shape is None or (old.producer() is not None and not old.uses())
+        new.type, new.shape = declared, shape if shared_with_old else shape.copy()
     if given is not None or declared is None:
         # What is only inferred of `old` holds for `new` as well, as far as the rewrite says nothing itself.
         shared.give_type(new, given or shared.type(old))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -29,10 +28,10 @@ def store(region: OnnxGraph, value: Value, data: TensorRef) -> Undo:
     journal = Journal(shared.names)
     node = value.producer()
     if node is None:
-        journal.on_undo(partial(setattr, value, "const_value", value.const_value))
+        journal.on_undo(setattr, value, "const_value", value.const_value)
         value.const_value = tensor
     else:
-        journal.on_undo(partial(_set_constant, shared, node, list(node.attributes.values())))
+        journal.on_undo(_set_constant, shared, node, list(node.attributes.values()))
         _set_constant(shared, node, [ir.AttrTensor("value", tensor)])
     _declare(region, value, ref_type(data), journal)
     return journal.undo

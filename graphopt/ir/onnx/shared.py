@@ -136,9 +136,11 @@ class Shared:
         return known
 
     def _find_type(self, value: ir.Value) -> TensorType | None:
-        result = dtypes.merged(self._given.get(value), dtypes.declared_type(value))
-        if (inferred := self._inferred.get(value)) is not None:
-            result = dtypes.merged(result, inferred)
+        result = self._given.get(value)
+        if value not in self.fresh:  # Of what an edit has written nothing else is known.
+            result = dtypes.merged(result, dtypes.declared_type(value))
+            if (inferred := self._inferred.get(value)) is not None:
+                result = dtypes.merged(result, inferred)
         if result is None and (tensor := self.tensor(value)) is not None:
             ref = self.ref(tensor)
             result = None if ref is None else TensorType(ref.dtype, ref.shape)
@@ -172,17 +174,13 @@ class Shared:
         else:
             self._inferred[value] = inferred
 
-    def forget_type(self, value: ir.Value) -> None:
-        """Drop what was computed for `value` after its declaration changed."""
-        self._types.pop(value, None)
-
     def inherit_type(self, new: ir.Value, old: ir.Value) -> None:
-        """Note that `new`, which was declared as `old` is, has the type of `old`: inferred types hold for it too, and
-        so does what a contradiction between the two took away."""
-        type_ = self.type(old)
-        self.give_type(new, type_)
-        if type_ is not None:
-            self._types[new] = type_
+        """Let what is known of `old`, which is declared as `new` is, be known of `new`."""
+        for known in (self._given, self._inferred, self._types):
+            if (type_ := known.get(old)) is not None:
+                known[new] = type_
+            else:
+                known.pop(new, None)
 
     def set_inferred(self, types: Mapping[ir.Value, TensorType]) -> None:
         """Take the result of shape inference; everything read before is read anew."""
@@ -228,8 +226,8 @@ class Shared:
     # ---- forgetting --------------------------------------------------------------------------------------
 
     def forget_value(self, value: ir.Value) -> None:
-        self._given.pop(value, None)
-        self._types.pop(value, None)
+        for known in (self._given, self._inferred, self._types):
+            known.pop(value, None)
         self.fresh.discard(value)
         if value.const_value is not None:
             self._refs.pop(value.const_value, None)

@@ -74,11 +74,8 @@ class OnnxGraph(Graph):
         calls = self.shared.calls
         known = calls.get(node)
         if known is None:
-            known = calls[node] = self._read(node)
+            known = calls[node] = self.read_with(node, self)
         return known
-
-    def _read(self, node: ir.Node) -> Call | Unreadable:
-        return self.read_with(node, self)
 
     def read_with(self, node: ir.Node, facts: Facts) -> Call | Unreadable:
         """`node` in the vocabulary as far as `facts` tell of its operands, who may know more than the file does."""
@@ -98,6 +95,9 @@ class OnnxGraph(Graph):
     def operand_keys(self, node: ir.Node) -> tuple[str, ...]:
         producers = [value.producer() for value in node.inputs if value is not None]
         return tuple([self.key(p) for p in producers if p is not None and p.graph is self.ir])
+
+    def readers(self, node: ir.Node) -> Sequence[ir.Node]:
+        return [user for value in node.outputs for user, _ in value.uses()]
 
     def is_unread(self, node: ir.Node) -> bool:
         for value in node.outputs:  # noqa: SIM110  # asked of every node that goes: a generator costs as much again

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -142,9 +143,7 @@ class Field(Float64):
 
     def _small_exponent(self, y: FieldTensor) -> float | None:
         """The exponent, if it is one small whole or half number."""
-        if not y.facts.rational or y.size == 0 or any(c is None or np.ptp(c) for c in y.channels):
-            return None
-        found = rational([int(np.ravel(c)[0]) for c in y.channels if c is not None], self.point.moduli)
+        found = _constant_of(y)
         if found is None or found.denominator > 2 or abs(found) > _LARGEST_POWER:
             return None
         return float(found)
@@ -163,6 +162,9 @@ class Field(Float64):
     def maximum(self, x: Tensor, y: Tensor) -> Tensor:
         if not _any(x, y):
             return super().maximum(x, y)
+        for bounded, low in ((x, y), (y, x)):
+            if (clamped := self._clamped(bounded, low)) is not None:
+                return clamped
         x, y = self._broadcast(x, y)
         of_x, of_y, lowest = keys(x), keys(y), keys(minus_infinity(self.point))
         kind = "float" if "float" in (x.facts.kind, y.facts.kind) else x.facts.kind
@@ -176,7 +178,22 @@ class Field(Float64):
     def minimum(self, x: Tensor, y: Tensor) -> Tensor:
         if not _any(x, y):
             return super().minimum(x, y)
-        return -self.maximum(-self._lift(x), -self._lift(y))
+        result = -self.maximum(-self._lift(x), -self._lift(y))
+        for other, cap in ((x, y), (y, x)):
+            if _constant_of(self._lift(cap)) is not None:
+                result.capped = self._lift(other), self._lift(cap)
+        return result
+
+    def _clamped(self, x: Tensor, low: Tensor) -> FieldTensor | None:
+        """max(min(z, high), low) as min(max(z, low), high), which it is for constants low <= high."""
+        given = x.capped if isinstance(x, FieldTensor) else None
+        if given is None:
+            return None
+        least, most = _constant_of(self._lift(low)), _constant_of(given[1])
+        if least is None or most is None or least > most:
+            return None
+        result: FieldTensor = self.minimum(self.maximum(given[0], low), given[1])
+        return result
 
     def reduce_max(self, x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
         if not isinstance(x, FieldTensor):
@@ -216,10 +233,18 @@ class Field(Float64):
         return np.argsort(self._order(x, axis), axis=axis, kind="stable").astype(np.int64)
 
     def _order(self, x: FieldTensor, axis: int) -> Array:
-        """Numbers in the order that the elements have at this point. Which ones were compared is kept."""
+        """Numbers in the order that the elements are to have at this point. Which rows were compared is kept."""
         order, second = keys(x)
-        rows = np.sum(modular.mixed(order) ^ modular.mixed(second), axis=axis, dtype=np.uint64)
+        along = np.arange(x.shape[axis], dtype=np.uint64).reshape(-1, *[1] * (x.ndim - 1 - axis % x.ndim))
+        rows = np.sum(modular.keyed([order, second, along], self.point.key), axis=axis, dtype=np.uint64)
         self.point.sort({int(row) for row in np.ravel(rows)})
+        match self.point.order:
+            case "opposite":
+                return ~order
+            case "halves":
+                return order >> np.uint64(63)
+            case "equal":
+                return np.zeros_like(order)
         return order
 
     def arg_max(self, x: Tensor, axis: int) -> Tensor:
@@ -377,6 +402,13 @@ def _any(*xs: Any) -> bool:
 
 def _is_zero(x: FieldTensor) -> bool:
     return x.facts.rational and all(c is None or not np.any(c) for c in x.channels)
+
+
+def _constant_of(x: FieldTensor) -> Fraction | None:
+    """The one rational number that all elements are."""
+    if not x.facts.rational or x.size == 0 or any(c is None or np.ptp(c) for c in x.channels):
+        return None
+    return rational([int(np.ravel(c)[0]) for c in x.channels if c is not None], x.point.moduli)
 
 
 def _is_number(x: FieldTensor) -> bool:

@@ -1,9 +1,10 @@
-"""Models in which a tool folded what follows a convolution, channel by channel, into its weights.
+"""Models in which a tool folded what follows a convolution or a linear layer, channel by channel, into its weights.
 
-conv(x, w) * a + b is conv(x, a w) + b for numbers a, b of each output channel: convolution is linear. So a convolution
-with the batch norms, products and sums of constants behind it is one expression of x, whatever part of the numbers a
-file has folded. Folded numbers are rounded; those of the second model are read as the products and sums of the first
-that they are within `UNITS` of. That reading is all that is assumed, and its largest deviation is told.
+conv(x, w) * a + b is conv(x, a w) + b for numbers a, b of each output channel: convolution is linear, and so is a
+product with a constant matrix. So a convolution with the batch norms, products and sums of constants behind it is one
+expression of x, whatever part of the numbers a file has folded. Folded numbers are rounded; those of the second model
+are read as the products and sums of the first that they are within `UNITS` of. That reading is all that is assumed, and
+its largest deviation is told.
 """
 
 from __future__ import annotations
@@ -29,15 +30,19 @@ UNIT = 2.0**-24
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """factor * conv(x, weight) + offset, where factor and offset are numbers of each output channel, in float64."""
+    """factor * conv(x, weight) + offset, where factor and offset are numbers of each output channel, in float64. Of a
+    linear layer x W^T stands for conv(x, W), and the channels are on the last axis."""
 
     core: bytes
     """A hash of x and of how it is convolved."""
     weight: Array
+    """Of the output channels first; of two axes in a linear layer."""
     factor: Array
     offset: Array
     size: Array
     """The sum of the magnitudes of the terms of the offset."""
+    rank: int | None
+    """How many axes the result has, where that is known."""
 
     def then(self, factor: Any, offset: Any) -> Linear:
         scaled = self.offset * factor + offset
@@ -127,6 +132,8 @@ class FoldingTerms(Terms):
         match call.op:
             case "conv":
                 return self._convolved(call)
+            case "linear" | "matmul":
+                return self._multiplied(call)
             case "batch_norm":
                 return self._normalised(call)
             case "add" | "mul" | "sub" | "div":
@@ -144,7 +151,27 @@ class FoldingTerms(Terms):
         if offset.shape != (channels,):
             return None
         core = hashed("conv", spelled(call.fields), str(weight.shape), self._of(x))
-        return Linear(core, weight, np.ones(channels), offset, np.abs(offset))
+        return Linear(core, weight, np.ones(channels), offset, np.abs(offset), weight.ndim)
+
+    def _multiplied(self, call: Call) -> Linear | None:
+        """A linear layer; Gemm is one of matrices, of a MatMul that is known only if it reads an input."""
+        x, w, *bias = call.operands
+        weight = None if w is None or isinstance(w, Literal) else self._real(w)
+        if x is None or isinstance(x, Literal) or weight is None or weight.ndim != 2:
+            return None
+        if call.op == "matmul" or not call.fields["trans_w"]:
+            weight = weight.T
+        channels, rank = len(weight), 2 if call.op == "linear" else None
+        if x in self._shapes:
+            rank = len(self._shapes[x])
+        offset = np.zeros(channels)
+        if bias and bias[0] is not None:
+            stored = None if isinstance(bias[0], Literal) else self._real(bias[0])
+            if stored is None or stored.shape not in ((channels,), (1, channels)):
+                return None
+            offset = stored.astype(np.float64).reshape(-1)
+        core = hashed("linear", str(weight.shape), self._of(x))
+        return Linear(core, weight, np.ones(channels), offset, np.abs(offset), rank)
 
     def _normalised(self, call: Call) -> Linear | None:
         form = self._forms.get(call.operands[0])
@@ -185,10 +212,22 @@ class FoldingTerms(Terms):
         if form is None or data is None:
             return None
         channels, rank = len(form.factor), form.weight.ndim
+        if rank == 2:
+            return self._last_axis(data, form, column=column)
         shape = (1,) * (rank - data.ndim) + data.shape if column else (1, *data.shape, *[1] * (rank - 2))
         if len(shape) != rank or any(n != 1 for i, n in enumerate(shape) if i != 1) or shape[1] not in (1, channels):
             return None
         if not column and data.shape != (channels,):
+            return None
+        return np.broadcast_to(data.astype(np.float64).reshape(-1), (channels,))
+
+    @staticmethod
+    def _last_axis(data: Array, form: Linear, *, column: bool) -> Array | None:
+        """`data` as a number for each channel of a linear layer."""
+        channels = len(form.factor)
+        if not column:  # a batch norm has its channels on the second axis
+            return data.astype(np.float64) if form.rank == 2 and data.shape == (channels,) else None
+        if data.ndim > (form.rank or 1) or data.size not in (1, channels) or data.shape[-1:] not in ((), (data.size,)):
             return None
         return np.broadcast_to(data.astype(np.float64).reshape(-1), (channels,))
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from graphopt.ir.graph import TensorType
 from graphopt.ir.onnx.dtypes import DATA_TYPES, NAMES
-from graphopt.ir.weights import Array
+from graphopt.ir.weights import Array, numpy_dtype
 
 Types = Sequence[TensorType | None]
 """Of the operands of a node; None for an absent one."""
@@ -46,13 +46,18 @@ def version(opsets: Mapping[str, int], domain: str) -> int:
 
 
 def said(node: ir.Node, opsets: Mapping[str, int]) -> str:
-    """All that tells what function of its operands a node without bodies is."""
+    """All that tells what function of its operands a node is, but for its bodies."""
     try:
-        since = onnx.defs.get_schema(node.op_type, version(opsets, node.domain), node.domain).since_version
+        schema = onnx.defs.get_schema(node.op_type, version(opsets, node.domain), node.domain)
+        since = schema.since_version
+        counted = any(o.option == onnx.defs.OpSchema.FormalParameterOption.Variadic for o in schema.outputs)
     except onnx.defs.SchemaError:
-        since = version(opsets, node.domain)
-    fields = sorted(a.SerializeToString(deterministic=True) for a in _renamed(node).attribute)
-    return f"{node.domain}::{node.op_type} {node.overload} {since} {fields!r}"
+        since, counted = version(opsets, node.domain), True
+    plain = [a for a in _renamed(node).attribute if not (a.HasField("g") or a.graphs)]
+    fields = sorted(a.SerializeToString(deterministic=True) for a in plain)
+    # How many results a Split has says how large they are, where nothing else does.
+    results = f" of {len(node.outputs)}" if counted else ""
+    return f"{node.domain}::{node.op_type} {node.overload} {since} {fields!r}{results}"
 
 
 def expansion(node: ir.Node, opsets: Mapping[str, int], types: Types) -> ir.Model | None:
@@ -92,17 +97,45 @@ def executed(
 
     pairs = tuple((d if d != "ai.onnx" else "", v) for d, v in opsets.items())
     model = _model([_renamed(node)], pairs, types)
-    model.ir_version = _RUNTIME_IR
     given = {f"i{i}": d for i, d in enumerate(data) if d is not None}
+    narrow = _widen_bfloat16(model, result_types(node, opsets, types, data))
+    given = {name: d.astype(np.float32) if d.dtype.name == "bfloat16" else d for name, d in given.items()}
     try:
         session = _session(model.SerializeToString())
         if not all(o.type.startswith("tensor") for o in session.get_outputs()):
             return None
-        return _run_session(session, list(given), list(given.values()))
+        results = _run_session(session, list(given), list(given.values()))
+        return [r.astype(numpy_dtype("bfloat16")) if i in narrow else r for i, r in enumerate(results)]
     except CannotRun:
         return None
     except Exception:  # noqa: BLE001  onnxruntime's errors have no common base
         return None
+
+
+def _widen_bfloat16(model: onnx.ModelProto, results: Sequence[TensorType | None]) -> set[int]:
+    """Let operands and results of bfloat16, which onnxruntime gives no numpy array of, cross the border as the float32
+    that they are; returns which outputs these are."""
+    graph, node = model.graph, onnx.helper.make_node
+    first = []
+    for operand in graph.input:
+        if operand.type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16:
+            operand.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+            first.append(node("Cast", [operand.name], [f"narrow {operand.name}"], to=onnx.TensorProto.BFLOAT16))
+    for name in [n.input[0] for n in first]:
+        for place, known in enumerate(graph.node[0].input):
+            if known == name:
+                graph.node[0].input[place] = f"narrow {name}"
+    narrow = set()
+    for i, output in enumerate(graph.output):
+        type_ = results[int(output.name[1:])]
+        if type_ is not None and type_.dtype == "bfloat16":
+            narrow.add(i)
+            graph.node.append(node("Cast", [output.name], [f"wide {output.name}"], to=onnx.TensorProto.FLOAT))
+            output.name = f"wide {output.name}"
+    own = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*first, *own])
+    return narrow
 
 
 def _renamed(node: ir.Node) -> onnx.NodeProto:
@@ -155,6 +188,4 @@ def _tensor_type(proto: onnx.TypeProto | None) -> TensorType | None:
 
 def array_of(value: Any, dtype: str) -> Array:
     """A concrete tensor in the dtype that the file gives it."""
-    from graphopt.ir.weights import numpy_dtype
-
     return np.asarray(value).astype(numpy_dtype(dtype), copy=False)

@@ -24,6 +24,7 @@ from graphopt.verify.algebra import onnx_nodes
 from graphopt.verify.algebra.bodies import run_bodies
 from graphopt.verify.algebra.domain import Field
 from graphopt.verify.algebra.lifting import Table
+from graphopt.verify.algebra.onnx_meanings import own_meaning
 from graphopt.verify.algebra.tensor import FieldTensor, Undecided, lift, open_facts
 from graphopt.verify.algebra.tokens import MOVES
 from graphopt.verify.algebra.unknown import scrambled
@@ -153,7 +154,7 @@ class Running:
     def _keep(self, graph: Any, node: Any, results: Sequence[Any]) -> None:
         """Note results and their types: the dtype is the one of the file, the shape the one that was met."""
         known = self.known
-        read = reads(graph, node)
+        read = self._of_numbers(node) if _is_cast_like(node) else reads(graph, node)
         varies = graph.raw_name(node) not in ("ai.onnx::Shape", "ai.onnx::Size") and not known.varying.isdisjoint(read)
         inferred: list[Any] | None = None
         for i, (value, result) in enumerate(zip(graph.results(node), results, strict=False)):
@@ -177,13 +178,15 @@ class Running:
 
     def _as_real(self, result: Any, dtype: str) -> Any:
         """Floats that a meaning made with numpy alone are exact."""
-        if self.field is None or isinstance(result, FieldTensor) or dtype not in FLOATS:
+        if self.field is None or isinstance(result, FieldTensor | tuple) or dtype not in FLOATS:
             return result
         return lift(self.field.point, np.asarray(result), dtype)
 
     # ---- one node --------------------------------------------------------------------------------------------
 
     def _results(self, graph: Any, node: Any, depth: int) -> Sequence[Any]:
+        if (own := own_meaning(self, graph, node)) is not None:
+            return own
         if not graph.is_pure(node):
             raise Undecided("it draws random numbers, or nothing is known of it")
         if graph.subgraphs(node):
@@ -245,7 +248,7 @@ class Running:
 
     def _folded(self, graph: Any, node: Any) -> Sequence[Any] | None:
         """The results of a node of constants alone as numbers, read by the table."""
-        read = [v for v in node.inputs if v is not None]
+        read = self._of_numbers(node)
         if not read or any(v in self.known.opened or self._number(v) is None for v in read):
             return None
         results = self._executed(graph, node, floats=True)
@@ -262,15 +265,24 @@ class Running:
             found.append(self.table.tensor(array, array.dtype.name) if real and self.table else array)
         return found
 
+    @staticmethod
+    def _of_numbers(node: Any) -> list[Value]:
+        """The operands whose numbers may matter: of what a CastLike is like that is the type alone."""
+        given = node.inputs[:1] if _is_cast_like(node) else node.inputs
+        return [v for v in given if v is not None]
+
     def _executed(self, graph: Any, node: Any, *, floats: bool) -> Sequence[Any] | None:
         """What onnxruntime computes of concrete operands; floats only where rounding may be part of the result."""
         data = [None if v is None else self._number(v) for v in node.inputs]
+        if _is_cast_like(node):
+            data[1] = np.zeros(0, numpy_dtype(self.known.types[node.inputs[1]].dtype))
         if self.field is None or any(v is not None and d is None for v, d in zip(node.inputs, data, strict=True)):
             return None
         if not floats and not self._whole(graph, node, data):
             return None
         named = [i for i, v in enumerate(node.outputs) if v.name]
-        results = onnx_nodes.executed(node, graph.opsets, self._types(node), data)
+        types = [None if d is None else TensorType(d.dtype.name, d.shape) for d in data]
+        results = onnx_nodes.executed(node, graph.opsets, types, data)
         if results is None or not all(isinstance(r, np.ndarray) for r in results):
             return None
         self.computed.add(graph.raw_name(node))
@@ -341,6 +353,10 @@ class Running:
             results.append(scrambled(point, tensors, f"{label} {i}", type_.shape, open_facts(type_.dtype)))
         point.functions.add(graph.raw_name(node))
         return results
+
+
+def _is_cast_like(node: Any) -> bool:
+    return bool(node.op_type == "CastLike" and node.domain == "")
 
 
 def _holds(wide: str, narrow: str) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from graphopt.ir.graph import Branches, Call, Graph, Literal, Node, Value
 from graphopt.ir.ops import OPS
 from graphopt.ir.weights import FLOATS, Array, Deferred, SlicedRef, TensorRef
+from graphopt.verify.algebra.body_text import bodies_said, captured_by, plain_fields
 from graphopt.verify.algebra.domain import Field
 from graphopt.verify.algebra.tensor import FieldTensor, Point, Undecided, lift, open_facts, random
 from graphopt.verify.algebra.tokens import depends
@@ -52,6 +53,14 @@ class Constants:
             operands = [self.evaluate(o, domain) for o in data.operands]
             return OPS[data.op].meaning(domain, *operands, **data.fields)
         return data.evaluate(self.leaf, domain)
+
+    def label(self, data: TensorRef) -> str:
+        """What a constant is called within a body of which nothing else is known."""
+        if data.identity in self.weights:
+            self._made.setdefault(("label", data.identity), (data, len(self._made)))
+            return f"weight {self._made['label', data.identity][1]}"
+        array = data.numpy()
+        return f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"
 
     def _variable(self, data: TensorRef) -> FieldTensor:
         self.variables[data.identity] = data
@@ -109,16 +118,31 @@ def structure(graph: Graph, side: Side, inputs: Sequence[Value], numbers: dict[o
         numbers.setdefault(data, -1)  # it stays alive, so that no other gets its identity
         return "constant", data.identity
 
+    def label(data: TensorRef) -> str:
+        numbers.setdefault(data, -1)
+        return f"constant {numbers.setdefault(('identity', data.identity), len(numbers))}"
+
     for node in side.nodes:
         read = graph.call(node)
         call = read if isinstance(read, Call) else graph.raw_call(node)
-        pure = graph.is_pure(node) and not graph.subgraphs(node)
-        what = (call.op, spelled(call.fields), pure or node)
-        made = numbers.setdefault((what, tuple(name(o) for o in call.operands)), len(numbers))
+        count = None if isinstance(read, Call) else len(call.outputs)  # it may say how something is split
+        bodies: str | None = ""
+        if graph.subgraphs(node):  # weights that are declared to be others may be read within
+            bodies = None if side.declared else bodies_said(graph, node, _spell, label)
+        known_by = node if bodies is None or not graph.is_pure(node) else bodies
+        what = (call.op, spelled(plain_fields(call.fields)), count, known_by)
+        operands = (*call.operands, *(captured_by(graph, node) if bodies else ()))
+        made = numbers.setdefault((what, tuple(name(o) for o in operands)), len(numbers))
         for i, output in enumerate(call.outputs):
             if output is not None:
                 known[output] = name(call.operands[0]) if call.op == "identity" else (made, i)
     return tuple(name(o) for o in side.outputs)
+
+
+def _spell(graph: Graph, node: Node) -> str:
+    """A node within a body, but for what it reads."""
+    call = graph.raw_call(node)
+    return f"{call.op}{spelled(plain_fields(call.fields))}{len(call.outputs)}"
 
 
 def spelled(fields: Mapping[str, Any]) -> str:
@@ -158,13 +182,18 @@ def _run(
             continue
         try:
             branches = graph.branches(node)
-            if branches is not None:
+            # Where an open truth value decides, the node is an unknown function of its bodies and of what they read.
+            if branches is not None and not isinstance(fetch(branches.condition), FieldTensor):
                 results: Sequence[Any] = _run_branch(branches, env, fetch, drawn, domain, constants)
             else:
                 call = graph.call(node)
                 read = call if isinstance(call, Call) else graph.raw_call(node)
                 operands = [None if o is None else fetch(o) for o in read.operands]
-                results = _results(graph, node, call, operands, domain)
+                if graph.subgraphs(node):
+                    if side.declared:
+                        raise Undecided("weights that its bodies may read are declared to be others")
+                    operands += [fetch(v) for v in captured_by(graph, node)]
+                results = _results(graph, node, call, operands, domain, constants)
         except Undecided as error:
             raise Undecided(f"{graph.key(node)}: {error}") from error
         if depends(graph, node, drawn):
@@ -217,9 +246,11 @@ def _in_dtype(x: Any, dtype: str) -> Any:
     return FieldTensor(x.point, x.channels, replace(x.facts, dtype=dtype, fits=dtype))
 
 
-def _results(graph: Graph, node: Node, call: Any, operands: Sequence[Any], domain: Field) -> Sequence[Any]:
+def _results(
+    graph: Graph, node: Node, call: Any, operands: Sequence[Any], domain: Field, constants: Constants
+) -> Sequence[Any]:
     if not isinstance(call, Call):
-        return _opaque(graph, node, operands, domain.point)
+        return _opaque(graph, node, operands, constants)
     try:
         results = OPS[call.op].meaning(domain, *operands, **call.fields)
     except Undecided:
@@ -229,12 +260,13 @@ def _results(graph: Graph, node: Node, call: Any, operands: Sequence[Any], domai
     return results if isinstance(results, tuple | list) else (results,)
 
 
-def _opaque(graph: Graph, node: Node, operands: Sequence[Any], point: Point) -> Sequence[Any]:
-    """An op without a meaning: unknown tensors that follow from its name, its attributes and all that it reads."""
-    raw = graph.raw_call(node)
-    if not graph.is_pure(node) or graph.subgraphs(node):
-        raise Undecided("it has effects or bodies of its own")
-    label = f"{raw.op} {spelled(raw.fields)}"
+def _opaque(graph: Graph, node: Node, operands: Sequence[Any], constants: Constants) -> Sequence[Any]:
+    """An op without a meaning: unknown tensors that follow from its name, attributes, bodies and all that is read."""
+    raw, point = graph.raw_call(node), constants.point
+    bodies = bodies_said(graph, node, _spell, constants.label) if graph.subgraphs(node) else ""
+    if bodies is None or not graph.is_pure(node):
+        raise Undecided("it has effects, or bodies of which nothing is known")
+    label = f"{raw.op} {spelled(plain_fields(raw.fields))} of {len(raw.outputs)} {bodies}"
     point.functions.add(raw.op)
     results: list[Any] = []
     for i, output in enumerate(raw.outputs):

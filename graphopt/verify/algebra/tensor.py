@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +23,9 @@ class Undecided(Exception):
 
 
 ORDER = "the order of numbers that are sorted"
+Order = Literal["own", "opposite", "halves", "equal"]
+"""Of numbers that are sorted: the one that they have at a point, its opposite, that of two classes of equal numbers,
+and that of numbers which are all equal."""
 Lanes = tuple[Array, Array]
 """Two 64-bit hashes of every element."""
 
@@ -46,16 +49,19 @@ class Point:
     sampled: set[str] = field(default_factory=set)
     """What was not left open but drawn: an order of numbers that a sort depends on."""
     compared: set[int] = field(default_factory=set)
-    """Hashes of the sets of numbers that were sorted."""
+    """Hashes of the rows of numbers that were sorted."""
+    order: Order = "own"
+    """How numbers are sorted here."""
     closed: bool = False
     """Whether nothing else may be sorted: an order that only one of two programs asks for may agree by chance."""
 
-    def sort(self, sets: set[int]) -> None:
-        """Take account of sets of numbers that are sorted."""
-        if self.closed and not sets <= self.compared:
+    def sort(self, rows: set[int]) -> None:
+        """Take account of rows of numbers that are sorted. Where some of them are equal, what comes first in the row
+        matters, so that the same numbers in other places are another row."""
+        if self.closed and not rows <= self.compared:
             raise Undecided("the new side sorts numbers that the old one does not sort")
         self.sampled.add(ORDER)
-        self.compared |= sets
+        self.compared |= rows
 
     def spend(self, work: int) -> None:
         self.work += work
@@ -106,6 +112,8 @@ class FieldTensor:
         """Hashes of numbers that this one is known to be at least, elementwise."""
         self.fixed: frozenset[str] = frozenset()
         """Names of functions that leave this as it is."""
+        self.capped: tuple[FieldTensor, FieldTensor] | None = None
+        """What this is the minimum of, the second of them a constant."""
 
     # ---- as an array -----------------------------------------------------------------------------------------
 
@@ -160,7 +168,7 @@ class FieldTensor:
             channels.append(made)
         self.channels = tuple(channels)
         self.facts = joint(self.facts, value.facts)
-        self.negative, self.least, self.fixed = None, (), frozenset()
+        self.negative, self.least, self.fixed, self.capped = None, (), frozenset(), None
 
     def each(self, function: Callable[[Array], Any], facts: Facts | None = None) -> FieldTensor:
         """What a structural function makes of every channel."""
@@ -302,8 +310,8 @@ def _exact_in(value: Array) -> str | None:
 def random(point: Point, shape: tuple[int, ...], label: str, facts: Facts = FRESH) -> FieldTensor:
     """Independent random residues, the same each time for one `label`."""
     words = np.arange(math.prod(shape), dtype=np.uint64).reshape(shape)
-    key = modular.keyed([np.asarray(point.key % 2**64, np.uint64)], text_key(label))
-    lanes = [modular.keyed([words], int(key) ^ lane) for lane in (0, 1)]
+    secret = [np.asarray(point.key % 2**64, np.uint64)]
+    lanes = [modular.keyed([words], int(modular.keyed(secret, text_key(f"{label}{lane}")))) for lane in (0, 1)]
     return FieldTensor(point, spread(point, lanes), facts)
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from graphopt.ir.graph import TensorType, Value
-from graphopt.ir.weights import Array
+from graphopt.ir.weights import Array, TensorRef
 from graphopt.verify.algebra import onnx_nodes
+from graphopt.verify.algebra.body_text import bodies_said, captured_by
 
 MOVING = frozenset({
     "ConstantOfShape", "Identity", "Reshape", "Flatten", "Unsqueeze", "Squeeze", "Transpose", "Concat", "Gather",
@@ -42,13 +43,17 @@ class Terms:
         """Ops of constants that were computed with rounding."""
 
     def outputs(self) -> dict[str, bytes] | None:
-        """The hash of each output by name; None if the model draws random numbers, has control flow, or time is up."""
+        """The hash of each output by name; None if the model draws random numbers, or time is up."""
         graph = self._graph
         for node in graph.nodes():
-            if self._expired() or not graph.is_pure(node) or graph.subgraphs(node):
+            if self._expired() or not graph.is_pure(node):
                 return None
-            if any(v is not None and graph.constant(v) is None for v in graph.results(node)):
+            if not any(v is not None and graph.constant(v) is None for v in graph.results(node)):
+                continue
+            if not graph.subgraphs(node):
                 self._note(node)
+            elif not self._note_bodies(node):
+                return None
         return {graph.name(v): self._of(v) for v in graph.outputs()}
 
     def _note(self, node: Any) -> None:
@@ -66,6 +71,18 @@ class Terms:
         for i, value in enumerate(node.outputs):
             self._hashes[value] = hashed(str(i), whole)
 
+    def _note_bodies(self, node: Any) -> bool:
+        """Whether a node of control flow can be told by its bodies and by what it and they read."""
+        graph = self._graph
+        bodies = bodies_said(graph, node, lambda _, inner: onnx_nodes.said(inner, graph.opsets), _numbers_of)
+        if bodies is None:
+            return False
+        read = [*node.inputs, *captured_by(graph, node)]
+        whole = hashed(onnx_nodes.said(node, graph.opsets), bodies, *(b"" if v is None else self._of(v) for v in read))
+        for i, value in enumerate(node.outputs):
+            self._hashes[value] = hashed(str(i), whole)
+        return True
+
     def _operation(self, node: Any) -> bytes | None:
         """The hash of the one result of a node, where more is known of it than what it reads."""
         return None
@@ -81,7 +98,7 @@ class Terms:
         results = onnx_nodes.executed(node, self._graph.opsets, types, data)
         if results is None:
             return None
-        if node.op_type not in MOVING and any(r.dtype.kind == "f" for r in results):
+        if node.op_type not in MOVING and any(r.dtype.kind in "fV" for r in results):
             self.computed.add(self._graph.raw_name(node))
         return dict(zip([v for v in node.outputs if v.name], results, strict=True))
 
@@ -99,6 +116,13 @@ class Terms:
                 f"{number.dtype} {number.shape}", np.ascontiguousarray(number).reshape(-1).view(np.uint8)
             )
         return self._hashes[value]
+
+
+def _numbers_of(data: TensorRef) -> str:
+    array = data.numpy()
+    if array.dtype.hasobject:  # texts: they are like nothing else
+        return secrets.token_hex()
+    return hashed(f"{array.dtype} {array.shape}", np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hex()
 
 
 def hashed(*parts: Any) -> bytes:

@@ -72,5 +72,5 @@ def scrambled(
         words.append(np.asarray(text_key(f"{x.facts.kind} {x.facts.dtype}"), np.uint64))
         point.argument_degree = max(point.argument_degree, 2 * x.facts.degree)
     point.applications += 1
-    digest = int(modular.keyed(words, text_key(label)))
-    return random(point, shape, f"{label} {digest:x}", facts)
+    digests = [int(modular.keyed(words, text_key(f"{label}{lane}"))) for lane in (0, 1)]
+    return random(point, shape, f"{label} {digests[0]:x} {digests[1]:x}", facts)

@@ -1,7 +1,8 @@
-"""Open sizes padded to buckets: what torch computes, few compilations, and refusals that name what couples."""
+"""Open sizes padded to buckets: what torch computes, few compilations, and refusals that name what cannot be."""
 
 from xla_support import torch  # first: it skips where JAX is missing  # isort: skip
 
+import numpy as np
 import pytest
 from onnx_models import conv_bn, model, node, value
 from torch.export import Dim
@@ -11,7 +12,7 @@ from xla_programs import denoiser, program_of
 
 import graphopt
 from graphopt.backends.inputs import InputError
-from graphopt.backends.xla import buckets as module
+from graphopt.backends.xla import alongside
 from graphopt.errors import PipelineError, UnsupportedError
 
 BATCH = Dim("batch", min=2, max=63)
@@ -68,34 +69,78 @@ def test_ops_that_keep_rows_apart_are_padded(function):
     assert run.compilations == 2
 
 
-COUPLED = {
-    "softmax": (lambda x: x.softmax(0), r"x:0 cannot be padded: softmax .*all of its indices"),
-    "mean": (lambda x: x - x.mean(0), "mean .*all of its indices"),
-    "cumsum": (lambda x: x.flip(1).cumsum(0), "cumsum .*couples"),
-    "flip": (lambda x: x.flip(0), r"flip \(rev\) couples"),
-    "sort": (lambda x: x.sort(0).values, r"sort \(sort\) couples"),
-    "concat": (lambda x: torch.cat([x, x]), r"cat \(concatenate\) couples"),
-    "contraction": (lambda x: x.t() @ x, "all of its indices"),
-    "scores": (lambda x: x @ x.t(), "two dimensions"),
-    "outer axis": (lambda x: x.t().reshape(-1), r"\(reshape\) couples"),
-    "size": (lambda x: x / x.shape[0], "number that depends on the size"),
-    "last row": (lambda x: x + x[-1:], r"\(slice\)"),
-    "norm": (lambda x: torch.nn.functional.group_norm(x.t()[None], 2), "group_norm .*all of its"),
-}  # fmt: skip
+F = torch.nn.functional
+MIXED = {
+    "softmax": lambda x: x.softmax(0),
+    "mean": lambda x: x - x.mean(0),
+    "variance": lambda x: F.layer_norm(x.t(), (x.shape[0],)),
+    "extremes": lambda x: x.amin(0) + x.argmax(0) + x.topk(2, 0).values,
+    "sum so far": lambda x: x.cumsum(0),
+    "sum from the end": lambda x: x.flip(0).cumsum(0).flip(0),
+    "flip": lambda x: x.flip(0),
+    "concat": lambda x: torch.cat([torch.ones(1, 6), x, x * 2]),
+    "rows after others": lambda x: torch.cat([torch.ones(3, 6), x])[3:],
+    "contraction": lambda x: x.t() @ x,
+    "scores": lambda x: (x @ x.t()).softmax(1) @ x,
+    "causal attention": lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None], is_causal=True),
+    "outer axis": lambda x: x.t().reshape(-1) * 2,
+    "inner axis": lambda x: x.t().reshape(-1).reshape(2, -1).sum(1),
+    "size": lambda x: x / x.shape[0] + x.shape[0],
+    "last row": lambda x: x + x[-1:],
+    "norm": lambda x: F.group_norm(x.t()[None], 2),
+    "convolution": lambda x: F.conv1d(x.t()[None], torch.ones(2, 6, 3), padding=1),
+    "transposed convolution": lambda x: F.conv_transpose1d(x.t()[None], torch.ones(6, 2, 3), stride=2),
+    "pooling": lambda x: F.avg_pool1d(x.t()[None], 2, padding=1),
+    "border": lambda x: F.pad(x, (0, 0, 1, 2), value=3.0).sum(0),
+}
 
 
-@pytest.mark.parametrize(("function", "reason"), COUPLED.values(), ids=COUPLED)
-def test_what_couples_the_axis_is_refused_by_name(function, reason):
+@pytest.mark.parametrize("function", MIXED.values(), ids=MIXED)
+def test_ops_that_mix_rows_see_none_of_the_padding(function):
+    run = lowered(function)
+    for n in (4, 2, 3, 7, 8):
+        x = draw(n, 6, seed=n)
+        torch.testing.assert_close(run(x), function(x), rtol=1e-5, atol=2e-6)
+    assert run.compilations == 2
+
+
+def test_axes_that_are_padded_together_share_a_program():
+    """A batch that fills its bucket, a length that does, both and neither: one compilation."""
+    function = lambda x: (x.reshape(-1) * 2).reshape(x.shape) / x.sum() + x.mean((0, 1)) + x[-1:, -1:]  # noqa: E731
+    length = Dim("length", min=2, max=63)
+    run = graphopt.lower(
+        Of(function).eval(),
+        "xla",
+        example_inputs=(draw(3, 5),),
+        dynamic_shapes=({0: BATCH, 1: length},),
+        buckets=(4, 8),
+    )
+    for shape in ((4, 7), (3, 8), (3, 6), (4, 8), (2, 5)):
+        x = draw(*shape, seed=shape[1])
+        torch.testing.assert_close(run(x), function(x), rtol=1e-5, atol=1e-6)
+    assert run.compilations == 1
+    assert any("x:1 is padded to 8, and padding of NaN gives the same bits" in note for note in run.notes)
+
+
+REFUSED = {
+    "sort": (lambda x: x.sort(0).values, r"x:0 cannot be padded: sort \(sort\) couples its indices"),
+    "scatter": (lambda x: torch.zeros(9, 6).index_add(0, torch.arange(x.shape[0]), x), "says nothing about axes"),
+}
+
+
+@pytest.mark.parametrize(("function", "reason"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_hidden_from_is_refused_by_name(function, reason):
     run = lowered(function, check=False)
     with pytest.raises(UnsupportedError, match=reason):
         run(draw(3, 6))
     assert run.compilations == 0
 
 
-def test_padding_that_reaches_what_is_kept_is_found_when_it_is_run(monkeypatch):
-    monkeypatch.setattr(module, "require_apart", lambda *_: None)
+@pytest.mark.parametrize("name", ["softmax", "scores", "outer axis", "concat", "last row", "convolution"])
+def test_a_correction_that_is_forgotten_is_found_when_it_is_run(name, monkeypatch):
+    monkeypatch.setattr(alongside, "correction_of", lambda *_: None)
     with pytest.raises(UnsupportedError, match="other results with other padding"):
-        lowered(lambda x: x.flip(0).cumsum(0))(draw(3, 6))
+        lowered(MIXED[name])(draw(3, 6))
 
 
 def test_sizes_beyond_the_buckets_and_unknown_axes_are_refused():
@@ -121,19 +166,31 @@ def test_onnx_models_of_open_batch_are_padded():
     assert run.compilations == 1
 
 
-def test_sizes_that_an_onnx_model_computes_with_are_refused():
+def test_onnx_models_that_compute_with_a_size_and_mix_along_it_are_padded():
     nodes = [
         node("Shape", ["x"], ["sizes"], end=1),
         node("Cast", ["sizes"], ["count"], to=1),
-        node("Div", ["x", "count"], ["y"], name="share"),
+        node("Div", ["x", "count"], ["shares"], name="share"),
+        node("Softmax", ["shares"], ["y"], axis=0),
     ]
-    run = graphopt.lower(model(nodes, [value("x", ["n", 3])], [value("y", ["n", 3])]), "xla", buckets=(4,))
-    with pytest.raises(UnsupportedError, match="x:0 cannot be padded: share .*depends on the size"):
-        run(random(3, 3))
-    nodes = [node("Softmax", ["x"], ["y"], name="shares", axis=0)]
-    run = graphopt.lower(model(nodes, [value("x", ["n", 3])], [value("y", ["n", 3])]), "xla", buckets=(4,))
-    with pytest.raises(UnsupportedError, match="x:0 cannot be padded: shares .*all of its indices"):
-        run(random(3, 3))
+    proto = model(nodes, [value("x", ["n", 3])], [value("y", ["n", 3])])
+    run, expected = graphopt.lower(proto, "xla", buckets=(4,)), graphopt.lower(proto, "onnxruntime")
+    for n in (2, 3, 4):
+        x = random(n, 3)
+        assert abs(run(x)[0] - expected(x)[0]).max() < 1e-6
+    assert run.compilations == 1
+
+
+def test_ops_of_onnx_models_that_cannot_be_hidden_from_are_refused():
+    nodes = [
+        node("Cast", ["x"], ["places"], to=7),
+        node("ScatterElements", ["all", "places", "x"], ["y"], name="put", reduction="add"),
+    ]
+    weights = {"all": np.zeros((9, 3), np.float32)}
+    proto = model(nodes, [value("x", ["n", 3])], [value("y", [9, 3])], weights)
+    run = graphopt.lower(proto, "xla", buckets=(4,))
+    with pytest.raises(UnsupportedError, match=r"x:0 cannot be padded: put \(scatter-add\) says nothing about axes"):
+        run(np.abs(random(3, 3)))
 
 
 def test_programs_take_no_buckets():
@@ -153,7 +210,11 @@ def test_a_unet_of_open_batch_is_compiled_once_for_each_bucket():
     ).eval()  # fmt: skip
     example = {"sample": draw(4, 3, 8, 8), "timestep": torch.tensor(3)}
     run = graphopt.lower(
-        unet, "xla", example_inputs=example, dynamic_shapes={"sample": {0: BATCH}, "timestep": None}, buckets=(4,),
+        unet,
+        "xla",
+        example_inputs=example,
+        dynamic_shapes={"sample": {0: BATCH}, "timestep": None},
+        buckets=(4,),
         check=False,
     )
     require_equal(run, unet, lambda n: {**example, "sample": draw(n, 3, 8, 8, seed=n)}, (2, 3, 4), 1)
@@ -193,11 +254,3 @@ def test_an_encoder_of_open_batch_is_compiled_once_for_each_bucket(bert):
     open_ = {"input_ids": {0: BATCH}, "attention_mask": {0: BATCH}}
     run = graphopt.lower(bert, "xla", example_inputs=tokens(4), dynamic_shapes=open_, buckets=(4, 8), check=False)
     require_equal(run, bert, tokens, (2, 3, 6), 2)
-
-
-def test_a_sequence_that_attends_to_itself_is_refused(bert):
-    open_ = {"input_ids": {1: Dim("length", min=2, max=32)}}
-    ids = {"input_ids": tokens(4)["input_ids"]}
-    run = graphopt.lower(bert, "xla", example_inputs=ids, dynamic_shapes=open_, buckets=(8,), check=False)
-    with pytest.raises(UnsupportedError, match="input_ids:1 cannot be padded: .* in two dimensions"):
-        run(**ids)

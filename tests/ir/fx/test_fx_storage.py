@@ -320,6 +320,7 @@ def test_random_numbers_are_not_pure_and_attention_is() -> None:
     assert pure["attention"]
     assert pure["add"]
     assert not all(pure.values())
+    assert all(graph.is_pure(n) or not graph.call(n) for n in graph.nodes()), "what can be said is pure"
 
 
 def test_raw_calls_can_be_inserted_as_they_are_read() -> None:

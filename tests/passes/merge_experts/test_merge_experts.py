@@ -14,6 +14,7 @@ import graphopt
 from graphopt.errors import PipelineError
 from graphopt.passes.merge_experts import MergeExperts
 from graphopt.passes.merge_experts.grouping import Hidden, aligned, groups_of, merged, permuted, places
+from graphopt.passes.prune_experts import balance
 from graphopt.verify.execute import model_runner
 
 TWINS = ((1, 5), (2, 6))
@@ -64,6 +65,34 @@ def test_merged_experts_are_lowered_as_others_are() -> None:
     assert float((run(tokens(0)) - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_the_load_of_merged_experts_is_that_of_their_members(form: str) -> None:
+    model = exported(twins("mixtral", form.split()[0]), form)
+    (before,) = balance(model, batches())
+    result = graphopt.optimize(model, ["merge-experts"], budget=1e-5, calibration=batches())
+    left = result.model if form.endswith("onnx") else graphopt.load(result.model, example_inputs=(tokens(0),))
+    (after,) = balance(left, batches())
+    groups = [[0], [1, 5], [2, 6], [3], [4], [7]]
+    assert sorted(after.tokens) == sorted(before.tokens[group].sum() for group in groups)
+    assert before.gate is not None and after.gate is not None
+    assert np.allclose(sorted(after.gate), sorted(before.gate[group].sum() for group in groups))
+
+
+def test_merged_experts_are_pruned_by_the_routers_numbers() -> None:
+    module = twins("mixtral", "grouped_mm")
+    with torch.no_grad():
+        module.gate.weight[3, 0] = -50.0
+    result = graphopt.optimize(
+        module, "merge-experts{experts=6},prune-experts{share=0}", example_inputs=(tokens(0),), budget=1e-5,
+        calibration=batches(),
+    )  # fmt: skip
+    assert [note for record in result.report.passes for note in record.notes] == [
+        "gate.weight: 8 → 6 experts, merged 1 + 5, 2 + 6", "gate.weight: 8 → 7 experts, without 3",
+    ]  # fmt: skip
+    expected = module(tokens(0)).detach()
+    assert float((result.model(tokens(0)).detach() - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
 def test_a_budget_of_nothing_keeps_experts_that_differ() -> None:
     result = graphopt.optimize(
         exported(block("mixtral"), "grouped_mm fx"), ["merge-experts"], budget=1e-6, calibration=batches()
@@ -87,8 +116,8 @@ def test_a_wrong_table_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     right = pass_.merge
 
-    def wrong(found: Any, arrays: Any, group: Any, journal: Any) -> None:
-        right(found, arrays, np.roll(group, 1), journal)
+    def wrong(found: Any, journal: Any, *, arrays: Any, group: Any) -> None:
+        right(found, journal, arrays=arrays, group=np.roll(group, 1))
 
     monkeypatch.setattr(pass_, "merge", wrong)
     model = exported(block("mixtral"), "grouped_mm fx")
