@@ -1,4 +1,4 @@
-"""The ops of a program in JAX against torch: the check of `op_check` with the kernels of `kernels`."""
+"""The ops of a program in JAX against torch: the check of `op_check` with the kernels of `kernels` and `layout`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.export.exported_program import ExportedProgram
 
+from graphopt.backends.xla import layout
 from graphopt.backends.xla.arrays import run_once
 from graphopt.backends.xla.kernels import kernel_of
 from graphopt.backends.xla.op_check import Case, OpCheck
@@ -28,26 +29,39 @@ def check_ops(program: ExportedProgram, inputs: Sequence[torch.Tensor]) -> int:
 
 
 class Conformance(OpCheck):
-    """Runs ops in JAX; those of a portion are compiled together."""
+    """Runs ops in JAX, those that have a rule for arrays with channels last on such, too; those of a portion are
+    compiled together."""
 
     def is_op(self, node: torch.fx.Node) -> bool:
         return kernel_of(node.target) is not None
 
     def results(self, cases: Sequence[Case]) -> list[list[Any] | str]:
-        failures: dict[int, str] = {}
+        lasts = [case for case in cases if layout.moves(case.target, case.operands)]
+        own = _run_all([(case, False) for case in cases] + [(case, True) for case in lasts])
+        found = own[: len(cases)]
+        for case, result in zip(lasts, own[len(cases) :], strict=True):
+            reason = result if isinstance(result, str) else case.judge(result)
+            if reason is not None:
+                found[cases.index(case)] = f"{reason} (with channels last)"
+        return found
 
-        def run(feeds: Sequence[Sequence[Any]]) -> list[list[Any]]:
-            results = []
-            for number, (case, feed) in enumerate(zip(cases, feeds, strict=True)):
-                own = _run(case, feed)
-                if isinstance(own, str):
-                    failures[number] = own
-                results.append([] if isinstance(own, str) else own)
-            return results
 
-        own = run_once(run, [[to_numpy(x) for x in case.operands] for case in cases])
-        arrays = [[None if o is None else np.asarray(o) for o in results] for results in own]
-        return [failures.get(number) or results for number, results in enumerate(arrays)]
+def _run_all(variants: Sequence[tuple[Case, bool]]) -> list[list[Any] | str]:
+    """Each op on the operands of its case, or on the same with channels last."""
+    failures: dict[int, str] = {}
+
+    def run(feeds: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        results = []
+        for number, ((case, last), feed) in enumerate(zip(variants, feeds, strict=True)):
+            own = _run(case, [layout.moved(x) for x in feed] if last else feed)
+            if isinstance(own, str):
+                failures[number] = own
+            results.append([] if isinstance(own, str) else own)
+        return results
+
+    own = run_once(run, [[to_numpy(x) for x in case.operands] for case, _ in variants])
+    arrays = [[None if o is None else np.asarray(o) for o in results] for results in own]
+    return [failures.get(number) or results for number, results in enumerate(arrays)]
 
 
 def _run(case: Case, arrays: Sequence[Any]) -> list[Any] | str:
@@ -56,7 +70,7 @@ def _run(case: Case, arrays: Sequence[Any]) -> list[Any] | str:
     kernel = kernel_of(case.target)
     assert kernel is not None
     try:
-        own = kernel(*args, **kwargs)
+        own = layout.plain(layout.run(case.target, kernel, args, kwargs))
     except Exception as error:  # kernels raise whatever JAX does
         return f"fails in JAX: {error}"
     return list(own) if isinstance(own, list | tuple) else [own]

@@ -39,6 +39,19 @@ class ChannelsLast:
         return ChannelsLast(self.held.astype(dtype))
 
 
+def moved(x: Any) -> Any:
+    """`x` with its channels last, if it has some beside spatial axes."""
+    return ChannelsLast(jnp.moveaxis(x, 1, -1)) if x.ndim > 2 else x
+
+
+def moves(target: Any, operands: Sequence[Any]) -> bool:
+    """Whether the op `target` runs otherwise on `operands` with channels last than by its kernel alone: by a rule, or on
+    several that are brought into one order."""
+    if not any(x.ndim > 2 for x in operands):
+        return False
+    return str(target) in RULES or (_is_pointwise(target) and len(operands) > 1)
+
+
 def plain(tree: Any) -> Any:
     """`tree` with all arrays in their own order."""
     return pytree.tree_map(lambda x: jnp.moveaxis(x.held, -1, 1) if isinstance(x, ChannelsLast) else x, tree)
@@ -50,9 +63,13 @@ def run(target: Any, kernel: Kernel, args: Sequence[Any], kwargs: Mapping[str, A
     result = NotImplemented
     if rule is not None:
         result = rule(*args, **kwargs)
-    elif isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags:
+    elif _is_pointwise(target):
         result = _pointwise(kernel, args, kwargs)
     return kernel(*plain(args), **plain(kwargs)) if result is NotImplemented else result
+
+
+def _is_pointwise(target: Any) -> bool:
+    return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
 
 
 def _pointwise(kernel: Kernel, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

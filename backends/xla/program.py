@@ -74,7 +74,7 @@ class CompiledXlaProgram(Jitted):
         if tensor > 1:
             self.notes += (division(units.weights, units.divided(tensor), tensor),)
         given, result = self.shardings(mesh)
-        weights, self._places = given
+        weights, _ = given
         with exact_types(settings.precision):
             self._weights = [weight_on(*pair) for pair in zip(units.weights, weights, strict=True)]
         super().__init__(
@@ -148,8 +148,7 @@ class CompiledXlaProgram(Jitted):
             self.program, start, initial_scale, generator, guidance_scale, conditions, self._numbers
         )
         with exact_types(self.settings.precision):
-            feeds = {name: jax.device_put(array, self._places[name]) for name, array in inputs.by_name().items()}
-            return like(start, np.array(self._run(self._weights, feeds)))
+            return like(start, np.array(self._run(self._weights, inputs.by_name())))
 
     def save(self, path: str | Path, platforms: Sequence[str] = ("cpu", "tpu")) -> None:
         """Write the whole loop, weights included, as a file that JAX runs without torch and graphopt:
