@@ -23,7 +23,7 @@ class Settings:
 
     buckets: Sequence[int] | Mapping[str, Sequence[int]] | None = None
     """Sizes that open dimensions are padded to, for all of them or by input and axis, as in {"x:0": (1, 4, 16)}. None
-    compiles for each size."""
+    compiles for each size. What would mix padding in is told what is kept."""
 
     def __post_init__(self) -> None:
         if self.platform not in PLATFORMS:
