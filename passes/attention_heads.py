@@ -5,6 +5,7 @@ Its kernel never stores the scores, and the transposes that split and join the h
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from graphopt.ir.graph import Dim, TensorType, Value
@@ -140,7 +141,9 @@ class HeadsInBatch:
         q, k, v = (self._tokens(build, side) for side in (found.q, found.k, found.v))
         if found.rank == 3 and found.out == keep(3):
             return build.multi_head_attention(q, k, v, bias, heads=1, scale=found.scale, like=m.out)
-        out = build.multi_head_attention(q, k, v, bias, heads=1, scale=found.scale)
+        # onnx infers no type of an op that is not its own.
+        tokens = TensorType(m.type(m.out).dtype, result_of_tokens(found))
+        out = build.multi_head_attention(q, k, v, bias, heads=1, scale=found.scale, like=tokens)
         if found.rank == 4:
             out = build.reshape(out, shape=parted_shape(found))
         return out if found.out == keep(found.rank) else build.transpose(out, perm=found.out, like=m.out)
@@ -161,6 +164,13 @@ def merged_shape(side: Operand) -> tuple[int, ...] | None:
     if all(isinstance(d, int) for d in batch) and isinstance(features, int):
         return (int(batch[0] or 0) * int(batch[1] or 0), -1, features)
     return None
+
+
+def result_of_tokens(found: Attention) -> tuple[Dim, ...]:
+    """What attention gives where batch and heads are one axis, or batch is the only one."""
+    *batch, positions, _ = found.q.shape
+    known = [d for d in batch if isinstance(d, int)]
+    return (math.prod(known) if len(known) == len(batch) else None, positions, found.v.shape[-1])
 
 
 def parted_shape(found: Attention) -> tuple[int, ...] | None:

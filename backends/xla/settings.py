@@ -27,7 +27,7 @@ class Settings:
     own choice is 256, for CPUs that lower their clock for wider ones."""
     buckets: Sequence[int] | Mapping[str, Sequence[int]] | None = None
     """Sizes that open dimensions are padded to, for all of them or by input and axis, as in {"x:0": (1, 4, 16)}. None
-    compiles for each size."""
+    compiles for each size. What would mix padding in is told what is kept."""
 
     def compiler_options(self) -> dict[str, int]:
         """What XLA is told beside the function."""

@@ -139,6 +139,16 @@ def test_the_form_can_be_chosen() -> None:
         optimize(spelling.model(), "fuse-attention{form=heads}")
 
 
+@pytest.mark.parametrize("layout", ["tokens", "heads", "batch", "channels"])
+def test_what_is_written_has_types(layout: str) -> None:
+    """Inference of onnx knows none of an op that is not the standard's; what reads it needs one."""
+    graph = fused(Spelling(layout=layout).model())[0].main
+    expected = {"multi_head_attention"}
+    assert expected <= {graph.key(node) for node in graph.nodes()}
+    for node in graph.nodes():
+        assert all(graph.type(value).shape is not None for value in graph.results(node))
+
+
 def test_a_negative_scale_is_taken() -> None:
     check(Spelling(factor=-0.7), "heads-of-tokens")
 
