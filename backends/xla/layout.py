@@ -45,8 +45,8 @@ def moved(x: Any) -> Any:
 
 
 def moves(target: Any, operands: Sequence[Any]) -> bool:
-    """Whether the op `target` runs otherwise on `operands` with channels last than by its kernel alone: by a rule, or on
-    several that are brought into one order."""
+    """Whether the op `target` runs otherwise on `operands` with channels last than by its kernel alone: by a rule, or
+    on several that are brought into one order."""
     if not any(x.ndim > 2 for x in operands):
         return False
     return str(target) in RULES or (_is_pointwise(target) and len(operands) > 1)
