@@ -30,7 +30,8 @@ from graphopt.tools.digits.sampling import noise
 
 STEPS = 20
 SCALE = 7.5
-PASSES = ("hoist", "batch-tables", "fuse-attention", "clean-up")
+BOTH_HALVES = ("split-concats", "share-guidance")
+PASSES = (*BOTH_HALVES, "hoist", "batch-tables", "fuse-attention", "clean-up")
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -133,7 +134,7 @@ def ours(case: Case, threads: int, passes: Sequence[str], form: str = "auto") ->
 
 
 def ours_by_xla(case: Case) -> Callable[[], torch.Tensor]:
-    return _request(case, graphopt.optimize(_program(case), passes=["hoist", "batch-tables"]).lower("xla"))
+    return _request(case, graphopt.optimize(_program(case), passes=[*BOTH_HALVES, "hoist", "batch-tables"]).lower("xla"))
 
 
 def _program(case: Case) -> Any:

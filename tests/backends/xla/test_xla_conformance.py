@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch.nn.functional as F
 
-from graphopt.backends.xla import kernels
+from graphopt.backends.xla import kernels, layout
 from graphopt.backends.xla.arrays import to_jax
 from graphopt.backends.xla.bound import difference
 from graphopt.backends.xla.conformance import check_ops
@@ -36,7 +36,8 @@ def test_transposed_convolutions_keep_their_groups_apart(groups, spatial):
 
 
 def test_grouped_transposed_convolutions_of_torchax_are_caught(monkeypatch):
-    monkeypatch.delitem(kernels.OWN, "aten.convolution.default")
+    for table in (kernels.OWN, layout.RULES):
+        monkeypatch.delitem(table, "aten.convolution.default")
     convolution = torch.ops.aten.convolution.default
     with pytest.raises(UnsupportedError, match=r"differs from torch: by"):
         checked(lambda x, w: convolution(x, w, None, [1, 1], [0, 0], [1, 1], True, [0, 0], 2), randn(1, 4, 5, 5),
