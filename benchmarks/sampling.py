@@ -134,7 +134,8 @@ def ours(case: Case, threads: int, passes: Sequence[str], form: str = "auto") ->
 
 
 def ours_by_xla(case: Case) -> Callable[[], torch.Tensor]:
-    return _request(case, graphopt.optimize(_program(case), passes=[*BOTH_HALVES, "hoist", "batch-tables"]).lower("xla"))
+    optimized = graphopt.optimize(_program(case), passes=[*BOTH_HALVES, "hoist", "batch-tables"])
+    return _request(case, optimized.lower("xla"))
 
 
 def _program(case: Case) -> Any:
