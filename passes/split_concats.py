@@ -82,9 +82,10 @@ class ConvOfConcat:
 def _channels(m: Match) -> list[int]:
     """Of each part; refuses the match if they are not known."""
     found = [(m.type(x).shape or ())[CHANNELS : CHANNELS + 1] for x in m.xs]
-    if not all(c and isinstance(c[0], int) and c[0] > 0 for c in found):
+    known = [c for shape in found for c in shape if isinstance(c, int) and c > 0]
+    if len(known) < len(found):
         m.fail("the channels of the parts are {}", found)
-    return [int(c[0]) for c in found]
+    return known
 
 
 def _mapped(m: Match, build: Builder, x: Value, part: Any) -> Value:

@@ -47,4 +47,4 @@ def _moves(equation: Any, known: Collection[Any]) -> bool:
 
 
 def _bytes(variable: Any) -> int:
-    return prod(variable.aval.shape) * int(variable.aval.dtype.itemsize)
+    return int(prod(variable.aval.shape)) * int(variable.aval.dtype.itemsize)

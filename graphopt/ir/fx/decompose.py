@@ -101,5 +101,6 @@ def _identity(by: Any) -> Hashable:
     if by is keep:
         return keep
     if isinstance(by, functools.partial) and not by.args and getattr(by.func, "__closure__", 0) is None:
-        return by.func.__code__, frozenset(by.keywords.items())
+        by_code: Hashable = (by.func.__code__, frozenset(by.keywords.items()))
+        return by_code
     return None
