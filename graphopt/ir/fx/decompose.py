@@ -97,10 +97,8 @@ def _identity(by: Any) -> Hashable:
     does. None for the few others, which are marked by torch every time."""
     from torch._export.utils import _special_op_to_preserve_cia
 
-    keep: Hashable = _special_op_to_preserve_cia
-    if by is keep:
-        return keep
+    if by is _special_op_to_preserve_cia:
+        return "keep"
     if isinstance(by, functools.partial) and not by.args and getattr(by.func, "__closure__", 0) is None:
-        by_code: Hashable = (by.func.__code__, frozenset(by.keywords.items()))
-        return by_code
+        return by.func.__code__, frozenset(by.keywords.items())
     return None
