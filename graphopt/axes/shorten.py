@@ -106,7 +106,7 @@ class _Shortening:
         edit.nodes[call.node] = journal.inserted[-1]
         for old, new in zip(call.outputs, results, strict=True):
             if old is not None:
-                journal.replace(old, new)
+                journal.replace(old, new, resized=True)
                 self._current[old] = new
                 edit.values.append((old, new))
         journal.doom([call.node])
