@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from graphopt.backends.inputs import InputError, InputType
 from graphopt.backends.signature import Signature, require_constant, result_of, tensor_of
+from graphopt.backends.xla.guards import Guards
 from graphopt.ir.fx.tensors import DTYPE_NAMES
 
 
@@ -23,9 +24,15 @@ class Calling:
         self.types = _input_types(program)
         """Of the inputs that are tensors or sizes, in order."""
         self._ranges = _ranges(program)
+        self._guards = Guards(program, self.signature.names)
         given = [a for a in self.signature.inputs if not isinstance(a, ConstantArgument)]
         self.are_tensors = [isinstance(a, TensorArgument) for a in given]
         """Which of them are tensors."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What is not checked of a call."""
+        return [f"not checked of the inputs L of a call: {text}" for text in self._guards.unread]
 
     def tensors(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The tensors of a call, in the order of `types`.
@@ -49,6 +56,7 @@ class Calling:
                     f"a size of {size} is given for {self._place(symbol)}, and the model was exported for {least:g} to "
                     f"{most:g}; export it again for a larger range"
                 )
+        self._guards.require({**dict(zip(self.signature.names, args, strict=False)), **kwargs})
         return found
 
     def _place(self, symbol: str) -> str:

@@ -39,7 +39,7 @@ class CompiledXla(Jitted):
             UnsupportedError: no device of the platform that is asked for.
         """
         self._calling = Calling(program)
-        self._notes = tuple(notes)
+        self._notes = (*notes, *self._calling.notes)
         self._device = device_of(settings.platform)
         with exact_types(settings.precision):
             self._weights = [to_jax(tensor, self._device) for tensor in weights_of(program)]
