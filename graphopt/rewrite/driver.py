@@ -200,8 +200,11 @@ class Driver:
             self._push(nodes)
 
 
-def write_match(rule: Rule, match: Match, nodes: Sequence[Node], journal: Journal) -> None:
-    """Write what `rule` says at `match`, whose sorted nodes are `nodes`, into `journal`."""
+def write_match(
+    rule: Rule, match: Match, nodes: Sequence[Node], journal: Journal, *, resized: bool = False
+) -> None:
+    """Write what `rule` says at `match`, whose sorted nodes are `nodes`, into `journal`; what gives another dtype or
+    shape than it replaces as well, if `resized`."""
     result = rule.rewrite(match, Builder(match.graph, journal, nodes[-1], match.bindings))
     results: tuple[Any, ...] = result if isinstance(result, tuple) else (result,)
     if result is None:
@@ -213,7 +216,7 @@ def write_match(rule: Rule, match: Match, nodes: Sequence[Node], journal: Journa
     for old, new in zip(match.outputs, results, strict=True):
         if new is old:
             raise Refused("the rewrite returned the value that it replaces", (), None)
-        journal.replace(old, new)
+        journal.replace(old, new, resized=resized)
     journal.doom(nodes)
 
 
