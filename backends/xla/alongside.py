@@ -95,12 +95,18 @@ class Alongside:
         if counts[0] != counts[1]:
             raise CannotPad(f"{around} {OTHER}")
         found = _Steps(other)
+        alike = dict(zip((*own.invars, *own.constvars), (*other.invars, *other.constvars), strict=True))
         for a, b in zip(own.eqns, other.eqns, strict=True):
             node = _node(b, around)
+            if not _read_alike(a.invars, b.invars, alike):
+                raise CannotPad(f"{node} {OTHER}")
+            alike.update(zip(a.outvars, b.outvars, strict=True))
             try:
                 found.steps.append(self._step(a, b, node))
             except Coupled as error:
                 raise CannotPad(f"{node} ({b.primitive.name}) {error}") from None
+        if not _read_alike(own.outvars, other.outvars, alike):
+            raise CannotPad(f"{around} {OTHER}")
         try:
             found.results = self._literals(own.outvars, other.outvars, ("results", self._count))
             for a, b in zip((*own.invars, *own.constvars), (*other.invars, *other.constvars), strict=True):
@@ -175,6 +181,14 @@ def _evaluated(
         several = results if isinstance(results, list | tuple) else [results]
         env.update(zip(step.equation.outvars, several, strict=True))
     return values(program.outvars, steps.results)
+
+
+def _read_alike(asked: Sequence[Any], padded: Sequence[Any], alike: Mapping[Any, Any]) -> bool:
+    """Whether both read the results of the same equations: products of several matrices are taken in an order that
+    depends on their sizes. `alike`: the variables of the padded program, by those of the one that is asked for."""
+    return len(asked) == len(padded) and all(
+        isinstance(a, Literal) or alike[a] is b for a, b in zip(asked, padded, strict=True)
+    )
 
 
 def _literal(literal: Any) -> Array:

@@ -22,6 +22,7 @@ class Calling:
         self.signature = Signature(program)
         self.types = _input_types(program)
         """Of the inputs that are tensors or sizes, in order."""
+        self._ranges = _ranges(program)
         given = [a for a in self.signature.inputs if not isinstance(a, ConstantArgument)]
         self.are_tensors = [isinstance(a, TensorArgument) for a in given]
         """Which of them are tensors."""
@@ -30,7 +31,8 @@ class Calling:
         """The tensors of a call, in the order of `types`.
 
         Raises:
-            InputError: other arguments than the model was exported with, or wrong dtypes, ranks or sizes.
+            InputError: other arguments than the model was exported with, wrong dtypes, ranks or sizes, or sizes outside
+                of the ranges that it was exported for.
         """
         found: list[torch.Tensor] = []
         sizes: dict[str, int] = {}
@@ -40,7 +42,18 @@ class Calling:
                 require_constant(argument, value)
             else:
                 found.append(_checked(argument, value, next(types), sizes))
+        for symbol, size in sizes.items():
+            least, most = self._ranges.get(symbol, (0, size))
+            if not least <= size <= most:
+                raise InputError(
+                    f"a size of {size} is given for {self._place(symbol)}, and the model was exported for {least:g} to "
+                    f"{most:g}; export it again for a larger range"
+                )
         return found
+
+    def _place(self, symbol: str) -> str:
+        """The first input and axis of this size."""
+        return next(f"{t.name}:{t.shape.index(symbol)}" for t in self.types if symbol in (t.shape or ()) and t.shape)
 
     def result(self, tensors: Iterable[torch.Tensor]) -> Any:
         """What the call returns, of the tensors that the graph returned."""
@@ -60,6 +73,16 @@ def _input_types(program: ExportedProgram) -> list[InputType]:
             found.append(InputType(node.name, dtype, dtype, shape))
         elif node.name in names and isinstance(value, torch.SymInt):
             found.append(InputType(node.name, "int64", "int64", ()))
+    return found
+
+
+def _ranges(program: ExportedProgram) -> dict[str, tuple[float, float]]:
+    """The least and the largest size of each symbol: another branch may have been taken for others. A least size of 2
+    is how torch writes that 0 and 1 were not looked at, and binds no call of it either."""
+    found = {}
+    for symbol, interval in program.range_constraints.items():
+        least, most = float(interval.lower), float(interval.upper)
+        found[str(symbol)] = (least if least > 2 else 0, most)
     return found
 
 

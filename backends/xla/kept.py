@@ -271,7 +271,7 @@ RULES: dict[str, Rule] = {
     "broadcast_in_dim": _broadcast, "reshape": regrouping, "transpose": _unchanged, "squeeze": _unchanged,
     "dot_general": _product, "conv_general_dilated": _convolution, "pad": _pad, "slice": _slice,
     "dynamic_slice": _dynamic_slice, "split": _split, "rev": _reverse, "concatenate": _concatenation,
-    "gather": _gather, "sort": _sort, "top_k": _top,
+    "gather": _gather, "sort": _sort, "top_k": _top, "stack": _unchanged,
     **{f"reduce_{kind}": _reduction(kind) for kind in NEUTRAL},
     "argmax": _reduction("max"), "argmin": _reduction("min"),
     "cumsum": _cumulative("sum"), "cumprod": _cumulative("prod"), "cummax": _cumulative("max"),

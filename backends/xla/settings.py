@@ -38,7 +38,7 @@ class Settings:
             raise ValueError(f"platform is {self.platform!r}, expected one of {', '.join(PLATFORMS)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
-        if self.vector_width not in VECTOR_WIDTHS:
+        if type(self.vector_width) is not int or self.vector_width not in VECTOR_WIDTHS:
             widths = ", ".join(map(str, VECTOR_WIDTHS))
             raise ValueError(f"vector_width is {self.vector_width!r}, expected one of {widths}")
         if not isinstance(self.check, bool):

@@ -24,6 +24,7 @@ class VocabularyCall:
     def __init__(self, node: torch.fx.Node, call: Call) -> None:
         """`call`: what `node` is read as."""
         self.target: Any = node.target
+        self.__name__ = str(node.target)  # torch asks for it to say where a run failed
         self._call = call
         places = {leaf: i for i, leaf in enumerate(pytree.tree_leaves((node.args, node.kwargs))) if _is_node(leaf)}
         self._operands = [places[o] if _is_node(o) else o for o in call.operands]

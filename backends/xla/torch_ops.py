@@ -38,7 +38,7 @@ def rules(targets: set[Any]) -> dict[Any, Any]:
     """How torch takes those of `targets` apart that it can."""
     ops = [t for t in targets if isinstance(t, torch._ops.OpOverload)]
     composite = {op: rule for op, rule in torch.export.default_decompositions().items() if op in targets}
-    return {**composite, **get_decompositions(ops)}
+    return {**get_decompositions(ops), **composite}
 
 
 def described(target: Any) -> str:

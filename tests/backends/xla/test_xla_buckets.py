@@ -2,6 +2,7 @@
 
 from xla_support import torch  # first: it skips where JAX is missing  # isort: skip
 
+import jax
 import numpy as np
 import pytest
 from onnx_models import conv_bn, model, node, value
@@ -91,6 +92,7 @@ MIXED = {
     "convolution": lambda x: F.conv1d(x.t()[None], torch.ones(2, 6, 3), padding=1),
     "transposed convolution": lambda x: F.conv_transpose1d(x.t()[None], torch.ones(6, 2, 3), stride=2),
     "pooling": lambda x: F.avg_pool1d(x.t()[None], 2, padding=1),
+    "interleaved": lambda x: torch.stack([x, -x], 1).reshape(-1, 6).cumsum(0),
     "border": lambda x: F.pad(x, (0, 0, 1, 2), value=3.0).sum(0),
 }
 
@@ -120,6 +122,21 @@ def test_axes_that_are_padded_together_share_a_program():
         torch.testing.assert_close(run(x), function(x), rtol=1e-5, atol=1e-6)
     assert run.compilations == 1
     assert any("x:1 is padded to 8, and padding of NaN gives the same bits" in note for note in run.notes)
+
+
+def test_programs_that_read_results_in_another_order_are_no_pair():
+    """As products of several matrices are taken: op by op they are the same."""
+
+    def traced(n):
+        def program(x, y):
+            doubled, negated = x * 2, y * 2
+            return doubled - negated if n < 5 else negated - doubled
+
+        return jax.make_jaxpr(program)(*(jax.ShapeDtypeStruct((n, 3), "float32"),) * 2)
+
+    alongside.Alongside(traced(2), traced(4))
+    with pytest.raises(alongside.CannotPad, match="another program at another size"):
+        alongside.Alongside(traced(2), traced(8))
 
 
 REFUSED = {
