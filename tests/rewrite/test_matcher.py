@@ -243,3 +243,16 @@ def test_zero_and_minus_zero_are_two_values():
     assert not match_last(twice, graph)
     graph.append("add", Literal(-0.0, "float64"), Literal(-0.0, "float64"))
     assert match_last(twice, graph)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        lambda self, op, x, xs: op.concat(many(xs), x, axis=any_),
+        lambda self, op, xs: op.concat(opt(many(xs)), axis=any_),
+        lambda self, op, x, xs: op.concat(any_of(x, many(xs)), axis=any_),
+    ],
+)
+def test_a_list_beside_others_is_refused_when_the_rule_is_made(pattern):
+    with pytest.raises(RuleError, match="stands for all operands of an op"):
+        rule_of(pattern)
