@@ -15,7 +15,7 @@ from graphopt.axes.constants import Constants, Numbers
 from graphopt.axes.free import FreeAxis, free_axes
 from graphopt.axes.region import Region, regions_of, run_now, stored
 from graphopt.axes.zeros import Silence
-from graphopt.ir.graph import Call, Literal, Node, TensorType, Value
+from graphopt.ir.graph import Call, Graph, Literal, Node, TensorType, Value
 from graphopt.ir.weights import FLOATS, Array, ArrayRef
 from graphopt.pipeline.context import Context
 from graphopt.pipeline.pass_ import GraphPass
@@ -176,14 +176,14 @@ class _Edit:
 
     def write(self, fold: Fold) -> None:
         call = fold.call
-        dtype = stored(self._graph, fold.weight).numpy().dtype
         self._store(fold.weight, fold.new_weight)
         if _bias(self._axes, call) == "own":
             bias = call.operands[2]
             assert bias is not None
             self._store(bias, np.asarray(stored(self._graph, bias).numpy(), np.float64) + fold.delta)
             return
-        added = self._journal.add_constant(ArrayRef(fold.delta.astype(dtype)), f"{self._graph.name(fold.weight)}_bias")
+        rounded = _rounded(self._graph, fold.weight, fold.delta)
+        added = self._journal.add_constant(rounded, f"{self._graph.name(fold.weight)}_bias")
         self.ideal[added] = fold.delta
         (old,) = call.outputs
         assert old is not None
@@ -209,9 +209,18 @@ class _Edit:
         self.nodes[node] = nodes
 
     def _store(self, value: Value, wide: Array) -> None:
-        dtype = stored(self._graph, value).numpy().dtype
-        self._journal.store(value, ArrayRef(wide.astype(dtype)))
+        self._journal.store(value, _rounded(self._graph, value, wide))
         self.ideal[value] = wide
+
+
+def _rounded(graph: Graph, like: Value, wide: Array) -> ArrayRef:
+    """`wide` in the dtype of a stored tensor. Raises Rejected if a number becomes infinite by that."""
+    dtype = stored(graph, like).numpy().dtype
+    with np.errstate(over="ignore"):
+        rounded = wide.astype(dtype)
+    if not np.array_equal(np.isfinite(rounded), np.isfinite(wide)):
+        raise Rejected(f"a number for {graph.name(like)} is larger than any {dtype.name}", Evidence("none"))
+    return ArrayRef(rounded)
 
 
 def _weights(region: Region) -> dict[Value, Array]:

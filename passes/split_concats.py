@@ -30,8 +30,8 @@ CHANNELS = 1
 @rule(contract=Rounding(), keep_shared=True)
 class ConvOfConcat:
     """conv(f(concat(x, y)), w, b) is conv(f(x), w[:, of x], b) + conv(f(y), w[:, of y]) for any number of parts,
-    where f is nothing, an activation, a group norm, or an activation of a group norm, computed for the channels of
-    each part.
+    where f is nothing, an activation (x * sigmoid(x) is one), a group norm, or an activation of a group norm,
+    computed for the channels of each part.
 
     Preconditions: the concatenation is of channels; one group in the convolution, its weight and bias constant, the
     weight nobody else's; no group of the norm has channels of two parts, its scale and shift are constant; nothing else
@@ -43,7 +43,8 @@ class ConvOfConcat:
         joined = op.concat(many(xs), axis=any_).named("concat")
         normed = op.group_norm(joined, opt(const(scale)), opt(const(shift)), groups=any_, eps=any_).named("norm")
         activated = [with_any_fields(op, name, x).named("act") for name in ACTIVATIONS for x in (joined, normed)]
-        x = any_of(joined, normed, *activated)
+        gated = [op.mul(x, op.sigmoid(x).named("gate")).named("act") for x in (joined, normed)]  # silu in ONNX
+        x = any_of(joined, normed, *activated, *gated)
         fields = dict.fromkeys(("stride", "pads", "dilation", "groups"), any_)
         return op.conv(x, const(w), opt(const(b)), **fields).named("conv")
 
@@ -62,7 +63,7 @@ class ConvOfConcat:
                 m.fail("a group of {} channels has some of two parts, which have {}", size, channels)
         check_not_shared(m)
         inner = {node for node in m.calls if node != m.concat.node}
-        for name in ("norm", "act"):
+        for name in ("norm", "gate", "act"):
             call = m.bindings.named.get(name)
             if call is not None and escapes(m.graph, call.outputs, inner) is not None:
                 m.fail("{} is read elsewhere too", Name(m.graph.name(call.outputs[0])))
@@ -95,7 +96,9 @@ def _mapped(m: Match, build: Builder, x: Value, part: Any) -> Value:
         size = sum(_channels(m)) // norm.fields["groups"]
         own = [_of(m.bindings.constants.get(name), part) for name in ("scale", "shift")]
         x = build.group_norm(x, *own, like=type_, **{**norm.fields, "groups": len(part) // size})
-    if (act := m.bindings.named.get("act")) is not None:
+    if "gate" in m.bindings.named:
+        x = build.mul(x, build.sigmoid(x, like=type_), like=type_)
+    elif (act := m.bindings.named.get("act")) is not None:
         x = getattr(build, act.op)(x, like=type_, **act.fields)
     return x
 

@@ -89,6 +89,8 @@ class _Before:
         self._kept = Kept(axes.space, {axis.leaf: keep})
         self._wrong = Kept(axes.space, {axis.leaf: _shifted(keep)})
         self._region, self._expected = self._first_run(zlib.crc32(f"{axis.name}:{axis.size}".encode()) + attempt)
+        if not self._region.outputs:
+            raise Rejected("no result depends on it: dead-code removes it", Evidence("none"))
         if not all(np.isfinite(m).all() for m in self._expected):
             raise Rejected("what it is compared with is not finite", Evidence("none"))
         self._unchanged = run_now(self._region, nodes, self._stored(), self._region.outputs) if lossless else None

@@ -14,7 +14,7 @@ from graphopt.axes.terms import Axis
 from graphopt.ir.graph import Call, Literal, Node, Value
 from graphopt.ir.ops import OPS
 from graphopt.ir.ops.domain import Float64
-from graphopt.ir.weights import FLOATS, TensorRef
+from graphopt.ir.weights import FLOATS, TensorRef, numpy_dtype
 
 Numbers = npt.NDArray[np.float64]
 """One for each index of an axis; NaN where nothing is known."""
@@ -46,7 +46,7 @@ class Constants:
                 continue
             for output in call.outputs:
                 if output is not None and self.dim(output, node) is not None:
-                    self._found[output] = self._made(call, output)
+                    self._found[output] = self._representable(output, self._made(call, output))
 
     def numbers(self, value: Value | None, node: Node) -> Numbers:
         """What `value` holds at each index, as `node` reads it."""
@@ -99,6 +99,14 @@ class Constants:
         if call.op in PRODUCTS and self.dim(output, call.node) == PRODUCTS[call.op] % len(self._axes.dims(output)):
             return self._product(call)
         return self._unknown()
+
+    def _representable(self, value: Value, found: Numbers) -> Numbers:
+        """Without what is infinite in the dtype of `value`: what is computed of that is another number natively."""
+        type_ = self._axes.graph.type(value)
+        if type_ is None or type_.dtype not in FLOATS:
+            return found
+        with np.errstate(over="ignore"):
+            return np.where(np.isfinite(found.astype(numpy_dtype(type_.dtype))), found, np.nan)
 
     def _has(self, value: Value, node: Node) -> bool:
         dims = self._axes.dims_or_none(value, node) or ()

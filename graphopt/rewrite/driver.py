@@ -55,12 +55,18 @@ class Driver:
 
     def run(self) -> None:
         """Run to the fixed point. Deterministic: the order depends on the graph and the rules alone."""
-        self._rooted, self._queue, self._queued = {}, deque(), set()
+        self._rooted, self._queue, self._queued, changed = {}, deque(), set(), False
         nodes = list(self.graph.nodes())
         self._enter(nodes)
         most = self.ledger.kept + GROWTH * len(nodes)
         while self._queue and self.ledger.kept < most and not self.ledger.exhausted:
+            kept = self.ledger.kept
             self._run_until_kept()
+            changed |= self.ledger.kept > kept
+            if not self._queue and changed and self.several_roots:
+                # What one root was refused for may have changed at another, which nothing leads to it from.
+                changed = False
+                self._push(list(self._rooted))
         if self._queue and self.ledger.kept >= most:
             self.notes.append(f"stopped after {GROWTH} applications per node: the rules do not come to an end")
 
@@ -200,8 +206,11 @@ class Driver:
             self._push(nodes)
 
 
-def write_match(rule: Rule, match: Match, nodes: Sequence[Node], journal: Journal) -> None:
-    """Write what `rule` says at `match`, whose sorted nodes are `nodes`, into `journal`."""
+def write_match(
+    rule: Rule, match: Match, nodes: Sequence[Node], journal: Journal, *, resized: bool = False
+) -> None:
+    """Write what `rule` says at `match`, whose sorted nodes are `nodes`, into `journal`; what gives another dtype or
+    shape than it replaces as well, if `resized`."""
     result = rule.rewrite(match, Builder(match.graph, journal, nodes[-1], match.bindings))
     results: tuple[Any, ...] = result if isinstance(result, tuple) else (result,)
     if result is None:
@@ -213,7 +222,7 @@ def write_match(rule: Rule, match: Match, nodes: Sequence[Node], journal: Journa
     for old, new in zip(match.outputs, results, strict=True):
         if new is old:
             raise Refused("the rewrite returned the value that it replaces", (), None)
-        journal.replace(old, new)
+        journal.replace(old, new, resized=resized)
     journal.doom(nodes)
 
 

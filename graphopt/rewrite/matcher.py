@@ -238,8 +238,7 @@ class _Attempt:
         wanted, given, arity = pattern.operands, call.operands, pattern.arity
         if arity == 1:
             if type(wanted[0]) is Many:
-                bindings.values[wanted[0].name] = given
-                return (rest,)
+                return (rest,) if self._bound(wanted[0].name, given, bindings) else ()
             if len(given) == 1:
                 return ((wanted[0], given[0], rest),)
         if arity != len(given):
@@ -262,19 +261,20 @@ class _Attempt:
             self._fail(bindings, None, "a required operand is absent")
             return False
         if isinstance(pattern, Var):
-            if not _same(bindings.values.setdefault(pattern.name, value), value):
-                self._fail(bindings, None, "{} stands for two different values", pattern.name)
-                return False
-            return True
+            return self._bound(pattern.name, value, bindings)
         assert isinstance(pattern, Const)
         return self._constant(pattern, value, bindings)
 
-    @staticmethod
-    def _absent(pattern: Opt, bindings: Bindings) -> bool:
-        for part in walk(pattern.inner):
-            if isinstance(part, Var | Const) and part.name is not None:
-                bindings.values[part.name] = None
-        return True
+    def _bound(self, name: str, value: Any, bindings: Bindings) -> bool:
+        """Whether `name` stands for `value`, a tuple of values or None, from now on or since before."""
+        if _same(bindings.values.setdefault(name, value), value):
+            return True
+        self._fail(bindings, None, "{} stands for two different values", name)
+        return False
+
+    def _absent(self, pattern: Opt, bindings: Bindings) -> bool:
+        names = [part.name for part in walk(pattern.inner) if isinstance(part, Var | Const | Many)]
+        return all(self._bound(name, None, bindings) for name in names if name is not None)
 
     def _constant(self, pattern: Const, value: Value, bindings: Bindings) -> bool:
         data = self.graph.constant(value)
@@ -286,13 +286,18 @@ class _Attempt:
             self._fail(bindings, None, "the constant {} is not {}", Name(self.graph.name(value)), pattern.value)
             return False
         if pattern.name is not None:
-            bindings.values[pattern.name] = value
+            if not self._bound(pattern.name, value, bindings):
+                return False
             bindings.constants[pattern.name] = data
         return True
 
 
 def _same(a: Any, b: Any) -> bool:
-    return a is b or (isinstance(a, Literal) and a == b and type(a.value) is type(b.value))
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, Literal) and isinstance(b, Literal):
+        return a.dtype == b.dtype and repr(a.value) == repr(b.value)  # which tells 1 from 1.0 and -0.0 from 0.0
+    return a is b
 
 
 def is_uniform(data: TensorRef, value: float) -> bool:

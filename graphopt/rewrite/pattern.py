@@ -169,23 +169,29 @@ def build_pattern(method: Callable[..., Any]) -> tuple[OpPattern, ...]:
     roots = roots if isinstance(roots, tuple) else (roots,)
     if not roots or not all(isinstance(r, OpPattern) for r in roots):
         raise RuleError(f"{method.__qualname__} must return op patterns, not {roots!r}")
+    for part in (p for root in roots for p in walk(root)):
+        if any(isinstance(c, Many) for c in children(part)) and not (isinstance(part, OpPattern) and part.arity == 1):
+            raise RuleError(f"{method.__qualname__}: many(...) stands for all operands of an op: give it no other")
     return roots
 
 
 def walk(pattern: Pattern) -> Iterator[Pattern]:
     """`pattern` and everything below it, depth first."""
     yield pattern
+    for child in children(pattern):
+        yield from walk(child)
+
+
+def children(pattern: Pattern) -> tuple[Pattern, ...]:
+    """What `pattern` is directly made of."""
     match pattern:
         case OpPattern():
-            children: tuple[Pattern, ...] = pattern.operands
+            return pattern.operands
         case Opt():
-            children = (pattern.inner,)
+            return (pattern.inner,)
         case AnyOf():
-            children = pattern.alternatives
-        case _:
-            children = ()
-    for child in children:
-        yield from walk(child)
+            return pattern.alternatives
+    return ()
 
 
 def depth(pattern: Pattern) -> int:

@@ -39,7 +39,8 @@ def applied(rule: Rule, scratch: ScratchGraph, root: Node) -> Fragment | None:
         if isinstance(match, NoMatch):
             return None
         journal, ordered = Journal(scratch), sort_nodes(scratch, match)
-        write_match(rule, match, ordered, journal)
+        # What gives another shape here may give the same where sizes are equal, and has to be seen to be wrong.
+        write_match(rule, match, ordered, journal, resized=True)
     except (CannotEmit, Refused, RuleError):
         return None
     made = cut(Change(rule.name, scratch, tuple(ordered), journal, rule.contract, rule, match))

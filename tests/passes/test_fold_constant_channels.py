@@ -172,6 +172,26 @@ def test_a_weight_that_another_reads_stays() -> None:
     assert result.report.kept == []
 
 
+@pytest.mark.parametrize("storage", ["fx", "onnx"])
+@pytest.mark.parametrize(("bias", "expected"), [(12.5, []), (9.0, ["undone"])], ids=["constant", "sum"])
+def test_what_is_infinite_in_its_own_dtype_stays(bias: float, expected: list[str], storage: str) -> None:
+    """exp(12.5) is no float16; exp(9) is, but not 32 times that."""
+    module = silenced(linear(torch.exp), 1)
+    with torch.no_grad():
+        module.first.bias[1] = bias
+        module.second.weight[:, 1] = 32
+    module = module.half()
+    x = torch.zeros(4, 5, dtype=torch.float16)
+    if storage == "onnx":
+        model = torch.onnx.export(module, (x,), dynamo=True, verbose=False).model_proto
+        result = graphopt.optimize(model, PASSES)
+    else:
+        result = graphopt.optimize(module, PASSES, example_inputs=(x,))
+    applied = [a for a in result.report.applications if a.rule == "constant-channels"]
+    assert [a.status for a in applied] == expected
+    assert all("larger than any float16" in a.reason for a in applied)
+
+
 def test_a_wrong_contribution_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     right = fold_constant_channels.Constants.numbers
 

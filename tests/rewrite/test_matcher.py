@@ -221,3 +221,38 @@ def test_an_unbound_name_is_an_attribute_error():
     graph, _ = graph_of("neg")
     with pytest.raises(AttributeError, match="binds no 'y'"):
         _ = match_last(rule_of(lambda self, op, x: op.neg(x)), graph).y
+
+
+def test_a_constant_captured_twice_must_be_one_constant():
+    graph = ScratchGraph()
+    x, low, high = graph.add_input(VECTOR), *(graph.add_constant(weight(v), "c")[0] for v in (0, 1))
+    twice = rule_of(lambda self, op, x, c: op.clamp(x, opt(const(c)), opt(const(c))))
+    for operands in ((low, high), (low, None), (None, low)):
+        graph.append("clamp", x, *operands)
+        assert "c stands for two different values" in match_last(twice, graph).reason
+    graph.append("clamp", x, low, low)
+    assert match_last(twice, graph)
+    graph.append("clamp", x, None, None)
+    assert match_last(twice, graph).c is None
+
+
+def test_zero_and_minus_zero_are_two_values():
+    graph = ScratchGraph()
+    twice = rule_of(lambda self, op, x: op.add(x, x))
+    graph.append("add", Literal(0.0, "float64"), Literal(-0.0, "float64"))
+    assert not match_last(twice, graph)
+    graph.append("add", Literal(-0.0, "float64"), Literal(-0.0, "float64"))
+    assert match_last(twice, graph)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        lambda self, op, x, xs: op.concat(many(xs), x, axis=any_),
+        lambda self, op, xs: op.concat(opt(many(xs)), axis=any_),
+        lambda self, op, x, xs: op.concat(any_of(x, many(xs)), axis=any_),
+    ],
+)
+def test_a_list_beside_others_is_refused_when_the_rule_is_made(pattern):
+    with pytest.raises(RuleError, match="stands for all operands of an op"):
+        rule_of(pattern)

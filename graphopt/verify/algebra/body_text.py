@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import onnx_ir as ir
-
 from graphopt.ir.graph import Graph, Literal, Node, Value
 from graphopt.ir.weights import TensorRef
 from graphopt.verify.fragment import captured
@@ -20,7 +18,13 @@ Label = Callable[[TensorRef], str]
 
 def plain_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes of a node without its bodies."""
-    return {k: v for k, v in fields.items() if not isinstance(v, ir.Graph)}
+    return {k: v for k, v in fields.items() if not _is_body(v)}
+
+
+def _is_body(field: Any) -> bool:
+    import onnx_ir as ir  # Only graphs in which it is loaded have such fields, and importing graphopt loads nothing.
+
+    return isinstance(field, ir.Graph)
 
 
 def captured_by(graph: Graph, node: Node) -> Sequence[Value]:
@@ -38,7 +42,7 @@ def bodies_said(graph: Graph, node: Node, spell: Spell, label: Label) -> str | N
 def _bodies(
     graph: Graph, node: Node, outer: Mapping[Value, str], spell: Spell, label: Label, depth: int
 ) -> str | None:
-    names = [k for k, v in graph.raw_call(node).fields.items() if isinstance(v, ir.Graph)]
+    names = [k for k, v in graph.raw_call(node).fields.items() if _is_body(v)]
     bodies = graph.subgraphs(node)
     if len(names) != len(bodies):
         return None
