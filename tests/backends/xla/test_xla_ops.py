@@ -39,7 +39,6 @@ def test_torch_ops_are_refused_by_name(torch_ops):
     refused = {v.case: v.reason for v in torch_ops if v.outcome == "refused"}
     assert refused == {
         "bernoulli": "no kernel for aten.rand.default",
-        "complex": "no kernel for prims.fft_r2c.default",
         "dropout in training": "no kernel for aten.rand_like.default",
         "randn_like": "no kernel for aten.randn_like.default",
     }
