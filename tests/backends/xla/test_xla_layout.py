@@ -94,7 +94,7 @@ STEPS = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_nets_of_random_steps_are_what_torch_computes(seed):
     choose = np.random.default_rng(seed)
     chosen = [STEPS[i] for i in choose.permutation(len(STEPS))[:7]]
