@@ -96,8 +96,9 @@ STEPS = [
 
 @pytest.mark.parametrize("seed", range(6))
 def test_nets_of_random_steps_are_what_torch_computes(seed):
-    choose = np.random.default_rng(seed)
-    chosen = [STEPS[i] for i in choose.permutation(len(STEPS))[:7]]
+    """Seven of the steps in random order, so that each is in one of the nets."""
+    order = np.roll(np.random.default_rng(0).permutation(len(STEPS)), -4 * seed)
+    chosen = [STEPS[i] for i in order[:7]]
     x = drawn(*((2, 3, 6, 5), (1, 1, 4, 6), (2, 4, 7), (3, 2, 3, 4, 5))[seed % 4])
 
     def net(x):
