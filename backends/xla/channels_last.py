@@ -16,13 +16,8 @@ def convolved(
     x: Any, kernel: Any, bias: Any, stride: Any, pads: Any, *, between: Any = None, dilation: Any, groups: int
 ) -> Any:
     """XLA's convolution of x [N, *spatial, C], `between` - 1 zeros put between its elements, with a kernel
-    [out, in, *kernel]; `pads` are pairs, the bias may be None. A pointwise one is a product of matrices."""
+    [out, in, *kernel]; `pads` are pairs, the bias may be None."""
     n = kernel.ndim - 2
-    once = (1,) * n
-    plain = tuple(stride) == once and groups == 1 and not any(map(any, pads)) and tuple(between or once) == once
-    if kernel.shape[2:] == once and plain:
-        y = jnp.tensordot(x, kernel.reshape(kernel.shape[:2]), (-1, 1))
-        return y if bias is None else y + bias
     axes = tuple(range(1, n + 1))
     last, own = (0, n + 1, *axes), (n + 1, n, *range(n))
     y = jax.lax.conv_general_dilated(
