@@ -12,20 +12,15 @@ from graphopt.axes.analysis import Axes
 from graphopt.axes.free import MOVES
 from graphopt.axes.terms import Axis
 from graphopt.ir.graph import Call, Literal, Node, Value
-from graphopt.ir.ops import OPS
+from graphopt.ir.ops import ELEMENTWISE, OPS
 from graphopt.ir.ops.domain import Float64
 from graphopt.ir.weights import FLOATS, TensorRef, numpy_dtype
 
 Numbers = npt.NDArray[np.float64]
 """One for each index of an axis; NaN where nothing is known."""
 
-ELEMENTWISE = frozenset({
-    "abs", "ceil", "cos", "elu", "erf", "exp", "floor", "gelu", "hard_sigmoid", "hard_swish", "identity", "leaky_relu",
-    "log", "mish", "neg", "reciprocal", "relu", "round", "rsqrt", "sigmoid", "sign", "silu", "sin", "softplus",
-    "softsign", "sqrt", "tanh", "add", "clamp", "div", "maximum", "minimum", "mul", "pow", "prelu", "sub", "equal",
-    "greater", "greater_equal", "less", "less_equal", "not_equal", "where",
-})  # fmt: skip
-"""Ops that treat every element alike; truth values are 0 and 1."""
+ALIKE = ELEMENTWISE - {"cast", "is_nan", "logical_and", "logical_not", "logical_or", "logical_xor", "mod"}
+"""Ops that treat every element alike and compute numbers of numbers; truth values are 0 and 1."""
 SCALED = frozenset({"batch_norm", "group_norm", "instance_norm", "layer_norm"})
 """Norms that multiply by their second operand and add their third."""
 PRODUCTS = {"linear": -1, "matmul": -1, "conv": 1}
@@ -89,7 +84,7 @@ class Constants:
         return np.full(self._size, np.nan)
 
     def _made(self, call: Call, output: Value) -> Numbers:
-        if call.op in ELEMENTWISE or (call.op == "cast" and call.fields["dtype"] in FLOATS):
+        if call.op in ALIKE or (call.op == "cast" and call.fields["dtype"] in FLOATS):
             return self._computed(call, [None if o is None else self.numbers(o, call.node) for o in call.operands])
         if call.op in MOVES:
             having = [o for o in call.operands if o is not None and self._has(o, call.node)]
