@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,11 @@ import numpy as np
 from graphopt.ir.ops.domain import Float64, Tensor
 from graphopt.ir.weights import FLOATS, Array, numpy_dtype
 from graphopt.verify.algebra import field as modular
+from graphopt.verify.algebra.numbers import constant_of, is_infinite, is_number, is_zero
 from graphopt.verify.algebra.numpy_functions import einsum, scattered
-from graphopt.verify.algebra.roots import positive_roots, rational
+from graphopt.verify.algebra.roots import positive_roots
 from graphopt.verify.algebra.tensor import (
     FieldTensor,
-    Lanes,
     Point,
     Undecided,
     joint,
@@ -33,7 +32,7 @@ from graphopt.verify.algebra.tensor import (
     open_facts,
     wider,
 )
-from graphopt.verify.algebra.unknown import keys, same, unknown, unknown_of_set
+from graphopt.verify.algebra.unknown import contains, keys, same, united, unknown, unknown_of_set
 
 _LARGEST_POWER = 64
 
@@ -82,7 +81,7 @@ class Field(Float64):
 
     def exp(self, x: Tensor) -> Tensor:
         x = self._lift(x)
-        if _is_zero(x):
+        if is_zero(x):
             return lift(self.point, np.ones(x.shape))
         found = self._exponential(x) if self.exp_law else unknown("exp", x)
         gone = same(keys(x), keys(minus_infinity(self.point)))
@@ -143,7 +142,7 @@ class Field(Float64):
 
     def _small_exponent(self, y: FieldTensor) -> float | None:
         """The exponent, if it is one small whole or half number."""
-        found = _constant_of(y)
+        found = constant_of(y)
         if found is None or found.denominator > 2 or abs(found) > _LARGEST_POWER:
             return None
         return float(found)
@@ -153,7 +152,7 @@ class Field(Float64):
             return super().abs(x)
         if "abs" in x.fixed:
             return x
-        result = unknown_of_set("abs", _united(keys(x), keys(-x)), x, x)
+        result = unknown_of_set("abs", united(keys(x), keys(-x)), x, x)
         result.fixed = frozenset({"abs"})
         return result
 
@@ -168,9 +167,9 @@ class Field(Float64):
         x, y = self._broadcast(x, y)
         of_x, of_y, lowest = keys(x), keys(y), keys(minus_infinity(self.point))
         kind = "float" if "float" in (x.facts.kind, y.facts.kind) else x.facts.kind
-        found = unknown_of_set("max", _united(of_x, of_y), x, y, kind=kind)
-        x_wins = same(of_x, of_y) | same(of_y, lowest) | _contains(x.least, of_y)
-        y_wins = same(of_x, lowest) | _contains(y.least, of_x)
+        found = unknown_of_set("max", united(of_x, of_y), x, y, kind=kind)
+        x_wins = same(of_x, of_y) | same(of_y, lowest) | contains(x.least, of_y)
+        y_wins = same(of_x, lowest) | contains(y.least, of_x)
         result = self._select(x_wins, x, self._select(y_wins, y, found))
         result.least = (of_x, of_y, *x.least, *y.least)
         return result
@@ -180,7 +179,7 @@ class Field(Float64):
             return super().minimum(x, y)
         result = -self.maximum(-self._lift(x), -self._lift(y))
         for other, cap in ((x, y), (y, x)):
-            if _constant_of(self._lift(cap)) is not None:
+            if constant_of(self._lift(cap)) is not None:
                 result.capped = self._lift(other), self._lift(cap)
         return result
 
@@ -189,7 +188,7 @@ class Field(Float64):
         given = x.capped if isinstance(x, FieldTensor) else None
         if given is None:
             return None
-        least, most = _constant_of(self._lift(low)), _constant_of(given[1])
+        least, most = constant_of(self._lift(low)), constant_of(given[1])
         if least is None or most is None or least > most:
             return None
         result: FieldTensor = self.minimum(self.maximum(given[0], low), given[1])
@@ -279,11 +278,11 @@ class Field(Float64):
             return super().equal(x, y)
         x, y = self._broadcast(x, y)
         of_x, of_y = keys(x), keys(y)
-        if _is_number(x) and _is_number(y):
+        if is_number(x) and is_number(y):
             return same(of_x, of_y)
-        if any(a.facts.finite and self._is_infinite(b) for a, b in ((x, y), (y, x))):
+        if any(a.facts.finite and is_infinite(b) for a, b in ((x, y), (y, x))):
             return np.zeros(x.shape, bool)
-        found = unknown_of_set("equal", _united(of_x, of_y), x, y, kind="bool")
+        found = unknown_of_set("equal", united(of_x, of_y), x, y, kind="bool")
         return self._select(same(of_x, of_y), True, found)
 
     def not_equal(self, x: Tensor, y: Tensor) -> Tensor:
@@ -347,11 +346,6 @@ class Field(Float64):
 
     # ---- helpers ----------------------------------------------------------------------------------------------
 
-    def _is_infinite(self, x: FieldTensor) -> bool:
-        """Whether all elements are the same infinity, which no real number equals."""
-        low = minus_infinity(self.point)
-        return x.size > 0 and any(bool(np.all(same(keys(x), keys(end)))) for end in (low, -low))
-
     def _lift(self, x: Any) -> FieldTensor:
         return x if isinstance(x, FieldTensor) else lift(self.point, x)
 
@@ -407,31 +401,3 @@ for _names in ("log erf sin cos sign", "floor ceil round", "floor_divide trunc_d
 
 def _any(*xs: Any) -> bool:
     return any(isinstance(x, FieldTensor) for x in xs)
-
-
-def _is_zero(x: FieldTensor) -> bool:
-    return x.facts.rational and all(c is None or not np.any(c) for c in x.channels)
-
-
-def _constant_of(x: FieldTensor) -> Fraction | None:
-    """The one rational number that all elements are."""
-    if not x.facts.rational or x.size == 0 or any(c is None or np.ptp(c) for c in x.channels):
-        return None
-    return rational([int(np.ravel(c)[0]) for c in x.channels if c is not None], x.point.moduli)
-
-
-def _is_number(x: FieldTensor) -> bool:
-    """Whether all elements are numbers that do not depend on the point: two that differ there are different ones."""
-    return x.facts.rational or bool(np.all(same(keys(x), keys(minus_infinity(x.point)))))
-
-
-def _united(a: Lanes, b: Lanes) -> list[Array]:
-    """The set of two elements, whichever comes first."""
-    return [modular.mixed(x) + modular.mixed(y) for x, y in zip(a, b, strict=True)]
-
-
-def _contains(known: tuple[Lanes, ...], wanted: Lanes) -> Array:
-    result = np.zeros(np.shape(wanted[0]), bool)
-    for one in known:
-        result = result | same(one, wanted)
-    return result

@@ -30,6 +30,19 @@ def same(a: Lanes, b: Lanes) -> Array:
     return np.asarray((a[0] == b[0]) & (a[1] == b[1]))
 
 
+def united(a: Lanes, b: Lanes) -> list[Array]:
+    """The set of two elements, whichever comes first."""
+    return [modular.mixed(x) + modular.mixed(y) for x, y in zip(a, b, strict=True)]
+
+
+def contains(known: tuple[Lanes, ...], wanted: Lanes) -> Array:
+    """Where what is wanted is among what is known."""
+    result = np.zeros(np.shape(wanted[0]), bool)
+    for one in known:
+        result = result | same(one, wanted)
+    return result
+
+
 def unknown(name: str, *xs: FieldTensor, kind: str = "float") -> FieldTensor:
     """A function of which nothing is known but its name, elementwise on operands that broadcast."""
     words = [keys(x) for x in xs]
