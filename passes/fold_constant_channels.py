@@ -144,9 +144,8 @@ def _bias(axes: Axes, call: Call) -> str:
 
 
 def _fold(axes: Axes, axis: FreeAxis, folds: Sequence[Fold], level: str) -> tuple[bool, Evidence]:
-    journal = Journal(axes.graph)
     checked = level in ("match", "model")
-    try:
+    with Journal(axes.graph) as journal:
         region = next(regions_of(axes, axis.nodes, 0)) if checked else None
         before = None if region is None else run_now(region, axis.nodes, _weights(region), region.outputs)
         edit = _Edit(axes, journal)
@@ -155,10 +154,6 @@ def _fold(axes: Axes, axis: FreeAxis, folds: Sequence[Fold], level: str) -> tupl
         evidence = Evidence("types" if level == "structure" else "none")
         if region is not None and before is not None:
             evidence = _compared(region, axis, before, edit)
-    except BaseException:
-        journal.rollback()
-        raise
-    journal.commit()
     return True, evidence
 
 

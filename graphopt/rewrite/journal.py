@@ -28,6 +28,16 @@ class Journal:
         self.removed: list[Node] = []
         self._undos: list[Undo] = []
 
+    def __enter__(self) -> Journal:
+        """Commits what is written inside, or takes it back if that raises."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self.rollback()
+
     def insert(
         self,
         op: str,

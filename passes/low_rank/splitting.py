@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -150,11 +151,6 @@ def write(graph: Graph, layer: Layer, candidate: Candidate) -> None:
     rule = candidate.split(layer).rule(Approximate())
     node = node_called(graph, layer.name)
     match = rule.match(graph, node)
-    journal = Journal(graph)
-    try:
-        assert isinstance(match, Match)
+    assert isinstance(match, Match)
+    with suppress(CannotEmit, Refused), Journal(graph) as journal:
         write_match(rule, match, [node], journal)
-    except (CannotEmit, Refused):
-        journal.rollback()
-    else:
-        journal.commit()

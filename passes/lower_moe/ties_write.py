@@ -163,16 +163,11 @@ def _branch(name: str, text: str, captured: Mapping[str, Value], prefix: str) ->
 
 
 def _applied(context: Context, found: Choosing) -> tuple[int, Evidence]:
-    journal = Journal(found.graph)
-    try:
+    with Journal(found.graph) as journal:
         _write(found, journal)
         evidence = Evidence("types" if context.verify == "structure" else "none")
         if context.verify in ("match", "model"):
             evidence = _compared(found, journal)
-    except BaseException:
-        journal.rollback()
-        raise
-    journal.commit()
     return found.k, evidence
 
 

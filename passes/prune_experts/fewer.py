@@ -108,9 +108,8 @@ def _use_fewer(of: Candidates, plans: Plans) -> None:
 def trial(model: Model, number: int, edit: Edit) -> Model:
     """A copy of the model, the mixture of that number edited. Raises CannotEmit."""
     copy = model.copy()
-    journal = Journal(copy.main)
-    edit(places_of(mixtures(copy.main)[number]), journal)
-    journal.commit()
+    with Journal(copy.main) as journal:
+        edit(places_of(mixtures(copy.main)[number]), journal)
     copy.refresh()
     return copy
 
@@ -125,13 +124,8 @@ def _applied(of: Candidates, plan: Plan) -> tuple[int, Evidence]:
         if not worst <= 1.0:
             reason = "fewer experts and all of them, as declared, differ by"
             raise Rejected(f"{reason} {worst:.2g} times what rounding may do", evidence)
-    journal = Journal(model.main)
-    try:
+    with Journal(model.main) as journal:
         plan.fewer(places_of(mixtures(model.main)[of.number]), journal)
-    except BaseException:
-        journal.rollback()
-        raise
-    journal.commit()
     return of.load.experts, evidence
 
 
