@@ -54,10 +54,11 @@ class XlaBackend(Backend):
         return _lowered(model, settings)
 
     def lower_program(
-        self, program: Program, *, devices: int = 1, tensor: int = 1, **options: Any
+        self, program: Program, *, devices: int = 1, tensor: int = 1, branches: int = 1, **options: Any
     ) -> CompiledXlaProgram:
         """A `CompiledXlaProgram`: the whole loop compiled as one function. Every op of its graphs has been compared
-        with torch's or onnxruntime's, unless check=False. Its constructor documents `devices` and `tensor`.
+        with torch's or onnxruntime's, unless check=False. Its constructor documents `devices`, `tensor` and
+        `branches`.
 
         Raises:
             PipelineError: unknown option or bad value.
@@ -73,7 +74,7 @@ class XlaBackend(Backend):
         require_jax_for("sampling programs")
         from graphopt.backends.xla.program import CompiledXlaProgram
 
-        return CompiledXlaProgram(program, settings, devices, tensor)
+        return CompiledXlaProgram(program, settings, devices, tensor, branches)
 
 
 def _lowered(model: Any, settings: Any) -> CompiledXla | CompiledLazy:

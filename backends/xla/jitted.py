@@ -22,18 +22,25 @@ if TYPE_CHECKING:
 class Jitted(ABC):
     """Something that XLA compiles at its first call."""
 
-    def __init__(self, function: Callable[[Any, Any], Any], settings: Settings, **options: Any) -> None:
+    def __init__(
+        self,
+        function: Callable[[Any, Any], Any],
+        settings: Settings,
+        divided: Callable[[Any, Any], Any] | None = None,
+        **options: Any,
+    ) -> None:
         """
         Args:
             function: of weights and inputs, pytrees of arrays.
             settings: how it is compiled.
+            divided: the same function as it is compiled here, if it says itself what each device does.
             options: of `jax.jit`.
         """
         self.settings = settings
         self.runtime = jax_runtime()
         """What runs it."""
         self._function = function
-        self._run = jax.jit(function, compiler_options=settings.compiler_options(), **options)
+        self._run = jax.jit(divided or function, compiler_options=settings.compiler_options(), **options)
         self._buckets: Buckets | None = None
 
     @property

@@ -10,10 +10,12 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from graphopt.backends.program_rows import called_bodies, calling_rows
 from graphopt.backends.xla.invariant import without_invariants
 from graphopt.backends.xla.row import RowArithmetic
+from graphopt.backends.xla.sharding import BRANCHES
 from graphopt.ir.weights import Array
 from graphopt.program.body import Known
 from graphopt.program.program import Program
@@ -41,13 +43,46 @@ class SamplingLoop:
         self._arithmetic = RowArithmetic(program)
 
     def __call__(self, weights: Any, feeds: Mapping[str, Any]) -> Any:
+        return self._sampled(weights, feeds, self._conditions(feeds), list)
+
+    def divided(self, mesh: Mesh) -> Callable[[Any, Mapping[str, Any]], Any]:
+        """The same function, where each device along the mesh's axis "branches" has a branch of the guidance: it
+        evaluates prologue, tables and bodies of that alone. Outputs are exchanged once a row, and what follows is the
+        same on all of them. The other axes of the mesh stay XLA's to divide."""
+
+        def everyones(outputs: Sequence[Any]) -> list[Any]:
+            [output] = outputs
+            return list(jax.lax.all_gather(output, BRANCHES))
+
+        def sampled(weights: Any, feeds: Mapping[str, Any]) -> Any:
+            branches, mine = self._conditions(feeds), jax.lax.axis_index(BRANCHES)
+            own = {name: jnp.stack([branch[name] for branch in branches])[mine] for name in branches[0]}
+            return self._sampled(weights, feeds, [own], everyones)
+
+        everywhere = PartitionSpec()
+        return jax.shard_map(
+            sampled, mesh=mesh, in_specs=everywhere, out_specs=everywhere, axis_names={BRANCHES}, check_vma=False
+        )
+
+    def _conditions(self, feeds: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        """Those of each call of the denoiser in a row: one for each branch of the guidance, or one for both."""
         guided = self._program.guidance is not None
-        branches = self._program.interface.branches(feeds, jnp.concatenate, guided=guided)
+        return self._program.interface.branches(feeds, jnp.concatenate, guided=guided)
+
+    def _sampled(
+        self,
+        weights: Any,
+        feeds: Mapping[str, Any],
+        branches: Sequence[Mapping[str, Any]],
+        gather: Callable[[Sequence[Any]], list[Any]],
+    ) -> Any:
+        """The final sample. `branches` are the conditions of the calls that are made here in each row; of their outputs
+        `gather` makes those of all calls."""
         known = {name: [self._before_loop(weights, name, branch) for branch in branches] for name in self._bodies}
 
         def row(state: tuple[Any, ...], scanned: Mapping[str, Any]) -> tuple[tuple[Any, ...], None]:
             seen = self._arithmetic.seen(state, scanned)
-            outputs = self._denoise(weights, known, seen, scanned)
+            outputs = gather(self._denoise(weights, known, seen, scanned))
             prediction = self._arithmetic.prediction(outputs, scanned, feeds)
             return self._arithmetic.next_state(state, prediction, scanned, feeds), None
 

@@ -45,7 +45,9 @@ class CompiledXlaProgram(Jitted):
     result can never be stale.
     """
 
-    def __init__(self, program: Program, settings: Settings, devices: int = 1, tensor: int = 1) -> None:
+    def __init__(
+        self, program: Program, settings: Settings, devices: int = 1, tensor: int = 1, branches: int = 1
+    ) -> None:
         """
         Args:
             program: one whose graphs are torch's or ONNX graphs.
@@ -54,18 +56,20 @@ class CompiledXlaProgram(Jitted):
                 another device and back in every row, as the two halves of the denoiser's batch are divided too; with
                 mode="calls" they stay.
             tensor: how many of these devices have a share each of the weights that can be divided, and compute a share
-                of the same samples; samples are divided over devices / tensor.
+                of the same samples.
+            branches: 2 gives both branches of Guidance(mode="calls") devices of their own, which exchange predictions
+                once a row. Samples are divided over devices / (tensor · branches).
 
         Raises:
             PipelineError: numbers of devices that are no positive integers or do not divide each other.
-            UnsupportedError: fewer devices of the platform; samples or weights that cannot be divided; an op has no
-                kernel, or one that differs from torch or onnxruntime; a condition has the name of another input.
+            UnsupportedError: fewer devices of the platform; samples, weights or branches that cannot be divided; an op
+                has no kernel, or one that differs from torch or onnxruntime; a condition has the name of another input.
         """
         require_names(program)
-        require_divisible(program, devices, tensor)
+        require_divisible(program, devices, tensor, branches)
         self.program = program
         self._numbers = wide_dtype(program.interface.sample.dtype)
-        mesh = mesh_of(settings.platform, devices, tensor)
+        mesh = mesh_of(settings.platform, devices, tensor, branches)
         self._units = units = Units(program)
         self.notes: tuple[str, ...] = ()
         """What was done or found on the way, for a reader."""
@@ -77,9 +81,9 @@ class CompiledXlaProgram(Jitted):
         weights, _ = given
         with exact_types(settings.precision):
             self._weights = [weight_on(*pair) for pair in zip(units.weights, weights, strict=True)]
-        super().__init__(
-            SamplingLoop(program, units.functions), settings, in_shardings=given, out_shardings=result
-        )
+        loop = SamplingLoop(program, units.functions)
+        divided = loop.divided(mesh) if branches > 1 else None
+        super().__init__(loop, settings, divided, in_shardings=given, out_shardings=result)
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
         """The weights, and the inputs by name: `noise`, `initial_scale`, the conditions, and where the program has them

@@ -1,4 +1,5 @@
-"""How a program is divided over several devices: by its samples, by the channels of its weights, or both."""
+"""How a program is divided over several devices: by the branches of its guidance, its samples, the channels of its
+weights, or several of these."""
 
 from __future__ import annotations
 
@@ -13,12 +14,13 @@ from graphopt.errors import PipelineError, UnsupportedError
 from graphopt.program.interface import NEGATIVE
 from graphopt.program.program import Program
 
-SAMPLES, CHANNELS = "samples", "channels"
+BRANCHES, SAMPLES, CHANNELS = "branches", "samples", "channels"
 """The names of the mesh's axes."""
 
 
-def mesh_of(platform: str, devices: int, tensor: int) -> Mesh:
-    """The first `devices` devices of a platform, as rows of `tensor` that have a share of each weight.
+def mesh_of(platform: str, devices: int, tensor: int, branches: int) -> Mesh:
+    """The first `devices` devices of a platform: a group for each of `branches`, in which rows of `tensor` have a
+    share of each weight.
 
     Raises:
         UnsupportedError: there are fewer.
@@ -32,26 +34,41 @@ def mesh_of(platform: str, devices: int, tensor: int) -> Mesh:
         raise UnsupportedError(
             f"backend 'xla': devices={devices}, and platform {platform!r} has {len(found)}{hint * (platform == 'cpu')}"
         )
-    return Mesh(np.asarray(found[:devices]).reshape(-1, tensor), (SAMPLES, CHANNELS))
+    return Mesh(np.asarray(found[:devices]).reshape(branches, -1, tensor), (BRANCHES, SAMPLES, CHANNELS))
 
 
-def require_divisible(program: Program, devices: int, tensor: int) -> None:
+def require_divisible(program: Program, devices: int, tensor: int, branches: int) -> None:
     """
     Raises:
-        PipelineError: a number that is no positive integer, or `tensor` does not divide `devices`.
-        UnsupportedError: the samples of a call cannot be divided.
+        PipelineError: a number that is no positive integer, or `tensor` and `branches` do not divide `devices`.
+        UnsupportedError: the samples of a call cannot be divided, or a row has not as many calls as `branches`.
     """
-    for name, count in (("devices", devices), ("tensor", tensor)):
+    for name, count in (("devices", devices), ("tensor", tensor), ("branches", branches)):
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise PipelineError(f"backend 'xla': {name} is {count!r}, expected a positive integer")
-    if devices % tensor:
-        raise PipelineError(f"backend 'xla': devices={devices} cannot be divided into groups of tensor={tensor}")
-    batch, groups = (program.interface.sample.shape or (1,))[0], devices // tensor
+    _require_branches(program, branches)
+    if devices % (tensor * branches):
+        several = f" for each of branches={branches}" if branches > 1 else ""
+        raise PipelineError(
+            f"backend 'xla': devices={devices} cannot be divided into groups of tensor={tensor}{several}"
+        )
+    batch, groups = (program.interface.sample.shape or (1,))[0], devices // (tensor * branches)
     if not isinstance(batch, int) or batch % groups:
         raise UnsupportedError(
             f"backend 'xla': the sample is {program.interface.sample}, and its first axis cannot be divided over "
             f"{groups} devices; build the program with a batch that is a multiple of {groups}"
         )
+
+
+def _require_branches(program: Program, branches: int) -> None:
+    calls = 1 if program.guidance is None or program.interface.doubled else 2
+    if branches in (1, calls):
+        return
+    hint = "; build it with guidance=Guidance(scale, mode='calls')" if branches == 2 and program.guidance else ""
+    often = "once" if calls == 1 else "twice"
+    raise UnsupportedError(
+        f"backend 'xla': branches={branches}, and the program calls its denoiser {often} in a row{hint}"
+    )
 
 
 def input_shardings(program: Program, mesh: Mesh) -> dict[str, Any]:

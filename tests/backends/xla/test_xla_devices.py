@@ -25,6 +25,7 @@ import graphopt
 from graphopt.backends.xla.arrays import exact_types
 from graphopt.backends.xla.tensor_parallel import divided_dims
 from graphopt.errors import PipelineError, UnsupportedError
+from graphopt.program.guidance import Guidance
 
 DIVIDED = """
 import json, re, sys
@@ -42,40 +43,48 @@ def run(mode, **options):
     return run, run(NOISE, 7, **GUIDED), compiled.cost_analysis()["flops"], compiled.as_text()
 
 found = {}
-for mode, tensors in (("calls", (1, 2)), ("batch", (1,))):
+several = {"samples": {}, "weights": {"tensor": 2}, "branches": {"branches": 2}}
+several["branches and samples"] = {"devices": 4, "branches": 2}
+for mode, kinds in (("calls", list(several)), ("batch", ["samples"])):
     _, alone, whole, _ = run(mode)
-    for tensor in tensors:
-        two, result, flops, text = run(mode, devices=2, tensor=tensor)
+    for kind in kinds:
+        two, result, flops, text = run(mode, **{"devices": 2, **several[kind]})
         exchanges = re.findall(r" (all-[a-z]+|collective-[a-z]+|reduce-scatter)[(-]", text)
-        found[f"{mode} {tensor}"] = [distance(result, alone), flops / whole, exchanges, two.compilations, two.notes]
+        found[f"{mode}: {kind}"] = [distance(result, alone), flops / whole, exchanges, two.compilations, two.notes]
 print(json.dumps(found))
 """
 
 
 @pytest.fixture(scope="module")
 def divided():
-    """For samples divided over two devices, with guidance of both kinds, and for weights: how far the result is from
-    that of one device, what share of the FLOPs each has, what they exchange, compilations and notes."""
+    """For samples divided over two devices, with guidance of both kinds, for weights, for branches of the guidance, and
+    for these with samples over four: how far the result is from that of one device, what share of the FLOPs each has,
+    what they exchange, compilations and notes."""
     folders = [str(Path(__file__).parents[i]) for i in range(3)]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     command = [sys.executable, "-W", "ignore", "-c", DIVIDED, json.dumps(folders)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     return json.loads(printed.splitlines()[-1])
 
 
-def test_two_devices_give_what_one_gives_and_each_computes_half(divided):
-    for difference, share, _, compilations, _ in divided.values():
-        assert difference <= 1e-6 and share < 0.53 and compilations == 1
+def test_several_devices_give_what_one_gives_and_each_computes_its_share(divided):
+    for kind, (difference, share, _, compilations, _) in divided.items():
+        assert difference <= 1e-6 and compilations == 1
+        assert share < (0.28 if kind == "calls: branches and samples" else 0.53)
 
 
 def test_samples_stay_where_they_are_unless_both_branches_are_one_batch(divided):
-    assert divided["calls 1"][2] == []
-    assert divided["batch 1"][2]
+    assert divided["calls: samples"][2] == []
+    assert divided["batch: samples"][2]
 
 
 def test_divided_weights_meet_in_one_sum_for_each_branch(divided):
-    assert set(divided["calls 2"][2]) == {"all-reduce"} and len(divided["calls 2"][2]) <= 2
-    assert divided["calls 2"][4] == ["7 of 8 weights, 99% of the bytes, are divided over 2 devices"]
+    assert set(divided["calls: weights"][2]) == {"all-reduce"} and len(divided["calls: weights"][2]) <= 2
+    assert divided["calls: weights"][4] == ["7 of 8 weights, 99% of the bytes, are divided over 2 devices"]
+
+
+def test_branches_of_the_guidance_exchange_their_predictions_and_nothing_else(divided):
+    assert divided["calls: branches"][2] == ["all-gather"]
 
 
 @cache
@@ -132,6 +141,17 @@ def test_a_batch_that_cannot_be_divided_is_refused():
 def test_groups_have_to_divide_the_devices():
     with pytest.raises(PipelineError, match="devices=3 cannot be divided into groups of tensor=2"):
         program_of(denoiser()).lower("xla", devices=3, tensor=2)
+
+
+@pytest.mark.parametrize(("guidance", "hint"), [(None, "$"), (Guidance(3.0), "; build it with guidance=Guidance")])
+def test_branches_need_as_many_calls_of_the_denoiser(guidance, hint):
+    with pytest.raises(UnsupportedError, match=f"branches=2, and the program calls its denoiser once in a row{hint}"):
+        program_of(denoiser(), guidance).lower("xla", devices=2, branches=2)
+
+
+def test_branches_have_to_divide_the_devices():
+    with pytest.raises(PipelineError, match="devices=3 cannot be divided .* for each of branches=2"):
+        program_of(denoiser(), Guidance(3.0, "calls")).lower("xla", devices=3, branches=2)
 
 
 @pytest.mark.parametrize("devices", [0, "two"])
