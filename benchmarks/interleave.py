@@ -49,7 +49,7 @@ def interleave(
     *,
     rounds: int,
     warm_up: int = 1,
-    rest: float = 0.0,
+    lead: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Run every candidate `warm_up + rounds` times in turn and return the timings of the last `rounds`.
@@ -58,16 +58,17 @@ def interleave(
         candidates: what makes the job to be timed, by name.
         rounds: timed runs of each candidate.
         warm_up: rounds that are run first and dropped.
-        rest: seconds of sleep before each run: threads of the run before it may go on spinning for a while.
+        lead: how often a candidate is run right before each timed run, not timed: threads of the candidate before it
+            may go on spinning for a while, and its own may have gone to sleep.
         clock: seconds; `time.process_time` counts this process's work only.
     """
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
     for number in range(warm_up + rounds):
         for name in reversed(names) if number % 2 else names:
-            job = candidates[name]()
-            time.sleep(rest)
-            seconds = _time(job, clock)
+            for _ in range(lead):
+                candidates[name]()()
+            seconds = _time(candidates[name](), clock)
             if number >= warm_up:
                 samples[name].append(seconds)
     return {name: Timing(tuple(taken)) for name, taken in samples.items()}

@@ -190,7 +190,7 @@ def main(
             candidates["graphopt, xla, two devices"] = ours_by_two_devices(case)
         expected = candidates["diffusers + torch"]()
         errors = {n: relative(expected, run()) for n, run in candidates.items()}
-        timings = interleave({n: always(run) for n, run in candidates.items()}, rounds=rounds, rest=0.05)
+        timings = interleave({n: always(run) for n, run in candidates.items()}, rounds=rounds, lead=1)
         console.print(table(case, timings, errors, rounds, threads))
 
 

@@ -31,6 +31,23 @@ def test_every_round_runs_each_candidate_once_in_alternating_order_and_drops_the
     assert timings == {"a": Timing((1.0, 1.0)), "b": Timing((2.0, 2.0))}
 
 
+def test_a_candidate_may_lead_in_with_runs_that_are_not_timed():
+    clock, order = Clock(), []
+
+    def colder_after_another(name):
+        def job():
+            clock.now += 1.0 if order[-1:] == [name] else 5.0
+            order.append(name)
+
+        return always(job)
+
+    jobs = {name: colder_after_another(name) for name in "ab"}
+    timings = interleave(jobs, rounds=1, warm_up=0, lead=2, clock=clock)
+
+    assert order == ["a"] * 3 + ["b"] * 3
+    assert timings == {"a": Timing((1.0,)), "b": Timing((1.0,))}
+
+
 def test_making_a_job_is_not_timed():
     clock = Clock()
 
