@@ -33,8 +33,8 @@ from graphopt.tools.digits.sampling import noise
 
 STEPS = 20
 SCALE = 7.5
-BOTH_HALVES = ("split-concats", "share-guidance")
-PASSES = (*BOTH_HALVES, "hoist", "batch-tables", "fuse-attention", "clean-up")
+CONVOLUTIONS = ("fuse-upsampling", "split-concats")
+PASSES = (*CONVOLUTIONS, "share-guidance", "hoist", "batch-tables", "fuse-attention", "clean-up")
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -137,14 +137,14 @@ def ours(case: Case, threads: int, passes: Sequence[str], form: str = "auto") ->
 
 
 def ours_by_xla(case: Case) -> Callable[[], torch.Tensor]:
-    optimized = graphopt.optimize(_program(case), passes=[*BOTH_HALVES, "hoist", "batch-tables"])
+    optimized = graphopt.optimize(_program(case), passes=[*CONVOLUTIONS, "share-guidance", "hoist", "batch-tables"])
     return _request(case, optimized.lower("xla"))
 
 
 def ours_by_two_devices(case: Case) -> Callable[[], torch.Tensor]:
     """Each branch of the guidance on a device of its own, so that they share nothing."""
     program = _program(case, Guidance(SCALE, "calls"))
-    optimized = graphopt.optimize(program, passes=["split-concats", "hoist", "batch-tables"])
+    optimized = graphopt.optimize(program, passes=[*CONVOLUTIONS, "hoist", "batch-tables"])
     return _request(case, optimized.lower("xla", devices=2, branches=2))
 
 
