@@ -60,9 +60,10 @@ class SamplingLoop:
             return self._sampled(weights, feeds, [own], everyones)
 
         everywhere = PartitionSpec()
-        return jax.shard_map(
+        divided: Callable[[Any, Mapping[str, Any]], Any] = jax.shard_map(
             sampled, mesh=mesh, in_specs=everywhere, out_specs=everywhere, axis_names={BRANCHES}, check_vma=False
         )
+        return divided
 
     def _conditions(self, feeds: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         """Those of each call of the denoiser in a row: one for each branch of the guidance, or one for both."""
