@@ -199,6 +199,15 @@ def _conv(s: _Sampler, pattern: OpPattern, type_: TensorType) -> Wanted:
     return _floats(type_, (batch, given, *sizes), weight, (made,)), fields
 
 
+def _resize(s: _Sampler, pattern: OpPattern, type_: TensorType) -> Wanted:
+    """Space by divisors of what it is to be."""
+    batch, channels, *spatial = _shape(type_)
+    factors = [s.rng.choice([f for f in range(1, n + 1) if n % f == 0]) for n in spatial]
+    fields = {"scales": (1.0, 1.0, *map(float, factors)), "mode": "nearest"}
+    sizes = [n // f for n, f in zip(spatial, factors, strict=True)]
+    return _floats(type_, (batch, channels, *sizes)), fields | {"coordinates": "asymmetric", "nearest": "floor"}
+
+
 def _floats(type_: TensorType, *shapes: tuple[int, ...]) -> list[TensorType]:
     return [TensorType(type_.dtype, shape) for shape in shapes]
 
@@ -327,5 +336,5 @@ _OPERANDS: dict[str, Callable[[_Sampler, OpPattern, TensorType], Wanted]] = {
     "attention": _attention, "transpose": _transpose, "reshape": _reshape, "unsqueeze": _unsqueeze,
     "squeeze": _squeeze, "slice": _slice, "concat": _concat, "expand": _expand, "cast": _cast, "where": _where,
     "einsum": _einsum, "split": _split, "pad": _pad, "tile": _tile, "clamp": _scalars,
-    "is_nan": _compared, "logical_not": _logical,
+    "resize": _resize, "is_nan": _compared, "logical_not": _logical,
 }  # fmt: skip
