@@ -119,7 +119,8 @@ class Shared:
         """Whether any value has a quantization annotation: then, and only then, edits look for them."""
         self.fresh: set[ir.Value] = set()
         """Values that edits have written and that have not taken over the name of another one."""
-        self._given: dict[ir.Value, TensorType] = {}
+        self._given: dict[ir.Value, TensorType | None] = {}
+        """None stands for what the model declares, which is read when it is asked for."""
         self._inferred: dict[ir.Value, TensorType] = {}
         self._types: dict[ir.Value, TensorType | None] = {}
         self._tensors: dict[ir.Node, ir.TensorProtocol | None] = {}
@@ -131,7 +132,7 @@ class Shared:
         """What is known of the type of `value`: declared in the model, inferred, or given by whoever wrote
         it."""
         known = self._types.get(value)
-        if known is None:
+        if known is None and value not in self._types:
             known = self._types[value] = self._find_type(value)
         return known
 
@@ -159,11 +160,12 @@ class Shared:
             self._given[value] = type_
 
     def given_type(self, value: ir.Value) -> TensorType | None:
-        return self._given.get(value)
+        known = self._given.get(value)
+        return dtypes.declared_type(value) if known is None and value in self._given else known
 
     def known_of(self, value: ir.Value) -> tuple[TensorType | None, TensorType | None]:
         """What was given and what was inferred of `value`."""
-        return self._given.get(value), self._inferred.get(value)
+        return self.given_type(value), self._inferred.get(value)
 
     def know(self, value: ir.Value, known: tuple[TensorType | None, TensorType | None]) -> None:
         """Let this be what was given and what was inferred, until types are inferred anew."""
@@ -177,10 +179,14 @@ class Shared:
     def inherit_type(self, new: ir.Value, old: ir.Value) -> None:
         """Note that `new`, which was declared as `old` is, has the type of `old`: inferred types hold for it too, and
         so does what a contradiction between the two took away."""
-        type_ = self.type(old)
-        self.give_type(new, type_)
-        if type_ is not None:
-            self._types[new] = type_
+        if old in self._types or old in self._given or old in self._inferred or old.producer() is None:
+            type_ = self.type(old)
+            self.give_type(new, type_)
+            if type_ is not None:
+                self._types[new] = type_
+        else:  # The declaration, which is that of `new` by now, is all there is.
+            self._types.pop(new, None)
+            self._given[new] = None
 
     def set_inferred(self, types: Mapping[ir.Value, TensorType]) -> None:
         """Take the result of shape inference; everything read before is read anew."""
@@ -226,11 +232,12 @@ class Shared:
     # ---- forgetting --------------------------------------------------------------------------------------
 
     def forget_value(self, value: ir.Value) -> None:
-        for known in (self._given, self._inferred, self._types):
-            known.pop(value, None)
+        self._given.pop(value, None)
+        self._inferred.pop(value, None)
+        self._types.pop(value, None)
         self.fresh.discard(value)
-        if value.const_value is not None:
-            self._refs.pop(value.const_value, None)
+        if (tensor := value.const_value) is not None:
+            self._refs.pop(tensor, None)
 
     def forget_node(self, node: ir.Node) -> None:
         self.calls.pop(node, None)
