@@ -119,8 +119,10 @@ class Shared:
         """Whether any value has a quantization annotation: then, and only then, edits look for them."""
         self.fresh: set[ir.Value] = set()
         """Values that edits have written and that have not taken over the name of another one."""
-        self._given: dict[ir.Value, TensorType | None] = {}
-        """None stands for what the model declares, which is read when it is asked for."""
+        self._given: dict[ir.Value, TensorType] = {}
+        self._inherited: dict[ir.Value, TensorType | None] = {}
+        """What was inferred of the value whose declaration a value took over: with that it is what is given, which
+        few ask for."""
         self._inferred: dict[ir.Value, TensorType] = {}
         self._types: dict[ir.Value, TensorType | None] = {}
         self._tensors: dict[ir.Node, ir.TensorProtocol | None] = {}
@@ -137,7 +139,9 @@ class Shared:
         return known
 
     def _find_type(self, value: ir.Value) -> TensorType | None:
-        result = self._given.get(value)
+        result = self.given_type(value)
+        if result is not None and value in self._inherited and value not in self._inferred:
+            return result  # Less than is declared, where what was inferred contradicted it.
         if value.type is not None or value not in self.fresh:  # What an edit has written need not be looked at closely.
             result = dtypes.merged(result, dtypes.declared_type(value))
         if (inferred := self._inferred.get(value)) is not None:
@@ -154,6 +158,7 @@ class Shared:
     def give_type(self, value: ir.Value, type_: TensorType | None) -> None:
         """Note a type without declaring it in the model, so that saving does not write it."""
         self._types.pop(value, None)
+        self._inherited.pop(value, None)
         if type_ is None:
             self._given.pop(value, None)
         else:
@@ -161,7 +166,9 @@ class Shared:
 
     def given_type(self, value: ir.Value) -> TensorType | None:
         known = self._given.get(value)
-        return dtypes.declared_type(value) if known is None and value in self._given else known
+        if known is None and value in self._inherited:
+            known = dtypes.merged(dtypes.declared_type(value), self._inherited[value])
+        return known
 
     def known_of(self, value: ir.Value) -> tuple[TensorType | None, TensorType | None]:
         """What was given and what was inferred of `value`."""
@@ -179,14 +186,15 @@ class Shared:
     def inherit_type(self, new: ir.Value, old: ir.Value) -> None:
         """Note that `new`, which was declared as `old` is, has the type of `old`: inferred types hold for it too, and
         so does what a contradiction between the two took away."""
-        if old in self._types or old in self._given or old in self._inferred or old.producer() is None:
+        known = old in self._types or old in self._given or old in self._inherited
+        if known or new in self._inferred or self.tensor(old) is not None:
             type_ = self.type(old)
             self.give_type(new, type_)
             if type_ is not None:
                 self._types[new] = type_
-        else:  # The declaration, which is that of `new` by now, is all there is.
-            self._types.pop(new, None)
-            self._given[new] = None
+        else:
+            self.give_type(new, None)
+            self._inherited[new] = self._inferred.get(old)
 
     def set_inferred(self, types: Mapping[ir.Value, TensorType]) -> None:
         """Take the result of shape inference; everything read before is read anew."""
@@ -233,6 +241,7 @@ class Shared:
 
     def forget_value(self, value: ir.Value) -> None:
         self._given.pop(value, None)
+        self._inherited.pop(value, None)
         self._inferred.pop(value, None)
         self._types.pop(value, None)
         self.fresh.discard(value)

@@ -93,8 +93,11 @@ class OnnxGraph(Graph):
         return [value if value.name else None for value in node.outputs]
 
     def operand_keys(self, node: ir.Node) -> tuple[str, ...]:
-        producers = [value.producer() for value in node.inputs if value is not None]
-        return tuple([self.key(p) for p in producers if p is not None and p.graph is self.ir])
+        graph, keys = self.ir, []
+        for value in node.inputs:
+            if value is not None and (p := value.producer()) is not None and p.graph is graph:
+                keys.append(self._keys.get((p.domain, p.op_type)) or self.key(p))
+        return tuple(keys)
 
     def readers(self, node: ir.Node) -> Sequence[ir.Node]:
         return [user for value in node.outputs for user, _ in value.uses()]
