@@ -178,4 +178,7 @@ class PlainWriter:
         """Whether the call is certain to be this op with these operands as they are."""
         if fields or opset < self.since or len(operands) != self.operands:
             return False
-        return len([o for o in operands if isinstance(o, ir.Value)]) == self.operands
+        for operand in operands:  # noqa: SIM110  # a generator costs as much again
+            if not isinstance(operand, ir.Value):
+                return False
+        return True

@@ -7,6 +7,7 @@ uses, names and types, and removes what was written.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -110,7 +111,9 @@ def _write_node(
     name = names.fresh(hint)
     outputs = [ir.Value(name=names.fresh(f"{hint}_output")) for _ in draft.outputs]
     node = ir.Node(draft.domain, draft.op_type, inputs, attributes, outputs=outputs, name=name)
-    _put_before(region, before, node)
+    region.ir.insert_before(before, node)
+    region.position_before(before, node)
+    region.shared.fresh.update(outputs)
     journal.on_undo(delete_node, region, node)
     values.update(zip(draft.outputs, outputs, strict=True))
     return node
@@ -130,21 +133,17 @@ def write_plain(
     name = names.fresh(hint)
     output = ir.Value(name=names.fresh(f"{hint}_output"))
     node = ir.Node("", op_type, operands, outputs=(output,), name=name)
-    _put_before(region, before, node)
-    if types:
-        region.shared.give_type(output, types[0])
-
-    def undo() -> None:
-        delete_node(region, node)
-        names.release_since(mark)
-
-    return [output], [node], undo
-
-
-def _put_before(region: OnnxGraph, before: ir.Node, node: ir.Node) -> None:
     region.ir.insert_before(before, node)
     region.position_before(before, node)
-    region.shared.fresh.update(node.outputs)
+    region.shared.fresh.add(output)
+    if types:
+        region.shared.give_type(output, types[0])
+    return [output], [node], partial(_delete_plain, region, node, mark)
+
+
+def _delete_plain(region: OnnxGraph, node: ir.Node, mark: int) -> None:
+    delete_node(region, node)
+    region.shared.names.release_since(mark)
 
 
 def _attribute(name: str, value: Any) -> ir.Attr:
@@ -346,9 +345,11 @@ def _append_identity(region: OnnxGraph, old: ir.Value, new: ir.Value, journal: J
 
 def _take_over(shared: Shared, old: ir.Value, new: ir.Value, journal: Journal) -> None:
     """Give `new` the name, the declared type and the documentation of `old`, whose name becomes that of `new`."""
+    name, taken = new.name, old.name
     fresh = new in shared.fresh
-    journal.on_undo(_restore, shared, old, new, fresh, _state(shared, old, new, fresh))
-    old.name, new.name = new.name, old.name
+    said = None if fresh else _said(new)  # A fresh value is named and no more.
+    journal.on_undo(_restore, shared, old, new, (taken, name, said, shared.given_type(new)))
+    old.name, new.name = name, taken
     if fresh:
         shared.fresh.discard(new)
         _inherit_provenance(old, new, journal)
@@ -361,24 +362,22 @@ def _take_over(shared: Shared, old: ir.Value, new: ir.Value, journal: Journal) -
         new.meta[QUANTIZATION] = known[QUANTIZATION]
 
 
-def _state(shared: Shared, old: ir.Value, new: ir.Value, fresh: bool) -> tuple[Any, ...]:
-    """What taking over may change of `old` and `new`; a fresh value is named and no more."""
-    if fresh:
-        return old.name, new.name, None, None, None, {}, None, shared.given_type(new)
-    properties, annotation = dict(new.metadata_props), new.meta.get(QUANTIZATION)
-    return old.name, new.name, new.type, new.shape, new.doc_string, properties, annotation, shared.given_type(new)
+def _said(value: ir.Value) -> tuple[Any, ...]:
+    """What the model says of `value` and taking over may change."""
+    return value.type, value.shape, value.doc_string, dict(value.metadata_props), value.meta.get(QUANTIZATION)
 
 
-def _restore(shared: Shared, old: ir.Value, new: ir.Value, fresh: bool, state: tuple[Any, ...]) -> None:
+def _restore(shared: Shared, old: ir.Value, new: ir.Value, state: tuple[Any, ...]) -> None:
     """Give both their names back and make `new` what it was."""
-    old.name, new.name, new.type, new.shape, new.doc_string, properties, annotation, given = state
+    old.name, new.name, said, given = state
+    new.type, new.shape, new.doc_string, properties, annotation = said or (None, None, None, {}, None)
     new.metadata_props.clear()
     new.metadata_props.update(properties)
     new.meta.pop(QUANTIZATION, None)
     if annotation is not None:
         new.meta[QUANTIZATION] = annotation
     shared.give_type(new, given)
-    if fresh:
+    if said is None:
         shared.fresh.add(new)
 
 
@@ -387,9 +386,10 @@ def _inherit_type(shared: Shared, old: ir.Value, new: ir.Value) -> None:
     if given is not None and (known := dtypes.declared_type(old)) and not dtypes.agrees(known, given):
         dtypes.set_type(new, given)
     elif declared is not None:
-        new.type, new.shape = declared, old.shape
-        if old.shape is not None and (old.producer() is None or old.uses()):  # It stays, so each has its own.
-            new.shape = old.shape.copy()
+        shape = old.shape
+        if shape is not None and (old.uses() or old.producer() is None):  # It stays, so each has its own.
+            shape = shape.copy()
+        new.type, new.shape = declared, shape
     if given is not None or declared is None:
         # What is only inferred of `old` holds for `new` as well, as far as the rewrite says nothing itself.
         shared.give_type(new, given or shared.type(old))

@@ -120,6 +120,9 @@ class Shared:
         self.fresh: set[ir.Value] = set()
         """Values that edits have written and that have not taken over the name of another one."""
         self._given: dict[ir.Value, TensorType] = {}
+        self._inherited: dict[ir.Value, TensorType | None] = {}
+        """What was inferred of the value whose declaration a value took over: with that it is what is given, which
+        few ask for."""
         self._inferred: dict[ir.Value, TensorType] = {}
         self._types: dict[ir.Value, TensorType | None] = {}
         self._tensors: dict[ir.Node, ir.TensorProtocol | None] = {}
@@ -131,12 +134,14 @@ class Shared:
         """What is known of the type of `value`: declared in the model, inferred, or given by whoever wrote
         it."""
         known = self._types.get(value)
-        if known is None:
+        if known is None and value not in self._types:
             known = self._types[value] = self._find_type(value)
         return known
 
     def _find_type(self, value: ir.Value) -> TensorType | None:
-        result = self._given.get(value)
+        result = self.given_type(value)
+        if result is not None and value in self._inherited and value not in self._inferred:
+            return result  # Less than is declared, where what was inferred contradicted it.
         if value.type is not None or value not in self.fresh:  # What an edit has written need not be looked at closely.
             result = dtypes.merged(result, dtypes.declared_type(value))
         if (inferred := self._inferred.get(value)) is not None:
@@ -153,17 +158,21 @@ class Shared:
     def give_type(self, value: ir.Value, type_: TensorType | None) -> None:
         """Note a type without declaring it in the model, so that saving does not write it."""
         self._types.pop(value, None)
+        self._inherited.pop(value, None)
         if type_ is None:
             self._given.pop(value, None)
         else:
             self._given[value] = type_
 
     def given_type(self, value: ir.Value) -> TensorType | None:
-        return self._given.get(value)
+        known = self._given.get(value)
+        if known is None and value in self._inherited:
+            known = dtypes.merged(dtypes.declared_type(value), self._inherited[value])
+        return known
 
     def known_of(self, value: ir.Value) -> tuple[TensorType | None, TensorType | None]:
         """What was given and what was inferred of `value`."""
-        return self._given.get(value), self._inferred.get(value)
+        return self.given_type(value), self._inferred.get(value)
 
     def know(self, value: ir.Value, known: tuple[TensorType | None, TensorType | None]) -> None:
         """Let this be what was given and what was inferred, until types are inferred anew."""
@@ -177,10 +186,15 @@ class Shared:
     def inherit_type(self, new: ir.Value, old: ir.Value) -> None:
         """Note that `new`, which was declared as `old` is, has the type of `old`: inferred types hold for it too, and
         so does what a contradiction between the two took away."""
-        type_ = self.type(old)
-        self.give_type(new, type_)
-        if type_ is not None:
-            self._types[new] = type_
+        known = old in self._types or old in self._given or old in self._inherited
+        if known or new in self._inferred or self.tensor(old) is not None:
+            type_ = self.type(old)
+            self.give_type(new, type_)
+            if type_ is not None:
+                self._types[new] = type_
+        else:
+            self.give_type(new, None)
+            self._inherited[new] = self._inferred.get(old)
 
     def set_inferred(self, types: Mapping[ir.Value, TensorType]) -> None:
         """Take the result of shape inference; everything read before is read anew."""
@@ -226,11 +240,13 @@ class Shared:
     # ---- forgetting --------------------------------------------------------------------------------------
 
     def forget_value(self, value: ir.Value) -> None:
-        for known in (self._given, self._inferred, self._types):
-            known.pop(value, None)
+        self._given.pop(value, None)
+        self._inherited.pop(value, None)
+        self._inferred.pop(value, None)
+        self._types.pop(value, None)
         self.fresh.discard(value)
-        if value.const_value is not None:
-            self._refs.pop(value.const_value, None)
+        if (tensor := value.const_value) is not None:
+            self._refs.pop(tensor, None)
 
     def forget_node(self, node: ir.Node) -> None:
         self.calls.pop(node, None)

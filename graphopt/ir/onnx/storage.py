@@ -79,10 +79,11 @@ class OnnxGraph(Graph):
 
     def read_with(self, node: ir.Node, facts: Facts) -> Call | Unreadable:
         """`node` in the vocabulary as far as `facts` tell of its operands, who may know more than the file does."""
-        reader = self.shared.readers.get((node.domain, node.op_type))
+        domain = node.domain
+        reader = self.shared.readers.get((domain, node.op_type))
         if reader is None:
             return Unreadable(f"{self.raw_name(node)} is not in the vocabulary")
-        return reader(node, self.opsets.get(node.domain, 1) if node.domain else self.opset, facts)
+        return reader(node, self.opsets.get(domain, 1) if domain else self.opset, facts)
 
     def raw_call(self, node: ir.Node) -> Call:
         fields = {name: attribute.value for name, attribute in node.attributes.items()}
@@ -93,8 +94,11 @@ class OnnxGraph(Graph):
         return [value if value.name else None for value in node.outputs]
 
     def operand_keys(self, node: ir.Node) -> tuple[str, ...]:
-        producers = [value.producer() for value in node.inputs if value is not None]
-        return tuple([self.key(p) for p in producers if p is not None and p.graph is self.ir])
+        graph, keys = self.ir, []
+        for value in node.inputs:
+            if value is not None and (p := value.producer()) is not None and p.graph is graph:
+                keys.append(self._keys.get((p.domain, p.op_type)) or self.key(p))
+        return tuple(keys)
 
     def readers(self, node: ir.Node) -> Sequence[ir.Node]:
         return [user for value in node.outputs for user, _ in value.uses()]
@@ -138,7 +142,8 @@ class OnnxGraph(Graph):
 
     def node_name(self, node: ir.Node) -> str:
         if self._ambiguous is None:
-            count = Counter([n.name for n in self.ir])
+            names = [n.name for n in self.ir]
+            count = Counter(names) if len(set(names)) < len(names) else {}
             self._ambiguous = frozenset(name for name, times in count.items() if name and times > 1)
         own = node.name
         if own and own not in self._ambiguous:

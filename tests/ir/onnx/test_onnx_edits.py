@@ -9,6 +9,7 @@ from onnx import numpy_helper
 from onnx_helpers import parse, run, same
 
 from graphopt.ir.graph import CannotEmit, Literal, TensorType
+from graphopt.ir.onnx.dtypes import declared_type
 from graphopt.ir.onnx.load import load_onnx
 from graphopt.ir.weights import ArrayRef
 
@@ -306,3 +307,22 @@ def test_what_inference_finds_of_a_value_between_two_written_ones_is_known():
     region.remove(nodes["a"])
     model.refresh()
     assert region.type(inner) == region.type(new) == TensorType("float32", (2, 3))
+
+
+@pytest.mark.parametrize("declared", ["float[2,3]", "float[N,3]", "float[5,3]", "float[6]", "double[2,3]"])
+def test_written_value_has_the_type_that_was_known_of_what_it_replaces(declared: str):
+    """Declared, inferred, or less than either where they contradict each other; and so has what replaces it in turn."""
+    text = f"g (float[2,3] x) => (float[2,3] y) <{declared} a> {{ a = Relu(x)  y = Neg(a) }}"
+    _, asked, nodes = load(text)
+    expected = asked.type(nodes["a"].outputs[0])
+    _, region, nodes = load(text)
+    old, undos = nodes["a"].outputs[0], []
+    for op in ("abs", "sigmoid"):
+        (new,), _, undo = region.insert(op, [region.inputs()[0]], {}, before=nodes["a"], types=())
+        assert region.type(new) is None
+        undos += [undo, region.replace(old, new)]
+        old = new
+    assert region.type(old) == (expected or declared_type(old))
+    for undo in reversed(undos):
+        undo()
+    assert region.type(nodes["a"].outputs[0]) == expected
