@@ -123,10 +123,15 @@ class FxGraph(Graph):
     def users(self, value: Value) -> Sequence[Node]:
         if isinstance(value, Literal):
             return ()
-        users = value.users
+        users = [u for u in value.users if u.op == "call_function"]
         if len(users) > 1:
-            return sorted([u for u in users if u.op == "call_function"])
-        return [u for u in users if u.op == "call_function"]
+            users.sort()
+        return users
+
+    def readers(self, node: Node) -> Sequence[Node]:
+        value = node.meta.get("val")
+        # Nearly every node has one output, which is the node itself.
+        return super().readers(node) if isinstance(value, (tuple, list)) else self.users(node)
 
     def is_unread(self, node: Node) -> bool:
         # What has several outputs is read by the getitem nodes that are these outputs.
@@ -338,9 +343,10 @@ class FxGraph(Graph):
         return undo
 
     def remove(self, node: Node) -> None:
-        for user in list(node.users):
-            if user.target is operator.getitem:
-                self._erase(user)
+        if node.users:
+            for user in list(node.users):
+                if user.target is operator.getitem:
+                    self._erase(user)
         self._erase(node)
 
     def unused_weights(self) -> list[fx.Node]:

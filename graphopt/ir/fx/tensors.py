@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -121,4 +122,10 @@ def type_of(value: Any) -> TensorType | None:
     if not isinstance(value, torch.Tensor):
         return None
     name = DTYPE_NAMES.get(value.dtype)
-    return None if name is None or value.is_sparse else TensorType(name, dims_of(value.shape))
+    return None if name is None or value.is_sparse else _tensor_type(name, dims_of(value.shape))
+
+
+@lru_cache(maxsize=4096)
+def _tensor_type(dtype: str, shape: tuple[Dim, ...]) -> TensorType:
+    """Equal types are one object, found in less time than it takes to make another."""
+    return TensorType(dtype, shape)
