@@ -21,6 +21,7 @@ from graphopt.ir.graph import Branches, Call, CannotEmit, Graph, Literal, Node, 
 from graphopt.ir.weights import FLOATS, Array, TensorRef
 
 _IDENTITY = torch.ops.aten.clone.default
+_set_attribute = object.__setattr__
 _PROVENANCE = ("stack_trace", "nn_module_stack", "from_node", "torch_fn")
 
 
@@ -388,11 +389,12 @@ class FxGraph(Graph):
         before: fx.Node,
     ) -> fx.Node:
         """A new node in front of `before` that computes `value` and comes from where `origin` comes from."""
-        # The arguments are set afterwards: `create_node` searches those that it is given for symbolic numbers.
+        # The arguments are set afterwards: `create_node` searches those that it is given for symbolic numbers. They
+        # are set as the descriptors do it: fx sorts a node in again, by its target, whatever attribute is assigned.
         node = self.graph.create_node("call_function", target, name=self.target(target).short_name)
-        node.args = args
+        _set_attribute(node, "args", args)
         if kwargs:
-            node.kwargs = kwargs
+            _set_attribute(node, "kwargs", kwargs)
         before.prepend(node)
         meta, known = node.meta, origin.meta
         for key in _PROVENANCE:
