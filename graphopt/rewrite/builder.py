@@ -66,7 +66,7 @@ class Builder:
     def _values(self, op: str, operands: tuple[Any, ...]) -> list[Value | None]:
         values: list[Value | None] = []
         for given in operands:
-            kind = _kind(type(given))
+            kind = _kind(given.__class__)
             if kind is _NUMBERS:
                 raise RuleError(
                     f"build.{op} is given a {type(given).__name__}; expected values of the graph and TensorRefs; "

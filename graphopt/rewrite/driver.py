@@ -204,7 +204,7 @@ class Driver:
         self._push(nodes)
         readers = self.graph.readers
         for _ in range(1, self.reach):
-            nodes = list(dict.fromkeys([reader for node in nodes for reader in readers(node)]))
+            nodes = [reader for node in dict.fromkeys(nodes) for reader in readers(node)]
             self._push(nodes)
 
 

@@ -143,12 +143,12 @@ class FxGraph(Graph):
         return not isinstance(value, Literal) and self.output_node in value.users
 
     def type(self, value: Value) -> TensorType | None:
-        found = self._types.get(value)
-        if found is None:
+        try:
+            return self._types[value]
+        except KeyError:
             if isinstance(value, Literal):
                 return TensorType(value.dtype, ())
-            found = self._types[value] = type_of(value.meta.get("val"))
-        return found
+            return self._types.setdefault(value, type_of(value.meta.get("val")))
 
     def constant(self, value: Value) -> TensorRef | None:
         if isinstance(value, Literal):
