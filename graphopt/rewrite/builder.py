@@ -91,19 +91,21 @@ def _kind(given: type) -> Any:
 
 def _writer(spec: Op) -> Callable[..., Any]:
     """The method of `Builder` that writes an op of the vocabulary."""
-    op, arity = spec.name, 0 if spec.variadic else len(spec.operands)
+    op, has_fields, arity = spec.name, bool(spec.fields), 0 if spec.variadic else len(spec.operands)
 
     def write(self: Builder, *operands: Any, like: Value | TensorType | None = None, **fields: Any) -> Any:
-        complete, values = _complete(spec, fields), self._values(op, operands)
+        if has_fields or fields:
+            _complete(spec, fields)
+        values = self._values(op, operands)
         if len(values) < arity:
             values += [None] * (arity - len(values))
-        return self._write(op, values, complete, like)
+        return self._write(op, values, fields, like)
 
     return write
 
 
 def _complete(spec: Op, fields: dict[str, Any]) -> dict[str, Any]:
-    """`fields` and the defaults of those that are not given."""
+    """`fields`, to which the defaults of those that are not given are added."""
     for name, default in spec.fields.items():
         if name in fields:
             continue

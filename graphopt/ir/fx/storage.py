@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,7 +99,8 @@ class FxGraph(Graph):
     def call(self, node: Node) -> Call | Unreadable:
         found = self._calls.get(node)
         if found is None:
-            found = self._calls[node] = read(self, node, self.target(node.target))
+            target = self._targets.get(id(node.target)) or self.target(node.target)
+            found = self._calls[node] = read(self, node, target)
         return found
 
     def raw_call(self, node: Node) -> Call:
@@ -262,22 +264,22 @@ class FxGraph(Graph):
         given = [None if v is None else self.type(v) for v in operands]
         planned = plan(op, operands, fields, given)
         computed = compute(planned, self.fake_mode)
+        several = isinstance(computed, (tuple, list))
         if types:
-            check_types(op, computed if isinstance(computed, (tuple, list)) else [computed], types)
+            check_types(op, computed if several else [computed], types)
         node = self._create(planned.target, planned.args, planned.kwargs, computed, before, before)
-        if planned.same_type and computed is planned.args[0].meta["val"]:
-            self._types[node] = given[0]
-        results = [node]
-        if isinstance(computed, (tuple, list)):
-            pick = operator.getitem
-            results = [self._create(pick, (node, i), {}, v, before, before) for i, v in enumerate(computed)]
-        written = [node, *results] if results[0] is not node else results
+        if not several:
+            if planned.same_type and computed is planned.args[0].meta["val"]:
+                self._types[node] = given[0]
+            return [node], [node], partial(self._erase, node)
+        pick = operator.getitem
+        results = [self._create(pick, (node, i), {}, v, before, before) for i, v in enumerate(computed)]
 
         def undo() -> None:
-            for n in reversed(written):
-                self._erase(n)
+            for written in (*reversed(results), node):
+                self._erase(written)
 
-        return list(results), [node], undo
+        return [*results], [node], undo
 
     def add_constant(self, data: TensorRef, name: str) -> tuple[Value, Undo]:
         if self.prefix:
