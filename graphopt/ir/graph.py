@@ -37,7 +37,7 @@ class TensorType:
 
     @property
     def is_static(self) -> bool:
-        return self.shape is not None and all(isinstance(d, int) for d in self.shape)
+        return self.shape is not None and all([isinstance(d, int) for d in self.shape])
 
     def __str__(self) -> str:
         dims = "*" if self.shape is None else ",".join("?" if d is None else str(d) for d in self.shape)

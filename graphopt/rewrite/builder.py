@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from graphopt.errors import RuleError
 from graphopt.ir.graph import CannotEmit, Graph, Node, TensorType, Value
 from graphopt.ir.ops import OPS
-from graphopt.ir.ops.spec import REQUIRED, Fill
+from graphopt.ir.ops.spec import REQUIRED, Fill, Op
 from graphopt.ir.weights import Array, TensorRef, as_ref
 from graphopt.rewrite.journal import Journal
 from graphopt.rewrite.matcher import Bindings
@@ -37,20 +38,18 @@ class Builder:
         op = name.rstrip("_")
         if op not in OPS:
             raise RuleError(f"build.{name}: not in the vocabulary; build.raw(name, ...) writes an op of one storage")
-
-        return partial(self._call, op)
-
-    def _call(self, op: str, *operands: Any, like: Value | TensorType | None = None, **fields: Any) -> Any:
-        return self._write(op, operands, self._complete(op, fields), like)
+        write = _writer(OPS[op])
+        setattr(Builder, name, write)  # The next time it is found at once.
+        return MethodType(write, self)
 
     def raw(self, name: str, *operands: Any, like: Value | TensorType | None = None, **attributes: Any) -> Any:
         """Write an op by its storage's own name with the storage's own attributes."""
-        return self._write(name, operands, attributes, like)
+        return self._write(name, self._values(name, operands), attributes, like)
 
     def can(self, op: str, *operands: Any, **fields: Any) -> bool:
         """Whether the storage can say `op` exactly with these operands and fields."""
         types = [self._type(o) for o in operands]
-        return self._graph.can_emit(op, self._complete(op, fields), types) is None
+        return self._graph.can_emit(op, _complete(OPS[op], fields), types) is None
 
     def const(self, data: TensorRef | Array | float, name: str = "weight", dtype: str | None = None) -> Value:
         """A new weight. Numbers and arrays need `dtype` when theirs is not the one wanted."""
@@ -59,38 +58,61 @@ class Builder:
             self._known[id(ref)] = ref, self._journal.add_constant(ref, name)
         return self._known[id(ref)][1]
 
-    def _write(self, op: str, operands: tuple[Any, ...], fields: dict[str, Any], like: Value | None) -> Any:
-        values = [self._operand(op, o) for o in operands]
-        spec = OPS.get(op)
-        if spec is not None and not spec.variadic:
-            values += [None] * (len(spec.operands) - len(values))
+    def _write(self, op: str, values: list[Value | None], fields: dict[str, Any], like: Any) -> Any:
         types = () if like is None else (like if isinstance(like, TensorType) else self._graph.type(like),)
         outputs = self._journal.insert(op, values, fields, before=self._before, types=types)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def _operand(self, op: str, given: Any) -> Value | None:
-        if isinstance(given, _NUMBERS):
-            raise RuleError(
-                f"build.{op} is given a {type(given).__name__}; expected values of the graph and TensorRefs; "
-                "make a weight of it with build.const"
-            )
-        return self.const(given) if isinstance(given, TensorRef) else given
-
-    @staticmethod
-    def _complete(op: str, fields: dict[str, Any]) -> dict[str, Any]:
-        spec = OPS[op]
-        for name, default in spec.fields.items():
-            if name in fields:
-                continue
-            if default is REQUIRED or isinstance(default, Fill):
-                raise CannotEmit(f"build.{op} must be given {name}")
-            fields[name] = default
-        if len(fields) > len(spec.fields):
-            unknown = fields.keys() - spec.fields.keys()
-            raise CannotEmit(f"build.{op} has no field {sorted(unknown)[0]!r}")
-        return fields
+    def _values(self, op: str, operands: tuple[Any, ...]) -> list[Value | None]:
+        values: list[Value | None] = []
+        for given in operands:
+            kind = _kind(given.__class__)
+            if kind is _NUMBERS:
+                raise RuleError(
+                    f"build.{op} is given a {type(given).__name__}; expected values of the graph and TensorRefs; "
+                    "make a weight of it with build.const"
+                )
+            values.append(self.const(given) if kind is TensorRef else given)
+        return values
 
     def _type(self, operand: Any) -> TensorType | None:
         if isinstance(operand, TensorRef):
             return TensorType(operand.dtype, operand.shape)
         return None if operand is None else self._graph.type(operand)
+
+
+@cache
+def _kind(given: type) -> Any:
+    """What an operand of this type is: one of `_NUMBERS`, a `TensorRef`, or None for a handle of the graph."""
+    if issubclass(given, _NUMBERS):
+        return _NUMBERS
+    return TensorRef if issubclass(given, TensorRef) else None
+
+
+def _writer(spec: Op) -> Callable[..., Any]:
+    """The method of `Builder` that writes an op of the vocabulary."""
+    op, has_fields, arity = spec.name, bool(spec.fields), 0 if spec.variadic else len(spec.operands)
+
+    def write(self: Builder, *operands: Any, like: Value | TensorType | None = None, **fields: Any) -> Any:
+        if has_fields or fields:
+            _complete(spec, fields)
+        values = self._values(op, operands)
+        if len(values) < arity:
+            values += [None] * (arity - len(values))
+        return self._write(op, values, fields, like)
+
+    return write
+
+
+def _complete(spec: Op, fields: dict[str, Any]) -> dict[str, Any]:
+    """`fields`, to which the defaults of those that are not given are added."""
+    for name, default in spec.fields.items():
+        if name in fields:
+            continue
+        if default is REQUIRED or isinstance(default, Fill):
+            raise CannotEmit(f"build.{spec.name} must be given {name}")
+        fields[name] = default
+    if len(fields) > len(spec.fields):
+        unknown = fields.keys() - spec.fields.keys()
+        raise CannotEmit(f"build.{spec.name} has no field {sorted(unknown)[0]!r}")
+    return fields

@@ -86,11 +86,12 @@ class Editor:
         An exception raised by `write` counts against this change alone. The journal returned still lists what was
         inserted and replaced if the change was kept.
         """
+        record = self.ledger.record
         id_ = self.ledger.next_id(rule_name)
         names = tuple(map(self.graph.node_name, nodes))
         journal = Journal(self.graph)
         if id_ in self.ledger.skip:
-            return self._record(Application(id_, rule_name, names, "skipped", "skipped on request")), journal
+            return record(Application(id_, rule_name, names, "skipped", "skipped on request")), journal
         before = None
         if self._watched[rule_name] < WATCHED:
             self._watched[rule_name] += 1
@@ -107,13 +108,9 @@ class Editor:
             journal.rollback()
             self._require_untouched(rule_name, nodes, before)
             reason, evidence, repro = _why(error)
-            return self._record(Application(id_, rule_name, names, "undone", reason, evidence, repro)), journal
+            return record(Application(id_, rule_name, names, "undone", reason, evidence, repro)), journal
         journal.commit()
-        return self._record(Application(id_, rule_name, names, "kept", "", evidence)), journal
-
-    def _record(self, application: Application) -> Application:
-        self.ledger.record(application)
-        return application
+        return record(Application(id_, rule_name, names, "kept", "", evidence)), journal
 
     def _require_untouched(self, rule_name: str, nodes: Sequence[Node], before: str | None) -> None:
         if before is not None and local_fingerprint(self.graph, nodes) != before:

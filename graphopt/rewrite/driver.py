@@ -181,15 +181,16 @@ class Driver:
 
     def _follow(self, match: Match, nodes: Sequence[Node], journal: Journal) -> None:
         """Queue whatever the application may have made possible."""
-        generation = 1 + max([self._generation.get(n, 0) for n in nodes])
+        known = self._generation
+        generation = 1 + max([known.get(n, 0) for n in nodes])
         for node in journal.removed:
             self._rooted.pop(node, None)
-            self._generation.pop(node, None)
+            known.pop(node, None)
         for node in nodes if self._waiting else ():
             for operand in match.calls[node].operands if node in journal.removed else ():
                 self._push(self._waiting.pop(operand, ()))
         for node in journal.inserted:
-            self._generation[node] = generation
+            known[node] = generation
         if generation >= GENERATIONS:
             self._spent.update(journal.inserted)
         self._enter(journal.inserted)
@@ -201,8 +202,9 @@ class Driver:
     def _push_downstream(self, nodes: Sequence[Node]) -> None:
         """Queue `nodes` and what they lead to, as far as the deepest pattern can look back."""
         self._push(nodes)
+        readers = self.graph.readers
         for _ in range(1, self.reach):
-            nodes = list(dict.fromkeys([reader for node in nodes for reader in self.graph.readers(node)]))
+            nodes = [reader for node in dict.fromkeys(nodes) for reader in readers(node)]
             self._push(nodes)
 
 

@@ -60,14 +60,14 @@ class Ledger:
         return found
 
     def next_id(self, rule: str) -> str:
-        self._candidates[rule] += 1
-        return self.id_ahead(rule, 0)
+        count = self._candidates[rule] = self._candidates[rule] + 1
+        return f"{self._pass_name}/{rule}#{count}"
 
     def id_ahead(self, rule: str, ahead: int) -> str:
         """The id that the candidate of `rule` so many ahead of the last one will have."""
         return f"{self._pass_name}/{rule}#{self._candidates[rule] + ahead}"
 
-    def record(self, application: Application) -> None:
+    def record(self, application: Application) -> Application:
         self.applications.append(application)
         stats = self.rule(application.rule)
         if application.status == "kept":
@@ -75,3 +75,4 @@ class Ledger:
             self.kept += 1
         elif application.status == "undone":
             stats.undone += 1
+        return application

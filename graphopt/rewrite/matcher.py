@@ -150,7 +150,10 @@ class _Attempt:
     def _solve(self, goals: Goals, bindings: Bindings) -> Bindings | None:
         while goals is not None:
             pattern, value, goals = goals
-            if isinstance(pattern, OpPattern):
+            if isinstance(pattern, Var) and value is not None:
+                if not self._bound(pattern.name, value, bindings):
+                    return None
+            elif isinstance(pattern, OpPattern):
                 call = self._produced(pattern, value, bindings)
                 options = () if call is None else self._operands(pattern, call, bindings, goals)
                 if len(options) != 1:
@@ -260,14 +263,13 @@ class _Attempt:
         if value is None:
             self._fail(bindings, None, "a required operand is absent")
             return False
-        if isinstance(pattern, Var):
-            return self._bound(pattern.name, value, bindings)
         assert isinstance(pattern, Const)
         return self._constant(pattern, value, bindings)
 
     def _bound(self, name: str, value: Any, bindings: Bindings) -> bool:
         """Whether `name` stands for `value`, a tuple of values or None, from now on or since before."""
-        if _same(bindings.values.setdefault(name, value), value):
+        known = bindings.values.setdefault(name, value)
+        if known is value or _same(known, value):
             return True
         self._fail(bindings, None, "{} stands for two different values", name)
         return False

@@ -40,6 +40,4 @@ def _run(target: Any, args: Any, kwargs: Any, fake_mode: Any) -> Any:
 
 def _is_plain(value: torch.Tensor) -> bool:
     """Whether every elementwise op of one operand gives a tensor like `value`, which is one of floats."""
-    # Asking for the layout of a dynamic shape would add guards to it.
-    static = value.layout is torch.strided and all([type(size) is int for size in value.shape])
-    return static and value.is_contiguous()
+    return value.layout is torch.strided and value.is_contiguous()

@@ -18,7 +18,7 @@ from graphopt.ir.fx.schema import (
     raw_name_of,
     short_name,
 )
-from graphopt.ir.fx.tensors import have_one_dtype, type_of
+from graphopt.ir.fx.tensors import type_of
 from graphopt.ir.graph import Call, Literal, Node, TensorType, Unreadable, Value
 
 if TYPE_CHECKING:
@@ -215,8 +215,10 @@ def read(graph: FxGraph, node: Node, target: Target) -> Call | Unreadable:
     entry = target.entry
     if entry is None:
         return Unreadable(f"the vocabulary has no {target.raw_name}")
-    if entry.plain and len(args := node.args) == 1 and have_one_dtype(args[0].meta.get("val"), node.meta.get("val")):
-        return Call(node, entry.op, args, {}, (node,))
+    if entry.plain and len(args := node.args) == 1:
+        given, result = graph.type(args[0]), graph.type(node)
+        if given is not None and result is not None and given.dtype == result.dtype:
+            return Call(node, entry.op, args, {}, (node,))
     op = target.key_of(node)
     try:
         said = entry.reader(Reading(graph, node, op))

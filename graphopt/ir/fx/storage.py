@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from graphopt.ir.graph import Branches, Call, CannotEmit, Graph, Literal, Node, 
 from graphopt.ir.weights import FLOATS, Array, TensorRef
 
 _IDENTITY = torch.ops.aten.clone.default
+_set_attribute = object.__setattr__
 _PROVENANCE = ("stack_trace", "nn_module_stack", "from_node", "torch_fn")
 
 
@@ -97,7 +99,8 @@ class FxGraph(Graph):
     def call(self, node: Node) -> Call | Unreadable:
         found = self._calls.get(node)
         if found is None:
-            found = self._calls[node] = read(self, node, self.target(node.target))
+            target = self._targets.get(id(node.target)) or self.target(node.target)
+            found = self._calls[node] = read(self, node, target)
         return found
 
     def raw_call(self, node: Node) -> Call:
@@ -123,10 +126,15 @@ class FxGraph(Graph):
     def users(self, value: Value) -> Sequence[Node]:
         if isinstance(value, Literal):
             return ()
-        users = value.users
+        users = [u for u in value.users if u.op == "call_function"]
         if len(users) > 1:
-            return sorted([u for u in users if u.op == "call_function"])
-        return [u for u in users if u.op == "call_function"]
+            users.sort()
+        return users
+
+    def readers(self, node: Node) -> Sequence[Node]:
+        value = node.meta.get("val")
+        # Nearly every node has one output, which is the node itself.
+        return super().readers(node) if isinstance(value, (tuple, list)) else self.users(node)
 
     def is_unread(self, node: Node) -> bool:
         # What has several outputs is read by the getitem nodes that are these outputs.
@@ -137,12 +145,12 @@ class FxGraph(Graph):
         return not isinstance(value, Literal) and self.output_node in value.users
 
     def type(self, value: Value) -> TensorType | None:
-        found = self._types.get(value)
-        if found is None:
+        try:
+            return self._types[value]
+        except KeyError:
             if isinstance(value, Literal):
                 return TensorType(value.dtype, ())
-            found = self._types[value] = type_of(value.meta.get("val"))
-        return found
+            return self._types.setdefault(value, type_of(value.meta.get("val")))
 
     def constant(self, value: Value) -> TensorRef | None:
         if isinstance(value, Literal):
@@ -256,22 +264,22 @@ class FxGraph(Graph):
         given = [None if v is None else self.type(v) for v in operands]
         planned = plan(op, operands, fields, given)
         computed = compute(planned, self.fake_mode)
+        several = isinstance(computed, (tuple, list))
         if types:
-            check_types(op, computed if isinstance(computed, (tuple, list)) else [computed], types)
+            check_types(op, computed if several else [computed], types)
         node = self._create(planned.target, planned.args, planned.kwargs, computed, before, before)
-        if planned.same_type and computed is planned.args[0].meta["val"]:
-            self._types[node] = given[0]
-        results = [node]
-        if isinstance(computed, (tuple, list)):
-            pick = operator.getitem
-            results = [self._create(pick, (node, i), {}, v, before, before) for i, v in enumerate(computed)]
-        written = [node, *results] if results[0] is not node else results
+        if not several:
+            if planned.same_type and computed is planned.args[0].meta["val"]:
+                self._types[node] = given[0]
+            return [node], [node], partial(self._erase, node)
+        pick = operator.getitem
+        results = [self._create(pick, (node, i), {}, v, before, before) for i, v in enumerate(computed)]
 
         def undo() -> None:
-            for n in reversed(written):
-                self._erase(n)
+            for written in (*reversed(results), node):
+                self._erase(written)
 
-        return list(results), [node], undo
+        return [*results], [node], undo
 
     def add_constant(self, data: TensorRef, name: str) -> tuple[Value, Undo]:
         if self.prefix:
@@ -338,9 +346,10 @@ class FxGraph(Graph):
         return undo
 
     def remove(self, node: Node) -> None:
-        for user in list(node.users):
-            if user.target is operator.getitem:
-                self._erase(user)
+        if node.users:
+            for user in list(node.users):
+                if user.target is operator.getitem:
+                    self._erase(user)
         self._erase(node)
 
     def unused_weights(self) -> list[fx.Node]:
@@ -382,11 +391,12 @@ class FxGraph(Graph):
         before: fx.Node,
     ) -> fx.Node:
         """A new node in front of `before` that computes `value` and comes from where `origin` comes from."""
-        # The arguments are set afterwards: `create_node` searches those that it is given for symbolic numbers.
+        # The arguments are set afterwards: `create_node` searches those that it is given for symbolic numbers. They
+        # are set as the descriptors do it: fx sorts a node in again, by its target, whatever attribute is assigned.
         node = self.graph.create_node("call_function", target, name=self.target(target).short_name)
-        node.args = args
+        _set_attribute(node, "args", args)
         if kwargs:
-            node.kwargs = kwargs
+            _set_attribute(node, "kwargs", kwargs)
         before.prepend(node)
         meta, known = node.meta, origin.meta
         for key in _PROVENANCE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -108,17 +109,26 @@ def dims_of(sizes: Sequence[Any]) -> tuple[Dim, ...]:
     return tuple([size if type(size) is int else dim_of(size) for size in sizes])
 
 
-def have_one_dtype(a: Any, b: Any) -> bool:
-    """Whether both are dense tensors of one dtype that the core can name."""
-    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
-        return False
-    dtype = a.dtype
-    return dtype is b.dtype and dtype in DTYPE_NAMES and not a.is_sparse and not b.is_sparse
-
-
 def type_of(value: Any) -> TensorType | None:
     """The type of what `meta["val"]` holds; None for what is no tensor or has a dtype unknown to numpy."""
     if not isinstance(value, torch.Tensor):
         return None
-    name = DTYPE_NAMES.get(value.dtype)
-    return None if name is None or value.is_sparse else TensorType(name, dims_of(value.shape))
+    if value.is_sparse:
+        return None
+    try:
+        return _static_type(value.dtype, value.shape)
+    except TypeError:  # A symbolic size has no hash.
+        name = DTYPE_NAMES.get(value.dtype)
+        return None if name is None else _tensor_type(name, dims_of(value.shape))
+
+
+@lru_cache(maxsize=4096)
+def _static_type(dtype: torch.dtype, shape: torch.Size) -> TensorType | None:
+    name = DTYPE_NAMES.get(dtype)
+    return None if name is None else _tensor_type(name, dims_of(shape))
+
+
+@lru_cache(maxsize=4096)
+def _tensor_type(dtype: str, shape: tuple[Dim, ...]) -> TensorType:
+    """Equal types are one object, found in less time than it takes to make another."""
+    return TensorType(dtype, shape)

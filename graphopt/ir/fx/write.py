@@ -25,7 +25,7 @@ class Plan(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = {}
     same_type: bool = False
-    """Whether the result has the type, and if that is contiguous the layout, of the first argument."""
+    """Whether the result has the type, which is static, and if that is contiguous the layout of the first argument."""
 
 
 class Writing:
@@ -156,8 +156,9 @@ def plan(
     if "." in op:
         return _raw_plan(op, operands, fields)
     same = SAME_TYPE.get(op)
-    if same is not None and not fields and _is_one_real(operands, types):
-        return Plan(same, (operands[0],), same_type=True)
+    if same is not None and not fields and (real := _one_real(operands, types)) is not None:
+        # To ask whether a dynamic shape is contiguous would add guards to it.
+        return Plan(same, (operands[0],), {}, real.is_static)
     writer = WRITERS.get(op)
     if writer is None:
         raise CannotEmit(f"{op}: no writer for ATen")
@@ -170,12 +171,12 @@ def plan(
     return planned
 
 
-def _is_one_real(operands: Sequence[Value | None], types: Sequence[TensorType | None]) -> bool:
-    """Whether there is one operand, a tensor of floats of known rank."""
+def _one_real(operands: Sequence[Value | None], types: Sequence[TensorType | None]) -> TensorType | None:
+    """The type of the one operand, if it is a tensor of floats of known rank."""
     if len(operands) != 1 or isinstance(operands[0], Literal):
-        return False
+        return None
     type_ = types[0]
-    return type_ is not None and type_.shape is not None and type_.dtype in FLOATS
+    return type_ if type_ is not None and type_.shape is not None and type_.dtype in FLOATS else None
 
 
 def _raw_plan(op: str, operands: Sequence[Value | None], fields: Mapping[str, Any]) -> Plan:
