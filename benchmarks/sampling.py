@@ -4,7 +4,8 @@
         [--no-xla]
 
 Peers: (i) diffusers' loop around the torch module, (ii) the same around torch.compile, (iii) the same around a plain
-onnxruntime session of the exported module. Ours: exact passes only, compiled with `program.lower("onnxruntime")`, and
+onnxruntime session of the exported module, and for the digits' U-Net a StableDiffusionPipeline around such a session
+of the U-Net within. Ours: exact passes only, compiled with `program.lower("onnxruntime")`, and
 with `program.lower("xla")`: on one device, and with more than one thread on two, one for each branch of the guidance.
 XLA takes as many threads for an op of a device as the environment's NPROC says, 1 unless it is set. Everyone starts
 from the same noise; the largest difference to (i) is printed.
@@ -17,10 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
-from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from rich.table import Table
 
 import graphopt
@@ -114,21 +114,52 @@ def compiled(case: Case) -> Callable[[], torch.Tensor]:
 
 def plain_onnxruntime(case: Case, threads: int) -> Callable[[], torch.Tensor]:
     """The module through torch's exporter, in a session with all of onnxruntime's own optimisations."""
+    both, session = case.both, session_of(case.module, case, case.both, threads)
+    return lambda: loop(case, lambda x, t: session(x, t, both))
+
+
+def session_of(module: torch.nn.Module, case: Case, both: torch.Tensor, threads: int) -> Callable[..., torch.Tensor]:
+    """An onnxruntime session of `module`, called as it is."""
     import onnxruntime
 
-    example = (torch.cat([case.noise] * 2), torch.tensor(1), case.both)
-    exported: Any = torch.onnx.export(case.module, example, dynamo=True, verbose=False)
+    example = (torch.cat([case.noise] * 2), torch.tensor(1), both)
+    exported: Any = torch.onnx.export(module, example, dynamo=True, verbose=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(exported.model_proto.SerializeToString(), options)
     names = [i.name for i in session.get_inputs()]
-    both = case.both.numpy()
 
-    def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        feeds = dict(zip(names, (x.numpy(), np.asarray(t), both), strict=True))
+    def run(*given: torch.Tensor) -> torch.Tensor:
+        feeds = dict(zip(names, (x.numpy() for x in given), strict=True))
         return torch.from_numpy(session.run(None, feeds)[0])
 
-    return lambda: loop(case, predict)
+    return run
+
+
+class SessionUNet(torch.nn.Module):
+    """What a diffusers pipeline takes for its U-Net, computed by an onnxruntime session."""
+
+    def __init__(self, unet: UNet2DConditionModel, case: Case, both: torch.Tensor, threads: int) -> None:
+        super().__init__()
+        self.config, self.dtype, self.device = unet.config, torch.float32, torch.device("cpu")
+        self._session = session_of(unet, case, both, threads)
+
+    def forward(self, sample: torch.Tensor, t: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any) -> Any:
+        return (self._session(sample, t, encoder_hidden_states),)
+
+
+def pipeline(case: Case, threads: int) -> Callable[[], torch.Tensor]:
+    """A StableDiffusionPipeline, without text encoder and decoder, around the U-Net of the digits in a session."""
+    module: Any = case.module
+    with torch.no_grad():
+        negative, text = module.condition(case.negative), module.condition(case.condition)
+    unet = SessionUNet(module.unet, case, torch.cat([negative, text]), threads)
+    others = dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    pipe = StableDiffusionPipeline(unet=unet, scheduler=scheduler(), requires_safety_checker=False, **others)
+    pipe.set_progress_bar_config(disable=True)
+    size = dict(zip(("height", "width"), case.noise.shape[2:], strict=True))
+    given = {"prompt_embeds": text, "negative_prompt_embeds": negative, "latents": case.noise, "output_type": "latent"}
+    return lambda: pipe(**given, **size, num_inference_steps=STEPS, guidance_scale=SCALE, return_dict=False)[0]
 
 
 def ours(case: Case, threads: int, passes: Sequence[str], form: str = "auto") -> Callable[[], torch.Tensor]:
@@ -182,6 +213,8 @@ def main(
         if compile_:
             candidates["diffusers + torch.compile"] = compiled(case)
         candidates["diffusers + onnxruntime"] = plain_onnxruntime(case, threads)
+        if name == "digits-unet":
+            candidates["StableDiffusionPipeline + onnxruntime"] = pipeline(case, threads)
         candidates["graphopt, no pass"] = ours(case, threads, ())
         candidates["graphopt"] = ours(case, threads, PASSES)
         if xla:
