@@ -59,12 +59,9 @@ class Match:
 
     def __getattr__(self, name: str) -> Any:
         bindings = self.bindings
-        if name in bindings.named:
-            return bindings.named[name]
-        if name in bindings.constants:
-            return bindings.constants[name]
-        if name in bindings.values:
-            return bindings.values[name]
+        for table in (bindings.named, bindings.constants, bindings.values):
+            if name in table:
+                return table[name]
         raise AttributeError(f"the pattern binds no {name!r}")
 
     @property

@@ -111,9 +111,7 @@ def _write_node(
     name = names.fresh(hint)
     outputs = [ir.Value(name=names.fresh(f"{hint}_output")) for _ in draft.outputs]
     node = ir.Node(draft.domain, draft.op_type, inputs, attributes, outputs=outputs, name=name)
-    region.ir.insert_before(before, node)
-    region.position_before(before, node)
-    region.shared.fresh.update(outputs)
+    _put_before(region, before, node)
     journal.on_undo(delete_node, region, node)
     values.update(zip(draft.outputs, outputs, strict=True))
     return node
@@ -133,9 +131,7 @@ def write_plain(
     name = names.fresh(hint)
     output = ir.Value(name=names.fresh(f"{hint}_output"))
     node = ir.Node("", op_type, operands, outputs=(output,), name=name)
-    region.ir.insert_before(before, node)
-    region.position_before(before, node)
-    region.shared.fresh.add(output)
+    _put_before(region, before, node)
     if types:
         region.shared.give_type(output, types[0])
     return [output], [node], partial(_delete_plain, region, node, mark)
@@ -144,6 +140,12 @@ def write_plain(
 def _delete_plain(region: OnnxGraph, node: ir.Node, mark: int) -> None:
     delete_node(region, node)
     region.shared.names.release_since(mark)
+
+
+def _put_before(region: OnnxGraph, before: ir.Node, node: ir.Node) -> None:
+    region.ir.insert_before(before, node)
+    region.position_before(before, node)
+    region.shared.fresh.update(node.outputs)
 
 
 def _attribute(name: str, value: Any) -> ir.Attr:
