@@ -132,3 +132,12 @@ def reasons(ledger: Ledger, rule: str) -> str:
     """Everything that was said about why `rule` did not apply."""
     undone = [a.reason for a in ledger.applications if a.status != "kept"]
     return "; ".join([*ledger.rule(rule).refused, *undone])
+
+
+def assert_refused(graph: Layers, rules: Any, rule: str, reason: str) -> None:
+    """`rule` is refused for this reason, and nothing is applied to or changed in the finished `graph`."""
+    before = graph.fingerprint()
+    ledger = fuse(graph, rules, compare=False)
+    assert kept(ledger) == []
+    assert reason in reasons(ledger, rule)
+    assert graph.fingerprint() == before
