@@ -116,9 +116,11 @@ def _cat(tensors: Sequence[Any], dim: int = 0) -> Any:
 
 
 def _permute(x: Any, dims: Sequence[int]) -> Any:
-    if not isinstance(x, ChannelsLast):
-        return NotImplemented
-    return jnp.transpose(x.held, [_place(dim, x.ndim) for dim in dims])
+    if isinstance(x, ChannelsLast):
+        return jnp.transpose(x.held, [_place(dim, x.ndim) for dim in dims])
+    # An image whose channels are brought to their place stays where it is.
+    brings = x.ndim > 3 and tuple(dims) == (0, x.ndim - 1, *range(1, x.ndim - 1))
+    return ChannelsLast(x) if brings else NotImplemented
 
 
 def _place(dim: int, rank: int) -> int:

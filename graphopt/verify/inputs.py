@@ -50,7 +50,7 @@ def size_choices(fragment: Fragment, calls: Sequence[Call]) -> Iterator[Sizes]:
     """
     types = [_known(fragment.graph, v) for v in fragment.inputs]
     shapes = [constrained(fragment, v, t, calls) for v, t in zip(fragment.inputs, types, strict=True)]
-    local = all(c.op in LOCAL for c in calls)
+    local = treats_positions_alike(fragment, calls)
     symbols = list(dict.fromkeys(d for s in shapes for d in s if not isinstance(d, int)))
     names = list(dict.fromkeys(multiple_of(s)[1] for s in symbols))
     extent = kernel_extent(fragment, calls)
@@ -69,6 +69,11 @@ def size_choices(fragment: Fragment, calls: Sequence[Call]) -> Iterator[Sizes]:
         if (told := telling_rows(fragment, exact, calls)) is not None:
             yield dict(zip(fragment.inputs, told, strict=True))
         yield dict(zip(fragment.inputs, exact, strict=True))
+
+
+def treats_positions_alike(fragment: Fragment, calls: Sequence[Call]) -> bool:
+    """Whether both sides are made of such ops: a rewrite may well have written the sizes of its images down."""
+    return all(c.op in LOCAL for c in calls) and all(fragment.graph.key(n) in LOCAL for n in fragment.after.nodes)
 
 
 def _scores_fitted(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from graphopt.ir.graph import Call
 from graphopt.ir.ops import ELEMENTWISE
 from graphopt.verify.fragment import Fragment
-from graphopt.verify.inputs import LOCAL, Sizes, kernel_extent, size_choices
+from graphopt.verify.inputs import Sizes, kernel_extent, size_choices, treats_positions_alike
 
 BATCH = 2
 """A batch of at least two samples is made as small as this: ops that are local see each by itself."""
@@ -25,7 +25,7 @@ def proof_sizes(fragment: Fragment, calls: Sequence[Call]) -> Iterator[tuple[Siz
     """
     seen: list[Sizes] = []
     for sizes in size_choices(fragment, calls):
-        if len(calls) == len(fragment.before.nodes) and all(c.op in LOCAL for c in calls):
+        if len(calls) == len(fragment.before.nodes) and treats_positions_alike(fragment, calls):
             small = _reduced(fragment, calls, sizes)
             if small not in seen:
                 seen.append(small)

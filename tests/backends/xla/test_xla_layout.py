@@ -82,6 +82,7 @@ STEPS = [
     lambda x: torch.cat([x, drawn(*x.shape)], 1),
     lambda x: torch.cat([x, -x], 1 - x.ndim),
     lambda x: x.permute(0, 1, *range(-1, 1 - x.ndim, -1)),
+    lambda x: x.permute(0, *range(2, x.ndim), 1).cumsum(-1).permute(0, x.ndim - 1, *range(1, x.ndim - 1)) * 0.5,
     lambda x: x.softmax(1) + x.flip(-1),
     lambda x: F.prelu(x, drawn(x.shape[1])),
     lambda x: convolved(x, 4),
