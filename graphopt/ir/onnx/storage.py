@@ -41,14 +41,11 @@ class OnnxGraph(Graph):
         self.function = function
         """The function whose body, or one of whose bodies, this region is."""
         shared.regions[graph] = self
+        self.opset = opsets.get("") or opsets.get("ai.onnx", 1)
+        """Version of the ONNX operator set that this region imports."""
         self._keys = shared.keys
         self._positions: Positions | None = None
         self._ambiguous: frozenset[str] | None = None
-
-    @property
-    def opset(self) -> int:
-        """Version of the ONNX operator set that this region imports."""
-        return self.opsets.get("") or self.opsets.get("ai.onnx", 1)
 
     # ---- reading -----------------------------------------------------------------------------------------
 
@@ -62,10 +59,11 @@ class OnnxGraph(Graph):
         return list(self.ir.outputs)
 
     def key(self, node: ir.Node) -> str:
+        op = node.op_identifier()
         try:
-            return self._keys[node.domain, node.op_type]
+            return self._keys[op]
         except KeyError:
-            return self._keys.setdefault((node.domain, node.op_type), self.raw_name(node))
+            return self._keys.setdefault(op, self.raw_name(node))
 
     def raw_name(self, node: ir.Node) -> str:
         return f"{node.domain or 'ai.onnx'}::{node.op_type}"
@@ -79,10 +77,11 @@ class OnnxGraph(Graph):
 
     def read_with(self, node: ir.Node, facts: Facts) -> Call | Unreadable:
         """`node` in the vocabulary as far as `facts` tell of its operands, who may know more than the file does."""
-        domain = node.domain
-        reader = self.shared.readers.get((domain, node.op_type))
+        op = node.op_identifier()
+        reader = self.shared.readers.get(op)
         if reader is None:
             return Unreadable(f"{self.raw_name(node)} is not in the vocabulary")
+        domain = op[0]
         return reader(node, self.opsets.get(domain, 1) if domain else self.opset, facts)
 
     def raw_call(self, node: ir.Node) -> Call:
@@ -97,7 +96,7 @@ class OnnxGraph(Graph):
         graph, keys = self.ir, []
         for value in node.inputs:
             if value is not None and (p := value.producer()) is not None and p.graph is graph:
-                keys.append(self._keys.get((p.domain, p.op_type)) or self.key(p))
+                keys.append(self.key(p))
         return tuple(keys)
 
     def readers(self, node: ir.Node) -> Sequence[ir.Node]:
@@ -228,9 +227,9 @@ class OnnxGraph(Graph):
         if self._positions is not None:
             self._positions.append(node)
 
-    def forget_position(self, node: ir.Node) -> None:
+    def forget_positions(self, nodes: Iterable[ir.Node]) -> None:
         if self._positions is not None:
-            self._positions.discard(node)
+            self._positions.discard(nodes)
 
     # ---- fragments ---------------------------------------------------------------------------------------
 
