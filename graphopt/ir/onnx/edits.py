@@ -99,7 +99,8 @@ def _write_node(
     name = names.fresh(hint)
     outputs = [ir.Value(name=names.fresh(f"{hint}_output")) for _ in draft.outputs]
     node = ir.Node(draft.domain, draft.op_type, inputs, attributes, outputs=outputs, name=name)
-    _put_before(region, before, node, outputs)
+    region.put_before(before, node)
+    region.shared.fresh.update(outputs)
     undos.append(partial(delete_node, region, node))
     values.update(zip(draft.outputs, outputs, strict=True))
     return node
@@ -119,7 +120,8 @@ def write_plain(
     name = names.fresh(hint)
     output = ir.Value(name=names.fresh(f"{hint}_output"))
     node = ir.Node("", op_type, operands, outputs=(output,), name=name)
-    _put_before(region, before, node, (output,))
+    region.put_before(before, node)
+    region.shared.fresh.add(output)
     if types:
         region.shared.give_type(output, types[0])
     return [output], [node], partial(_delete_plain, region, node, mark)
@@ -128,12 +130,6 @@ def write_plain(
 def _delete_plain(region: OnnxGraph, node: ir.Node, mark: int) -> None:
     delete_node(region, node)
     region.shared.names.release_since(mark)
-
-
-def _put_before(region: OnnxGraph, before: ir.Node, node: ir.Node, outputs: Sequence[ir.Value]) -> None:
-    region.ir.insert_before(before, node)
-    region.position_before(before, node)
-    region.shared.fresh.update(outputs)
 
 
 def _attribute(name: str, value: Any) -> ir.Attr:
@@ -170,11 +166,9 @@ def delete_unread(region: OnnxGraph, nodes: Iterable[ir.Node]) -> list[ir.Node]:
             # What the nodes read of each other goes with them.
             if value is not None and value.producer() not in gone:
                 node.replace_input_with(index, None)
-    removed = list(gone)
-    region.forget_positions(removed)
-    region.shared.forget_nodes(removed)
-    region.ir.remove(removed)
-    return removed
+    region.shared.forget_nodes(gone)
+    region.take_out(gone)
+    return list(gone)
 
 
 def _is_unread(node: ir.Node, gone: Container[ir.Node]) -> bool:
@@ -231,12 +225,7 @@ def _prepend_constant_node(
 ) -> None:
     name = region.shared.names.fresh(f"{value.name}_node")
     node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[value], name=name)
-    first = next(iter(region.ir), None)
-    if first is None:
-        region.ir.append(node)
-    else:
-        region.ir.insert_before(first, node)
-    region.position_first(node)
+    region.put_first(node)
     undos.append(partial(delete_node, region, node))
 
 
@@ -339,8 +328,7 @@ def _append_identity(region: OnnxGraph, old: ir.Value, new: ir.Value, undos: lis
     name = names.fresh("identity")
     output = ir.Value(name=names.fresh("identity_output"))
     node = ir.Node("", "Identity", [new], outputs=[output], name=name)
-    region.ir.append(node)
-    region.position_last(node)
+    region.put_last(node)
     undos.append(partial(delete_node, region, node))
     take_over(region.shared, old, output, undos)
     return output

@@ -139,8 +139,10 @@ class Shared:
         return known
 
     def _find_type(self, value: ir.Value) -> TensorType | None:
-        result = self.given_type(value)
-        if value not in self.fresh:  # Of what an edit has just written nothing is declared.
+        if value in self.fresh:  # Nothing is declared of what an edit has just written.
+            result = self._given.get(value)
+        else:
+            result = self.given_type(value)
             if result is not None and value in self._inherited and value not in self._inferred:
                 return result  # Less than is declared, where what was inferred contradicted it.
             result = dtypes.merged(result, dtypes.declared_type(value))

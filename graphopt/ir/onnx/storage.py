@@ -4,7 +4,7 @@ protocol."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -102,23 +102,21 @@ class OnnxGraph(Graph):
     def readers(self, node: ir.Node) -> Sequence[ir.Node]:
         return [user for value in node.outputs for user, _ in value.uses()]
 
-    def is_unread(self, node: ir.Node) -> bool:
-        for value in node.outputs:  # noqa: SIM110  # asked of every node that goes: a generator costs as much again
-            if value.uses() or value.is_graph_output():
-                return False
-        return True
-
     def producer(self, value: Value) -> ir.Node | None:
         if isinstance(value, Literal):
             return None
         node = value.producer()
         return node if node is not None and node.graph is self.ir else None
 
-    def users(self, value: Value) -> Sequence[ir.Node]:
+    def users(self, value: ir.Value | Literal) -> Sequence[ir.Node]:
         if isinstance(value, Literal):
             return ()
         uses = value.uses()
-        return tuple([use.node for use in uses]) if len(uses) < 2 else value.consumers()
+        if len(uses) > 1:
+            return value.consumers()
+        for user, _ in uses:  # Most values have one.
+            return (user,)
+        return ()
 
     def is_output(self, value: Value) -> bool:
         return not isinstance(value, Literal) and value.is_graph_output()
@@ -213,21 +211,29 @@ class OnnxGraph(Graph):
     def remove_unread(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
         return edits.delete_unread(self, nodes)
 
-    # ---- order of nodes, kept up by the edits ------------------------------------------------------------
+    # ---- placing nodes: their order is kept up ----------------------------------------------------------
 
-    def position_before(self, before: ir.Node, node: ir.Node) -> None:
+    def put_before(self, before: ir.Node, node: ir.Node) -> None:
+        self.ir.insert_before(before, node)
         if self._positions is not None:
             self._positions.insert_before(before, [node])
 
-    def position_first(self, node: ir.Node) -> None:
+    def put_first(self, node: ir.Node) -> None:
+        first = next(iter(self.ir), None)
+        if first is None:
+            self.ir.append(node)
+        else:
+            self.ir.insert_before(first, node)
         if self._positions is not None:
             self._positions.prepend(node)
 
-    def position_last(self, node: ir.Node) -> None:
+    def put_last(self, node: ir.Node) -> None:
+        self.ir.append(node)
         if self._positions is not None:
             self._positions.append(node)
 
-    def forget_positions(self, nodes: Iterable[ir.Node]) -> None:
+    def take_out(self, nodes: Collection[ir.Node]) -> None:
+        self.ir.remove(nodes)
         if self._positions is not None:
             self._positions.discard(nodes)
 
