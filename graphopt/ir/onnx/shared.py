@@ -186,8 +186,8 @@ class Shared:
             self._inferred[value] = inferred
 
     def inherit_type(self, new: ir.Value, old: ir.Value) -> None:
-        """Note that `new`, which was declared as `old` is, has the type of `old`: inferred types hold for it too, and
-        so does what a contradiction between the two took away."""
+        """Note that `new`, which is declared as `old` is and of which nothing is given, has the type of `old`:
+        inferred types hold for it too, and so does what a contradiction between the two took away."""
         known = old in self._types or old in self._given or old in self._inherited
         if known or new in self._inferred or self.tensor(old) is not None:
             type_ = self.type(old)
@@ -196,7 +196,6 @@ class Shared:
                 self._types[new] = type_
         else:
             self._types.pop(new, None)
-            self._given.pop(new, None)
             self._inherited[new] = self._inferred.get(old)
 
     def set_inferred(self, types: Mapping[ir.Value, TensorType]) -> None:

@@ -96,7 +96,7 @@ class OnnxGraph(Graph):
         graph, keys = self.ir, []
         for value in node.inputs:
             if value is not None and (p := value.producer()) is not None and p.graph is graph:
-                keys.append(self.key(p))
+                keys.append(self._keys.get(p.op_identifier()) or self.key(p))
         return tuple(keys)
 
     def readers(self, node: ir.Node) -> Sequence[ir.Node]:
