@@ -35,8 +35,9 @@ class Positions:
         self._count += 1
         self._labels[node] = (-self._count, 0)
 
-    def discard(self, node: ir.Node) -> None:
-        self._labels.pop(node, None)
+    def discard(self, nodes: Iterable[ir.Node]) -> None:
+        for node in nodes:
+            self._labels.pop(node, None)
 
     def label(self, node: ir.Node) -> tuple[int, ...]:
         return self._labels[node]

@@ -17,7 +17,7 @@ _KNOWN_DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft", "com.microsoft.nc
 
 def is_pure(shared: Shared, node: ir.Node, opsets: Mapping[str, int]) -> bool:
     """False for random numbers, for training-mode dropout and for custom ops, of which nothing is known."""
-    if (node.domain, node.op_type) in shared.readers and node.op_type != "Dropout":
+    if node.op_identifier() in shared.readers and node.op_type != "Dropout":
         # The vocabulary has only what computes its outputs from its operands, and no function is read as its op.
         return True
     function = shared.model.functions.get(node.op_identifier())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -10,7 +11,7 @@ import onnx_ir as ir
 from graphopt.ir.graph import CannotEmit, Literal, TensorType, Undo, Value
 from graphopt.ir.onnx import dtypes
 from graphopt.ir.onnx.constants import ref_type, stored_tensor
-from graphopt.ir.onnx.edits import Journal
+from graphopt.ir.onnx.edits import run_back
 from graphopt.ir.onnx.shared import Shared
 from graphopt.ir.weights import TensorRef
 
@@ -25,16 +26,16 @@ def store(region: OnnxGraph, value: Value, data: TensorRef) -> Undo:
         raise CannotEmit(f"{region.name(value)} is no constant weight")
     tensor = stored_tensor(data, value.name or "")
     shared.remember_ref(tensor, data)
-    journal = Journal(shared.names)
+    undos: list[Undo] = []
     node = value.producer()
     if node is None:
-        journal.on_undo(setattr, value, "const_value", value.const_value)
+        undos.append(partial(setattr, value, "const_value", value.const_value))
         value.const_value = tensor
     else:
-        journal.on_undo(_set_constant, shared, node, list(node.attributes.values()))
+        undos.append(partial(_set_constant, shared, node, list(node.attributes.values())))
         _set_constant(shared, node, [ir.AttrTensor("value", tensor)])
-    _declare(region, value, ref_type(data), journal)
-    return journal.undo
+    undos.append(_declare(region, value, ref_type(data)))
+    return partial(run_back, undos)
 
 
 def _set_constant(shared: Shared, node: ir.Node, attributes: Sequence[ir.Attr]) -> None:
@@ -46,14 +47,14 @@ def _set_constant(shared: Shared, node: ir.Node, attributes: Sequence[ir.Attr]) 
 
 def retype(region: OnnxGraph, node: ir.Node, types: Sequence[TensorType | None]) -> Undo:
     """Let what is declared, given and inferred of the outputs of `node` be `types`."""
-    journal = Journal(region.shared.names)
+    undos: list[Undo] = []
     for value, type_ in zip(node.outputs, types, strict=False):  # a node may lack its last results
         if type_ is not None and value.name:
-            _declare(region, value, type_, journal)
-    return journal.undo
+            undos.append(_declare(region, value, type_))
+    return partial(run_back, undos)
 
 
-def _declare(region: OnnxGraph, value: ir.Value, type_: TensorType, journal: Journal) -> None:
+def _declare(region: OnnxGraph, value: ir.Value, type_: TensorType) -> Undo:
     """Let `value` have `type_`, in the file too if the file says anything of it."""
     shared = region.shared
     known = shared.known_of(value)
@@ -70,8 +71,8 @@ def _declare(region: OnnxGraph, value: ir.Value, type_: TensorType, journal: Jou
         shared.know(value, known)
         forget_reads()
 
-    journal.on_undo(undo)
     if declared is not None:
         dtypes.set_type(value, type_)
     shared.know(value, (None, type_))
     forget_reads()
+    return undo

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -108,12 +108,12 @@ class Shared:
         self.names = Names(model)
         self.regions: dict[ir.Graph, OnnxGraph] = {}
         functions = {(domain, name) for domain, name, _ in model.functions}
-        self.readers: Mapping[tuple[str, str], AnyReader] = {
-            k: r for k, r in READERS.items() if k not in functions
+        self.readers: Mapping[ir.OperatorIdentifier, AnyReader] = {
+            (*k, ""): r for k, r in READERS.items() if k not in functions
         }
-        """Reader by domain and op type; a function of the model hides the op that it is named after."""
-        self.keys: dict[tuple[str, str], str] = {k: reader.op for k, reader in self.readers.items()}
-        """Key by domain and op type: the vocabulary's name, or the raw name of ops that have none."""
+        """Reader by op; a function of the model hides the op that it is named after."""
+        self.keys: dict[ir.OperatorIdentifier, str] = {k: reader.op for k, reader in self.readers.items()}
+        """Key by op: the vocabulary's name, or the raw name of ops that have none."""
         self.calls: dict[ir.Node, Call | Unreadable] = {}
         self.annotated = False
         """Whether any value has a quantization annotation: then, and only then, edits look for them."""
@@ -139,10 +139,12 @@ class Shared:
         return known
 
     def _find_type(self, value: ir.Value) -> TensorType | None:
-        result = self.given_type(value)
-        if result is not None and value in self._inherited and value not in self._inferred:
-            return result  # Less than is declared, where what was inferred contradicted it.
-        if value.type is not None or value not in self.fresh:  # What an edit has written need not be looked at closely.
+        if value in self.fresh:  # Nothing is declared of what an edit has just written.
+            result = self._given.get(value)
+        else:
+            result = self.given_type(value)
+            if result is not None and value in self._inherited and value not in self._inferred:
+                return result  # Less than is declared, where what was inferred contradicted it.
             result = dtypes.merged(result, dtypes.declared_type(value))
         if (inferred := self._inferred.get(value)) is not None:
             result = dtypes.merged(result, inferred)
@@ -184,8 +186,8 @@ class Shared:
             self._inferred[value] = inferred
 
     def inherit_type(self, new: ir.Value, old: ir.Value) -> None:
-        """Note that `new`, which was declared as `old` is, has the type of `old`: inferred types hold for it too, and
-        so does what a contradiction between the two took away."""
+        """Note that `new`, which is declared as `old` is and of which nothing is given, has the type of `old`:
+        inferred types hold for it too, and so does what a contradiction between the two took away."""
         known = old in self._types or old in self._given or old in self._inherited
         if known or new in self._inferred or self.tensor(old) is not None:
             type_ = self.type(old)
@@ -193,7 +195,7 @@ class Shared:
             if type_ is not None:
                 self._types[new] = type_
         else:
-            self.give_type(new, None)
+            self._types.pop(new, None)
             self._inherited[new] = self._inferred.get(old)
 
     def set_inferred(self, types: Mapping[ir.Value, TensorType]) -> None:
@@ -206,12 +208,11 @@ class Shared:
 
     def tensor(self, value: ir.Value) -> ir.TensorProtocol | None:
         """The stored tensor of `value` if it can never change, else None."""
-        if value.is_initializer():
-            if value.is_graph_input() and self.model.ir_version >= 4:
-                return None
-            return value.const_value
         node = value.producer()
-        if node is None or node.op_type != "Constant" or node.domain != "":
+        if node is None:
+            overridable = value.is_graph_input() and self.model.ir_version >= 4
+            return value.const_value if value.is_initializer() and not overridable else None
+        if node.op_type != "Constant" or node.domain != "":
             return None
         if node not in self._tensors:
             self._tensors[node] = constant_node_tensor(node)
@@ -248,8 +249,9 @@ class Shared:
         if (tensor := value.const_value) is not None:
             self._refs.pop(tensor, None)
 
-    def forget_node(self, node: ir.Node) -> None:
-        self.calls.pop(node, None)
-        self._tensors.pop(node, None)
-        for value in node.outputs:
-            self.forget_value(value)
+    def forget_nodes(self, nodes: Iterable[ir.Node]) -> None:
+        for node in nodes:
+            self.calls.pop(node, None)
+            self._tensors.pop(node, None)
+            for value in node.outputs:
+                self.forget_value(value)

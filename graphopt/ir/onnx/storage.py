@@ -4,7 +4,7 @@ protocol."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -41,14 +41,11 @@ class OnnxGraph(Graph):
         self.function = function
         """The function whose body, or one of whose bodies, this region is."""
         shared.regions[graph] = self
+        self.opset = opsets.get("") or opsets.get("ai.onnx", 1)
+        """Version of the ONNX operator set that this region imports."""
         self._keys = shared.keys
         self._positions: Positions | None = None
         self._ambiguous: frozenset[str] | None = None
-
-    @property
-    def opset(self) -> int:
-        """Version of the ONNX operator set that this region imports."""
-        return self.opsets.get("") or self.opsets.get("ai.onnx", 1)
 
     # ---- reading -----------------------------------------------------------------------------------------
 
@@ -62,10 +59,11 @@ class OnnxGraph(Graph):
         return list(self.ir.outputs)
 
     def key(self, node: ir.Node) -> str:
+        op = node.op_identifier()
         try:
-            return self._keys[node.domain, node.op_type]
+            return self._keys[op]
         except KeyError:
-            return self._keys.setdefault((node.domain, node.op_type), self.raw_name(node))
+            return self._keys.setdefault(op, self.raw_name(node))
 
     def raw_name(self, node: ir.Node) -> str:
         return f"{node.domain or 'ai.onnx'}::{node.op_type}"
@@ -79,10 +77,11 @@ class OnnxGraph(Graph):
 
     def read_with(self, node: ir.Node, facts: Facts) -> Call | Unreadable:
         """`node` in the vocabulary as far as `facts` tell of its operands, who may know more than the file does."""
-        domain = node.domain
-        reader = self.shared.readers.get((domain, node.op_type))
+        op = node.op_identifier()
+        reader = self.shared.readers.get(op)
         if reader is None:
             return Unreadable(f"{self.raw_name(node)} is not in the vocabulary")
+        domain = op[0]
         return reader(node, self.opsets.get(domain, 1) if domain else self.opset, facts)
 
     def raw_call(self, node: ir.Node) -> Call:
@@ -97,17 +96,11 @@ class OnnxGraph(Graph):
         graph, keys = self.ir, []
         for value in node.inputs:
             if value is not None and (p := value.producer()) is not None and p.graph is graph:
-                keys.append(self._keys.get((p.domain, p.op_type)) or self.key(p))
+                keys.append(self._keys.get(p.op_identifier()) or self.key(p))
         return tuple(keys)
 
     def readers(self, node: ir.Node) -> Sequence[ir.Node]:
         return [user for value in node.outputs for user, _ in value.uses()]
-
-    def is_unread(self, node: ir.Node) -> bool:
-        for value in node.outputs:  # noqa: SIM110  # asked of every node that goes: a generator costs as much again
-            if value.uses() or value.is_graph_output():
-                return False
-        return True
 
     def producer(self, value: Value) -> ir.Node | None:
         if isinstance(value, Literal):
@@ -115,11 +108,15 @@ class OnnxGraph(Graph):
         node = value.producer()
         return node if node is not None and node.graph is self.ir else None
 
-    def users(self, value: Value) -> Sequence[ir.Node]:
+    def users(self, value: ir.Value | Literal) -> Sequence[ir.Node]:
         if isinstance(value, Literal):
             return ()
         uses = value.uses()
-        return tuple([use.node for use in uses]) if len(uses) < 2 else value.consumers()
+        if len(uses) > 1:
+            return value.consumers()
+        for user, _ in uses:  # Most values have one.
+            return (user,)
+        return ()
 
     def is_output(self, value: Value) -> bool:
         return not isinstance(value, Literal) and value.is_graph_output()
@@ -214,23 +211,31 @@ class OnnxGraph(Graph):
     def remove_unread(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
         return edits.delete_unread(self, nodes)
 
-    # ---- order of nodes, kept up by the edits ------------------------------------------------------------
+    # ---- placing nodes: their order is kept up ----------------------------------------------------------
 
-    def position_before(self, before: ir.Node, node: ir.Node) -> None:
+    def put_before(self, before: ir.Node, node: ir.Node) -> None:
+        self.ir.insert_before(before, node)
         if self._positions is not None:
             self._positions.insert_before(before, [node])
 
-    def position_first(self, node: ir.Node) -> None:
+    def put_first(self, node: ir.Node) -> None:
+        first = next(iter(self.ir), None)
+        if first is None:
+            self.ir.append(node)
+        else:
+            self.ir.insert_before(first, node)
         if self._positions is not None:
             self._positions.prepend(node)
 
-    def position_last(self, node: ir.Node) -> None:
+    def put_last(self, node: ir.Node) -> None:
+        self.ir.append(node)
         if self._positions is not None:
             self._positions.append(node)
 
-    def forget_position(self, node: ir.Node) -> None:
+    def take_out(self, nodes: Collection[ir.Node]) -> None:
+        self.ir.remove(nodes)
         if self._positions is not None:
-            self._positions.discard(node)
+            self._positions.discard(nodes)
 
     # ---- fragments ---------------------------------------------------------------------------------------
 

@@ -249,6 +249,28 @@ def test_node_that_is_read_cannot_be_removed():
         region.remove(nodes["a"])
 
 
+def test_of_nodes_that_go_together_only_what_others_still_read_stays():
+    _, region, nodes = load("g (float[2] x) => (float[2] y) { a = Neg(x)  b = Relu(a)  c = Abs(a)  y = Tanh(x) }")
+    a, b, c, y = (nodes[name] for name in "abcy")
+    assert region.remove_unread([b, a]) == [b]
+    assert region.users(a.outputs[0]) == (c,)
+    assert region.remove_unread([y, c, a]) == [c, a]
+    assert list(region.nodes()) == [y] and region.users(region.inputs()[0]) == (y,)
+
+
+def test_node_goes_together_with_one_whose_body_reads_it():
+    _, region, nodes = load("""
+        g (float[2] x, bool c) => (float[2] y) {
+            a = Neg(x)
+            b = If(c) <then_branch = t () => (t1) { t1 = Abs(a) }, else_branch = e () => (e1) { e1 = Exp(x) }>
+            y = Tanh(x)
+        }
+    """)
+    assert region.remove_unread([nodes["a"]]) == []
+    assert region.remove_unread([nodes["b"], nodes["a"]]) == [nodes["b"], nodes["a"]]
+    assert region.users(region.inputs()[0]) == (nodes["y"],)
+
+
 def test_order_of_nodes_is_kept_up_by_edits():
     _, region, nodes = load()
     a, b, y = nodes["a"], nodes["b"], nodes["y"]
