@@ -60,9 +60,7 @@ class Driver:
         self._enter(nodes)
         most = self.ledger.kept + GROWTH * len(nodes)
         while self._queue and self.ledger.kept < most and not self.ledger.exhausted:
-            kept = self.ledger.kept
-            self._run_until_kept()
-            changed |= self.ledger.kept > kept
+            changed |= self._run_until_kept()
             if not self._queue and changed and self.several_roots:
                 # What one root was refused for may have changed at another, which nothing leads to it from.
                 changed = False
@@ -70,8 +68,8 @@ class Driver:
         if self._queue and self.ledger.kept >= most:
             self.notes.append(f"stopped after {GROWTH} applications per node: the rules do not come to an end")
 
-    def _run_until_kept(self) -> None:
-        """Visit queued nodes until an application is kept or none is left."""
+    def _run_until_kept(self) -> bool:
+        """Visit queued nodes until an application is kept, or none is left."""
         graph, queue, rooted = self.graph, self._queue, self._rooted
         while queue:
             node = queue.popleft()
@@ -82,7 +80,8 @@ class Driver:
             self.visits += 1
             candidates = rules.candidates(graph, node)
             if candidates and self._visit(node, candidates):
-                return
+                return True
+        return False
 
     def _enter(self, nodes: Iterable[Node]) -> None:
         """Make `nodes` known, which are new, and queue them."""
@@ -135,12 +134,13 @@ class Driver:
         """Why the engine does not let a match be applied: users outside, outputs, effects, order, termination."""
         graph, inside, replaced = self.graph, match.calls, match.outputs
         if not rule.keep_shared:
-            inner = [o for call in inside.values() for o in call.outputs if o is not None and o not in replaced]
-            refusal = escapes(graph, inner, inside)
-            if refusal is not None:
-                self._wait_for(refusal, node)
-                return refusal
-        for inner_node, call in inside.items():
+            matched = inside.keys()
+            for call in inside.values():
+                for value in call.outputs:
+                    if value is not None and value not in replaced and not graph.confines(value, matched):
+                        self._wait_for(call.node, node)
+                        return escapes(graph, [value], matched)
+        for inner_node, call in inside.items() if rule.is_raw else ():
             if call.op not in OPS and not graph.is_pure(inner_node):
                 return NoMatch("{} has effects", (Name(graph.node_name(inner_node)),), inner_node, 900)
         if self._spent and not self._spent.isdisjoint(inside):
@@ -160,9 +160,9 @@ class Driver:
                     return NoMatch("{} is read before all roots are computed", (name,), user, 900)
         return None
 
-    def _wait_for(self, refusal: NoMatch, node: Node) -> None:
-        """Try `node` again when the users of the value that escapes have become fewer."""
-        for output in () if refusal.node is None else self.graph.results(refusal.node):
+    def _wait_for(self, inner: Node, node: Node) -> None:
+        """Try `node` again when the users of what `inner` gives have become fewer."""
+        for output in self.graph.results(inner):
             if output is not None:
                 self._waiting.setdefault(output, []).append(node)
 
@@ -181,8 +181,9 @@ class Driver:
 
     def _follow(self, match: Match, nodes: Sequence[Node], journal: Journal) -> None:
         """Queue whatever the application may have made possible."""
-        known = self._generation
-        generation = 1 + max([known.get(n, 0) for n in nodes])
+        known, generation = self._generation, 1
+        for node in nodes:
+            generation = max(generation, 1 + known.get(node, 0))
         for node in journal.removed:
             self._rooted.pop(node, None)
             known.pop(node, None)

@@ -66,6 +66,12 @@ class Bindings:
         self.calls: dict[Node, Call] = {}
         self.roots: list[Value] = []
 
+    def by_name(self) -> dict[str, Any]:
+        """What the names of the pattern stand for: calls, data of constants, other values."""
+        if self.named or self.constants:
+            return {**self.values, **self.constants, **self.named}
+        return self.values
+
     def copy(self) -> Bindings:
         other = Bindings()
         for name in Bindings.__slots__:
@@ -83,9 +89,6 @@ class Matcher:
     def __init__(self, roots: Sequence[OpPattern]) -> None:
         self.roots = tuple(roots)
         self.key = roots[0].op
-        self.names = frozenset(
-            p.name for r in roots for p in walk(r) if isinstance(p, Var | Const | Many) and p.name is not None
-        )
         self.needs = _needs(roots[0])
 
     def may_match(self, keys: AbstractSet[str]) -> bool:
@@ -148,12 +151,14 @@ class _Attempt:
         return None
 
     def _solve(self, goals: Goals, bindings: Bindings) -> Bindings | None:
+        values = bindings.values
         while goals is not None:
             pattern, value, goals = goals
-            if isinstance(pattern, Var) and value is not None:
-                if not self._bound(pattern.name, value, bindings):
+            if type(pattern) is Var and value is not None:
+                known = values.setdefault(pattern.name, value)
+                if known is not value and not self._bound(pattern.name, value, bindings):
                     return None
-            elif isinstance(pattern, OpPattern):
+            elif type(pattern) is OpPattern:
                 call = self._produced(pattern, value, bindings)
                 options = () if call is None else self._operands(pattern, call, bindings, goals)
                 if len(options) != 1:
