@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cmp_to_key, partial
 from typing import Any
 
@@ -183,7 +183,8 @@ class Driver:
         """Queue whatever the application may have made possible."""
         known, generation = self._generation, 1
         for node in nodes:
-            generation = max(generation, 1 + known.get(node, 0))
+            if node in known:
+                generation = max(generation, 1 + known[node])
         for node in journal.removed:
             self._rooted.pop(node, None)
             known.pop(node, None)
@@ -200,12 +201,14 @@ class Driver:
             readers = [user for _, new in journal.replaced for user in self.graph.users(new)]
         self._push_downstream(readers)
 
-    def _push_downstream(self, nodes: Sequence[Node]) -> None:
+    def _push_downstream(self, nodes: Collection[Node]) -> None:
         """Queue `nodes` and what they lead to, as far as the deepest pattern can look back."""
         self._push(nodes)
-        readers = self.graph.readers
         for _ in range(1, self.reach):
-            nodes = [reader for node in dict.fromkeys(nodes) for reader in readers(node)]
+            found: dict[Node, None] = {}
+            for node in nodes:
+                found.update(dict.fromkeys(self.graph.readers(node)))
+            nodes = found
             self._push(nodes)
 
 

@@ -97,7 +97,8 @@ class Matcher:
 
     def match(self, graph: Graph, node: Node) -> Bindings | NoMatch:
         attempt = _Attempt(graph, self.roots)
-        return attempt.match_root(node, Bindings()) or attempt.best
+        found = attempt.match_root(node, Bindings())
+        return attempt.best if found is None else found
 
 
 def _needs(root: OpPattern) -> tuple[frozenset[str], ...]:
@@ -139,11 +140,10 @@ class _Attempt:
         if call is None:
             return None
         bindings.roots.append(call.outputs[pattern.output] if pattern.output < len(call.outputs) else None)
-        return self._choose(self._operands(pattern, call, bindings, None), bindings)
+        options = self._operands(pattern, call, bindings, None)
+        return self._solve(options[0], bindings) if len(options) == 1 else self._choose(options, bindings)
 
     def _choose(self, options: Sequence[Goals], bindings: Bindings) -> Bindings | None:
-        if len(options) == 1:
-            return self._solve(options[0], bindings)
         for option in options:
             found = self._solve(option, bindings.copy())
             if found is not None:

@@ -92,8 +92,11 @@ class FxGraph(Graph):
         return known
 
     def operand_keys(self, node: Node) -> tuple[str, ...]:
-        values = [v.args[0] if v.target is operator.getitem else v for v in node.all_input_nodes]
-        return tuple([self.key(v) for v in values if v.op == "call_function"])
+        keys = []
+        for value in node.all_input_nodes:
+            if value.op == "call_function":
+                keys.append(self.key(value.args[0] if value.target is operator.getitem else value))
+        return tuple(keys)
 
     def raw_name(self, node: Node) -> str:
         return self.target(node.target).raw_name
@@ -134,9 +137,9 @@ class FxGraph(Graph):
         return users
 
     def readers(self, node: Node) -> Sequence[Node]:
-        value = node.meta.get("val")
         # Nearly every node has one output, which is the node itself.
-        return super().readers(node) if isinstance(value, (tuple, list)) else self.users(node)
+        several = isinstance(node.meta.get("val"), (tuple, list))
+        return super().readers(node) if several else self.users(node)
 
     def is_unread(self, node: Node) -> bool:
         # What has several outputs is read by the getitem nodes that are these outputs.
@@ -275,9 +278,9 @@ class FxGraph(Graph):
         if types:
             check_types(op, computed if several else [computed], types)
         node = self._create(planned.target, planned.args, planned.kwargs, computed, before, before)
+        if planned.same_type:
+            self._types[node] = given[0]
         if not several:
-            if planned.same_type and computed is planned.args[0].meta["val"]:
-                self._types[node] = given[0]
             return [node], [node], partial(self._erase, node)
         pick = operator.getitem
         results = [self._create(pick, (node, i), {}, v, before, before) for i, v in enumerate(computed)]
