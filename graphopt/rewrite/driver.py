@@ -55,23 +55,22 @@ class Driver:
 
     def run(self) -> None:
         """Run to the fixed point. Deterministic: the order depends on the graph and the rules alone."""
-        self._rooted, self._queue, self._queued, changed = {}, deque(), set(), False
+        self._rooted, self._queue, self._queued = {}, deque(), set()
         nodes = list(self.graph.nodes())
         self._enter(nodes)
-        most = self.ledger.kept + GROWTH * len(nodes)
-        while self._queue and self.ledger.kept < most and not self.ledger.exhausted:
-            changed |= self._run_until_kept()
-            if not self._queue and changed and self.several_roots:
-                # What one root was refused for may have changed at another, which nothing leads to it from.
-                changed = False
-                self._push(list(self._rooted))
-        if self._queue and self.ledger.kept >= most:
+        ledger, most = self.ledger, self.ledger.kept + GROWTH * len(nodes)
+        stop = most if ledger.limit is None else min(most, ledger.limit)
+        while self._visit_queued(stop) and self.several_roots and not self._queue:
+            # What one root was refused for may have changed at another, which nothing leads to it from.
+            self._push(list(self._rooted))
+        if self._queue and ledger.kept >= most:
             self.notes.append(f"stopped after {GROWTH} applications per node: the rules do not come to an end")
 
-    def _run_until_kept(self) -> bool:
-        """Visit queued nodes until an application is kept, or none is left."""
-        graph, queue, rooted = self.graph, self._queue, self._rooted
-        while queue:
+    def _visit_queued(self, stop: int) -> bool:
+        """Visit nodes until none is queued or the ledger has kept `stop` applications. Whether any of them is new."""
+        graph, queue, rooted, ledger = self.graph, self._queue, self._rooted, self.ledger
+        before = ledger.kept
+        while queue and ledger.kept < stop:
             node = queue.popleft()
             rules = rooted.get(node)
             if rules is None:  # It was removed while it waited.
@@ -79,9 +78,9 @@ class Driver:
             self._queued.discard(node)
             self.visits += 1
             candidates = rules.candidates(graph, node)
-            if candidates and self._visit(node, candidates):
-                return True
-        return False
+            if candidates:
+                self._visit(node, candidates)
+        return ledger.kept > before
 
     def _enter(self, nodes: Iterable[Node]) -> None:
         """Make `nodes` known, which are new, and queue them."""
@@ -94,13 +93,14 @@ class Driver:
 
     def _push(self, nodes: Iterable[Node]) -> None:
         """Queue those of `nodes` that are of this region, may be the root of something and are not queued."""
+        rooted, queued = self._rooted, self._queued
         for node in nodes:
-            if node in self._rooted and node not in self._queued:
-                self._queued.add(node)
+            if node in rooted and node not in queued:
+                queued.add(node)
                 self._queue.append(node)
 
-    def _visit(self, node: Node, rules: Sequence[Rule]) -> bool:
-        """Whether one of `rules` was applied at `node`."""
+    def _visit(self, node: Node, rules: Sequence[Rule]) -> None:
+        """Apply the first of `rules` that applies at `node`."""
         for rule in rules:
             if self._quarantine and (rule.name, node) in self._quarantine:
                 continue
@@ -109,10 +109,10 @@ class Driver:
             done = self._try(rule, node, stats)
             stats.seconds += time.perf_counter() - started
             if done:
-                return True
-        return False
+                return
 
     def _try(self, rule: Rule, node: Node, stats: RuleStats) -> bool:
+        """Whether `rule` was applied at `node`."""
         stats.tried += 1
         try:
             match = rule.match(self.graph, node)

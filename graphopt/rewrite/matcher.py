@@ -66,12 +66,6 @@ class Bindings:
         self.calls: dict[Node, Call] = {}
         self.roots: list[Value] = []
 
-    def by_name(self) -> dict[str, Any]:
-        """What the names of the pattern stand for: calls, data of constants, other values."""
-        if self.named or self.constants:
-            return {**self.values, **self.constants, **self.named}
-        return self.values
-
     def copy(self) -> Bindings:
         other = Bindings()
         for name in Bindings.__slots__:

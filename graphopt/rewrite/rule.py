@@ -56,7 +56,10 @@ class Match:
         """Every matched call by its node."""
         self.outputs: list[Value] = bindings.roots
         """The values that the rewrite replaces, one per root of the pattern."""
-        self.__dict__ = bindings.by_name()
+        names = bindings.values
+        if bindings.constants or bindings.named:
+            names = {**names, **bindings.constants, **bindings.named}
+        self.__dict__ = names
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"the pattern binds no {name!r}")
