@@ -109,8 +109,11 @@ class Rule:
         self.roots = roots
         self.key = self.matcher.key
         """The op at the first root: what the driver's index looks at."""
-        self.is_raw = any(isinstance(p, OpPattern) and p.spec is None for r in roots for p in walk(r))
+        parts = [part for root in roots for part in walk(root)]
+        self.is_raw = any(isinstance(p, OpPattern) and p.spec is None for p in parts)
         """Whether it looks for ops that are none of the vocabulary, and may have effects."""
+        if taken := {str(getattr(p, "name", "")) for p in parts} & set(dir(Match)):
+            raise RuleError(f"rule {name}: m.{min(taken)} is not what the pattern binds; choose another name")
         self.rewrite: Callable[[Match, Builder], Any] = definition.rewrite
         self._check: Callable[[Match], Any] | None = getattr(definition, "check", None)
 
