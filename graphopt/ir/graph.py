@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,6 +19,9 @@ Value: TypeAlias = Any
 Dim: TypeAlias = int | str | None
 """A dimension: a size, the name of a symbolic size (equal names are equal sizes), or None when nothing is known."""
 Undo: TypeAlias = Callable[[], None]
+
+
+_SIZES = frozenset({int})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class TensorType:
 
     @property
     def is_static(self) -> bool:
-        return self.shape is not None and all([isinstance(d, int) for d in self.shape])
+        return self.shape is not None and _SIZES.issuperset(map(type, self.shape))
 
     def __str__(self) -> str:
         dims = "*" if self.shape is None else ",".join("?" if d is None else str(d) for d in self.shape)
@@ -203,6 +207,10 @@ class Graph(ABC):
     def is_output(self, value: Value) -> bool:
         """Whether `value` is an output of the region that owns it."""
 
+    def confines(self, value: Value, nodes: AbstractSet[Node]) -> bool:
+        """Whether nothing but `nodes` reads `value`, and it is no output."""
+        return not self.is_output(value) and all(user in nodes for user in self.users(value))
+
     @abstractmethod
     def type(self, value: Value) -> TensorType | None:
         """Type of `value`, or None if nothing is known."""
@@ -269,6 +277,10 @@ class Graph(ABC):
         The name of a graph output is interface and is kept: `new` takes it over, or an identity is written if
         `new` is itself an input, a weight or another output.
         """
+
+    def redirect(self, old: Value, new: Value) -> tuple[Sequence[Node], Undo]:
+        """As `replace`; the nodes that read `new` instead, and the undo."""
+        return self.users(old), self.replace(old, new)
 
     @abstractmethod
     def store(self, value: Value, data: TensorRef) -> Undo:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import MethodType
 from typing import Any
@@ -32,7 +32,9 @@ class Builder:
         self._journal = journal
         self._before = before
         # The ref is held beside its value so that its id stays its own.
-        self._known = {id(ref): (ref, bindings.values[name]) for name, ref in bindings.constants.items()}
+        self._known: dict[int, tuple[TensorRef, Value]] = {}
+        for name, ref in bindings.constants.items():
+            self._known[id(ref)] = ref, bindings.values[name]
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         op = name.rstrip("_")
@@ -44,7 +46,7 @@ class Builder:
 
     def raw(self, name: str, *operands: Any, like: Value | TensorType | None = None, **attributes: Any) -> Any:
         """Write an op by its storage's own name with the storage's own attributes."""
-        return self._write(name, self._values(name, operands), attributes, like)
+        return self._write(name, operands, attributes, like)
 
     def can(self, op: str, *operands: Any, **fields: Any) -> bool:
         """Whether the storage can say `op` exactly with these operands and fields."""
@@ -58,12 +60,7 @@ class Builder:
             self._known[id(ref)] = ref, self._journal.add_constant(ref, name)
         return self._known[id(ref)][1]
 
-    def _write(self, op: str, values: list[Value | None], fields: dict[str, Any], like: Any) -> Any:
-        types = () if like is None else (like if isinstance(like, TensorType) else self._graph.type(like),)
-        outputs = self._journal.insert(op, values, fields, before=self._before, types=types)
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
-
-    def _values(self, op: str, operands: tuple[Any, ...]) -> list[Value | None]:
+    def _write(self, op: str, operands: Sequence[Any], fields: dict[str, Any], like: Any) -> Any:
         values: list[Value | None] = []
         for given in operands:
             kind = _kind(given.__class__)
@@ -73,7 +70,9 @@ class Builder:
                     "make a weight of it with build.const"
                 )
             values.append(self.const(given) if kind is TensorRef else given)
-        return values
+        types = () if like is None else (like if isinstance(like, TensorType) else self._graph.type(like),)
+        outputs = self._journal.insert(op, values, fields, before=self._before, types=types)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def _type(self, operand: Any) -> TensorType | None:
         if isinstance(operand, TensorRef):
@@ -96,10 +95,9 @@ def _writer(spec: Op) -> Callable[..., Any]:
     def write(self: Builder, *operands: Any, like: Value | TensorType | None = None, **fields: Any) -> Any:
         if has_fields or fields:
             _complete(spec, fields)
-        values = self._values(op, operands)
-        if len(values) < arity:
-            values += [None] * (arity - len(values))
-        return self._write(op, values, fields, like)
+        if len(operands) < arity:
+            operands += (None,) * (arity - len(operands))
+        return self._write(op, operands, fields, like)
 
     return write
 

@@ -95,7 +95,7 @@ class Editor:
         before = None
         if self._watched[rule_name] < WATCHED:
             self._watched[rule_name] += 1
-            before = local_fingerprint(self.graph, nodes)
+            before = _neighbourhood(self.graph, nodes)
         try:
             write(journal)
             if journal.is_empty:
@@ -112,25 +112,24 @@ class Editor:
         journal.commit()
         return record(Application(id_, rule_name, names, "kept", "", evidence)), journal
 
-    def _require_untouched(self, rule_name: str, nodes: Sequence[Node], before: str | None) -> None:
-        if before is not None and local_fingerprint(self.graph, nodes) != before:
+    def _require_untouched(self, rule_name: str, nodes: Sequence[Node], before: object) -> None:
+        if before is not None and _neighbourhood(self.graph, nodes) != before:
             raise RuleError(
                 f"rule {rule_name} changed the graph behind the journal's back at "
                 f"{self.graph.node_name(nodes[0])}; a rewrite may only edit through `build`"
             )
 
 
-def local_fingerprint(graph: Graph, nodes: Sequence[Node]) -> str:
+def _neighbourhood(graph: Graph, nodes: Sequence[Node]) -> list[tuple[object, ...]]:
     """What `nodes` say and who reads them: cheap, and equal before and after anything that was undone."""
-    parts = []
+    parts: list[tuple[object, ...]] = []
     for node in nodes:
         call = graph.raw_call(node)
         operands = [None if o is None else graph.name(o) for o in call.operands]
-        readers = [
-            sorted(graph.node_name(u) for u in graph.users(o)) for o in call.outputs if o is not None
-        ]  # fmt: skip
-        parts.append(f"{call.op}{operands}{sorted((k, str(v)) for k, v in call.fields.items())}{readers}")
-    return "\n".join(parts)
+        fields = {name: str(value) for name, value in call.fields.items()}
+        readers = [sorted(map(graph.node_name, graph.users(o))) for o in call.outputs if o is not None]
+        parts.append((call.op, operands, fields, readers))
+    return parts
 
 
 def _why(error: Exception) -> tuple[str, Evidence, str | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cmp_to_key, partial
 from typing import Any
 
@@ -55,25 +55,22 @@ class Driver:
 
     def run(self) -> None:
         """Run to the fixed point. Deterministic: the order depends on the graph and the rules alone."""
-        self._rooted, self._queue, self._queued, changed = {}, deque(), set(), False
+        self._rooted, self._queue, self._queued = {}, deque(), set()
         nodes = list(self.graph.nodes())
         self._enter(nodes)
-        most = self.ledger.kept + GROWTH * len(nodes)
-        while self._queue and self.ledger.kept < most and not self.ledger.exhausted:
-            kept = self.ledger.kept
-            self._run_until_kept()
-            changed |= self.ledger.kept > kept
-            if not self._queue and changed and self.several_roots:
-                # What one root was refused for may have changed at another, which nothing leads to it from.
-                changed = False
-                self._push(list(self._rooted))
-        if self._queue and self.ledger.kept >= most:
+        ledger, most = self.ledger, self.ledger.kept + GROWTH * len(nodes)
+        stop = most if ledger.limit is None else min(most, ledger.limit)
+        while self._visit_queued(stop) and self.several_roots and not self._queue:
+            # What one root was refused for may have changed at another, which nothing leads to it from.
+            self._push(list(self._rooted))
+        if self._queue and ledger.kept >= most:
             self.notes.append(f"stopped after {GROWTH} applications per node: the rules do not come to an end")
 
-    def _run_until_kept(self) -> None:
-        """Visit queued nodes until an application is kept or none is left."""
-        graph, queue, rooted = self.graph, self._queue, self._rooted
-        while queue:
+    def _visit_queued(self, stop: int) -> bool:
+        """Visit nodes until none is queued or the ledger has kept `stop` applications. Whether any of them is new."""
+        graph, queue, rooted, ledger = self.graph, self._queue, self._rooted, self.ledger
+        before = ledger.kept
+        while queue and ledger.kept < stop:
             node = queue.popleft()
             rules = rooted.get(node)
             if rules is None:  # It was removed while it waited.
@@ -81,8 +78,9 @@ class Driver:
             self._queued.discard(node)
             self.visits += 1
             candidates = rules.candidates(graph, node)
-            if candidates and self._visit(node, candidates):
-                return
+            if candidates:
+                self._visit(node, candidates)
+        return ledger.kept > before
 
     def _enter(self, nodes: Iterable[Node]) -> None:
         """Make `nodes` known, which are new, and queue them."""
@@ -95,13 +93,14 @@ class Driver:
 
     def _push(self, nodes: Iterable[Node]) -> None:
         """Queue those of `nodes` that are of this region, may be the root of something and are not queued."""
+        rooted, queued = self._rooted, self._queued
         for node in nodes:
-            if node in self._rooted and node not in self._queued:
-                self._queued.add(node)
+            if node in rooted and node not in queued:
+                queued.add(node)
                 self._queue.append(node)
 
-    def _visit(self, node: Node, rules: Sequence[Rule]) -> bool:
-        """Whether one of `rules` was applied at `node`."""
+    def _visit(self, node: Node, rules: Sequence[Rule]) -> None:
+        """Apply the first of `rules` that applies at `node`."""
         for rule in rules:
             if self._quarantine and (rule.name, node) in self._quarantine:
                 continue
@@ -110,10 +109,10 @@ class Driver:
             done = self._try(rule, node, stats)
             stats.seconds += time.perf_counter() - started
             if done:
-                return True
-        return False
+                return
 
     def _try(self, rule: Rule, node: Node, stats: RuleStats) -> bool:
+        """Whether `rule` was applied at `node`."""
         stats.tried += 1
         try:
             match = rule.match(self.graph, node)
@@ -135,12 +134,13 @@ class Driver:
         """Why the engine does not let a match be applied: users outside, outputs, effects, order, termination."""
         graph, inside, replaced = self.graph, match.calls, match.outputs
         if not rule.keep_shared:
-            inner = [o for call in inside.values() for o in call.outputs if o is not None and o not in replaced]
-            refusal = escapes(graph, inner, inside)
-            if refusal is not None:
-                self._wait_for(refusal, node)
-                return refusal
-        for inner_node, call in inside.items():
+            matched = inside.keys()
+            for call in inside.values():
+                for value in call.outputs:
+                    if value is not None and value not in replaced and not graph.confines(value, matched):
+                        self._wait_for(call.node, node)
+                        return escapes(graph, [value], matched)
+        for inner_node, call in inside.items() if rule.is_raw else ():
             if call.op not in OPS and not graph.is_pure(inner_node):
                 return NoMatch("{} has effects", (Name(graph.node_name(inner_node)),), inner_node, 900)
         if self._spent and not self._spent.isdisjoint(inside):
@@ -160,9 +160,9 @@ class Driver:
                     return NoMatch("{} is read before all roots are computed", (name,), user, 900)
         return None
 
-    def _wait_for(self, refusal: NoMatch, node: Node) -> None:
-        """Try `node` again when the users of the value that escapes have become fewer."""
-        for output in () if refusal.node is None else self.graph.results(refusal.node):
+    def _wait_for(self, inner: Node, node: Node) -> None:
+        """Try `node` again when the users of what `inner` gives have become fewer."""
+        for output in self.graph.results(inner):
             if output is not None:
                 self._waiting.setdefault(output, []).append(node)
 
@@ -181,8 +181,10 @@ class Driver:
 
     def _follow(self, match: Match, nodes: Sequence[Node], journal: Journal) -> None:
         """Queue whatever the application may have made possible."""
-        known = self._generation
-        generation = 1 + max([known.get(n, 0) for n in nodes])
+        known, generation = self._generation, 1
+        for node in nodes:
+            if node in known:
+                generation = max(generation, 1 + known[node])
         for node in journal.removed:
             self._rooted.pop(node, None)
             known.pop(node, None)
@@ -199,12 +201,14 @@ class Driver:
             readers = [user for _, new in journal.replaced for user in self.graph.users(new)]
         self._push_downstream(readers)
 
-    def _push_downstream(self, nodes: Sequence[Node]) -> None:
+    def _push_downstream(self, nodes: Collection[Node]) -> None:
         """Queue `nodes` and what they lead to, as far as the deepest pattern can look back."""
         self._push(nodes)
-        readers = self.graph.readers
         for _ in range(1, self.reach):
-            nodes = [reader for node in dict.fromkeys(nodes) for reader in readers(node)]
+            found: dict[Node, None] = {}
+            for node in nodes:
+                found.update(dict.fromkeys(self.graph.readers(node)))
+            nodes = found
             self._push(nodes)
 
 

@@ -69,8 +69,8 @@ class Journal:
         becomes = None if resized else self.graph.type(new)
         if becomes is not None and (was := self.graph.type(old)) is not None and not compatible(was, becomes):
             raise CannotEmit(f"{self.graph.name(old)} was {was} and would become {becomes}")
-        readers = self.graph.users(old)
-        self._undos.append(self.graph.replace(old, new))
+        readers, undo = self.graph.redirect(old, new)
+        self._undos.append(undo)
         self.readers += readers
         self.replaced.append((old, new))
 

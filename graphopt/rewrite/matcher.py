@@ -83,9 +83,6 @@ class Matcher:
     def __init__(self, roots: Sequence[OpPattern]) -> None:
         self.roots = tuple(roots)
         self.key = roots[0].op
-        self.names = frozenset(
-            p.name for r in roots for p in walk(r) if isinstance(p, Var | Const | Many) and p.name is not None
-        )
         self.needs = _needs(roots[0])
 
     def may_match(self, keys: AbstractSet[str]) -> bool:
@@ -94,7 +91,8 @@ class Matcher:
 
     def match(self, graph: Graph, node: Node) -> Bindings | NoMatch:
         attempt = _Attempt(graph, self.roots)
-        return attempt.match_root(node, Bindings()) or attempt.best
+        found = attempt.match_root(node, Bindings())
+        return attempt.best if found is None else found
 
 
 def _needs(root: OpPattern) -> tuple[frozenset[str], ...]:
@@ -136,11 +134,10 @@ class _Attempt:
         if call is None:
             return None
         bindings.roots.append(call.outputs[pattern.output] if pattern.output < len(call.outputs) else None)
-        return self._choose(self._operands(pattern, call, bindings, None), bindings)
+        options = self._operands(pattern, call, bindings, None)
+        return self._solve(options[0], bindings) if len(options) == 1 else self._choose(options, bindings)
 
     def _choose(self, options: Sequence[Goals], bindings: Bindings) -> Bindings | None:
-        if len(options) == 1:
-            return self._solve(options[0], bindings)
         for option in options:
             found = self._solve(option, bindings.copy())
             if found is not None:
@@ -148,12 +145,14 @@ class _Attempt:
         return None
 
     def _solve(self, goals: Goals, bindings: Bindings) -> Bindings | None:
+        values = bindings.values
         while goals is not None:
             pattern, value, goals = goals
-            if isinstance(pattern, Var) and value is not None:
-                if not self._bound(pattern.name, value, bindings):
+            if type(pattern) is Var and value is not None:
+                known = values.setdefault(pattern.name, value)
+                if known is not value and not self._bound(pattern.name, value, bindings):
                     return None
-            elif isinstance(pattern, OpPattern):
+            elif type(pattern) is OpPattern:
                 call = self._produced(pattern, value, bindings)
                 options = () if call is None else self._operands(pattern, call, bindings, goals)
                 if len(options) != 1:

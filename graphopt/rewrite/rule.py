@@ -30,7 +30,7 @@ from graphopt.errors import RuleError
 from graphopt.ir.graph import Call, Graph, Node, TensorType, Value
 from graphopt.rewrite.contract import Contract
 from graphopt.rewrite.matcher import Bindings, Matcher, Name, NoMatch
-from graphopt.rewrite.pattern import build_pattern, depth
+from graphopt.rewrite.pattern import OpPattern, build_pattern, depth, walk
 
 if TYPE_CHECKING:
     from graphopt.rewrite.builder import Builder
@@ -47,7 +47,7 @@ class Refused(Exception):
 class Match:
     """A pattern found in a graph."""
 
-    __slots__ = ("graph", "bindings", "calls", "outputs")
+    __slots__ = ("graph", "bindings", "calls", "outputs", "__dict__")
 
     def __init__(self, graph: Graph, bindings: Bindings) -> None:
         self.graph = graph
@@ -56,12 +56,12 @@ class Match:
         """Every matched call by its node."""
         self.outputs: list[Value] = bindings.roots
         """The values that the rewrite replaces, one per root of the pattern."""
+        names = bindings.values
+        if bindings.constants or bindings.named:
+            names = {**names, **bindings.constants, **bindings.named}
+        self.__dict__ = names
 
     def __getattr__(self, name: str) -> Any:
-        bindings = self.bindings
-        for table in (bindings.named, bindings.constants, bindings.values):
-            if name in table:
-                return table[name]
         raise AttributeError(f"the pattern binds no {name!r}")
 
     @property
@@ -109,6 +109,12 @@ class Rule:
         self.roots = roots
         self.key = self.matcher.key
         """The op at the first root: what the driver's index looks at."""
+        parts = [part for root in roots for part in walk(root)]
+        self.is_raw = any(isinstance(p, OpPattern) and p.spec is None for p in parts)
+        """Whether it looks for ops that are none of the vocabulary, and may have effects."""
+        if taken := {str(getattr(p, "name", "")) for p in parts} & set(dir(Match)):
+            raise RuleError(f"rule {name}: m.{min(taken)} is not what the pattern binds; choose another name")
+        self.rewrite: Callable[[Match, Builder], Any] = definition.rewrite
         self._check: Callable[[Match], Any] | None = getattr(definition, "check", None)
 
     def match(self, graph: Graph, node: Node) -> Match | NoMatch:
@@ -126,9 +132,6 @@ class Rule:
         except Exception as error:
             raise RuleError(f"rule {self.name}: check raised {type(error).__name__}: {error}") from error
         return NoMatch("check returned False", score=1000) if verdict is False else found
-
-    def rewrite(self, match: Match, build: Builder) -> Any:
-        return self.definition.rewrite(match, build)
 
     def __repr__(self) -> str:
         return f"Rule({self.name})"

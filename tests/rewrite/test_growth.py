@@ -20,7 +20,7 @@ from graphopt.rewrite.rule import Rule
 from graphopt.verify.verifier import Structural
 
 SMALL, LARGE = 200, 800
-WORK = ("call", "insert", "replace", "remove_unread", "add_constant")
+WORK = ("call", "insert", "redirect", "remove_unread", "add_constant")
 
 
 @rule(contract=Exact())
@@ -119,7 +119,7 @@ def test_an_application_makes_the_same_few_edits_in_every_graph(
     before = len(list(graph.nodes()))
     _, done, kept = work_of(graph, [ReluOfNeg], monkeypatch)
     edits = {name: done[name] / kept for name in WORK if name != "call"}
-    assert edits == {"insert": 1, "replace": 1, "remove_unread": 1, "add_constant": 0}
+    assert edits == {"insert": 1, "redirect": 1, "remove_unread": 1, "add_constant": 0}
     assert len(list(graph.nodes())) == before - kept
 
 

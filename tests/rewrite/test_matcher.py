@@ -210,6 +210,7 @@ def test_reasons_are_formatted_only_when_read():
         (lambda self, op, x: op.relu(x, x), "takes 1 operands"),
         (lambda self, op, x: op.relu("x"), "must be a pattern"),
         (lambda self, op, x: x, "must return op patterns"),
+        (lambda self, op, rank: op.relu(rank), "m.rank is not what the pattern binds"),
     ],
 )
 def test_malformed_patterns_are_refused_when_the_rule_is_made(pattern, message):

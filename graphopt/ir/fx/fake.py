@@ -14,8 +14,11 @@ from graphopt.ir.graph import CannotEmit
 
 def compute(planned: Plan, fake_mode: Any) -> Any:
     """What `planned` computes, as fake tensors of `fake_mode`. Raises CannotEmit if torch rejects it."""
-    if planned.same_type and _is_plain(first := planned.args[0].meta["val"]):
-        return first
+    if planned.same_type:
+        first = planned.args[0].meta["val"]
+        # Every elementwise op of one operand gives a tensor like this one.
+        if first.layout is torch.strided and first.is_contiguous():
+            return first
     return _run(planned.target, planned.args, planned.kwargs, fake_mode)
 
 
@@ -36,8 +39,3 @@ def _run(target: Any, args: Any, kwargs: Any, fake_mode: Any) -> Any:
                 return target(*args, **kwargs)
     except Exception as error:
         raise CannotEmit(f"torch rejects {raw_name_of(target)}: {error}") from error
-
-
-def _is_plain(value: torch.Tensor) -> bool:
-    """Whether every elementwise op of one operand gives a tensor like `value`, which is one of floats."""
-    return value.layout is torch.strided and value.is_contiguous()

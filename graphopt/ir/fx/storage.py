@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from graphopt.ir.weights import FLOATS, Array, TensorRef
 
 _IDENTITY = torch.ops.aten.clone.default
 _set_attribute = object.__setattr__
+_UNASKED: Any = object()
 _PROVENANCE = ("stack_trace", "nn_module_stack", "from_node", "torch_fn")
 
 
@@ -90,8 +92,11 @@ class FxGraph(Graph):
         return known
 
     def operand_keys(self, node: Node) -> tuple[str, ...]:
-        values = [v.args[0] if v.target is operator.getitem else v for v in node.all_input_nodes]
-        return tuple([self.key(v) for v in values if v.op == "call_function"])
+        keys = []
+        for value in node.all_input_nodes:
+            if value.op == "call_function":
+                keys.append(self.key(value.args[0] if value.target is operator.getitem else value))
+        return tuple(keys)
 
     def raw_name(self, node: Node) -> str:
         return self.target(node.target).raw_name
@@ -126,15 +131,15 @@ class FxGraph(Graph):
     def users(self, value: Value) -> Sequence[Node]:
         if isinstance(value, Literal):
             return ()
-        users = [u for u in value.users if u.op == "call_function"]
-        if len(users) > 1:
-            users.sort()
+        users = sorted(value.users)
+        if users and users[-1] is self.output_node:
+            users.pop()
         return users
 
     def readers(self, node: Node) -> Sequence[Node]:
-        value = node.meta.get("val")
         # Nearly every node has one output, which is the node itself.
-        return super().readers(node) if isinstance(value, (tuple, list)) else self.users(node)
+        several = isinstance(node.meta.get("val"), (tuple, list))
+        return super().readers(node) if several else self.users(node)
 
     def is_unread(self, node: Node) -> bool:
         # What has several outputs is read by the getitem nodes that are these outputs.
@@ -144,13 +149,17 @@ class FxGraph(Graph):
     def is_output(self, value: Value) -> bool:
         return not isinstance(value, Literal) and self.output_node in value.users
 
+    def confines(self, value: Value, nodes: AbstractSet[Node]) -> bool:
+        return isinstance(value, Literal) or value.users.keys() <= nodes or super().confines(value, nodes)
+
     def type(self, value: Value) -> TensorType | None:
-        try:
-            return self._types[value]
-        except KeyError:
-            if isinstance(value, Literal):
-                return TensorType(value.dtype, ())
-            return self._types.setdefault(value, type_of(value.meta.get("val")))
+        known: TensorType | None = self._types.get(value, _UNASKED)
+        if known is not _UNASKED:
+            return known
+        if isinstance(value, Literal):
+            return TensorType(value.dtype, ())
+        found = self._types[value] = type_of(value.meta.get("val"))
+        return found
 
     def constant(self, value: Value) -> TensorRef | None:
         if isinstance(value, Literal):
@@ -175,7 +184,8 @@ class FxGraph(Graph):
         return f"{self.prefix}{value.name}"
 
     def node_name(self, node: Node) -> str:
-        return str(node.name)
+        name: str = node.name
+        return name
 
     def subgraphs(self, node: Node) -> Sequence[Graph]:
         return [self.body(n) for n in bodies_of(node) if self.is_body(n)]
@@ -268,9 +278,9 @@ class FxGraph(Graph):
         if types:
             check_types(op, computed if several else [computed], types)
         node = self._create(planned.target, planned.args, planned.kwargs, computed, before, before)
+        if planned.same_type:
+            self._types[node] = given[0]
         if not several:
-            if planned.same_type and computed is planned.args[0].meta["val"]:
-                self._types[node] = given[0]
             return [node], [node], partial(self._erase, node)
         pick = operator.getitem
         results = [self._create(pick, (node, i), {}, v, before, before) for i, v in enumerate(computed)]
@@ -295,12 +305,7 @@ class FxGraph(Graph):
         node.meta["val"] = self.fake(tensor)
         self.weights[node] = Weight(fresh, tensor, kind)
 
-        def undo() -> None:
-            del self.weights[node]
-            self._names.release(fresh)
-            self._erase(node)
-
-        return node, undo
+        return node, partial(self._erase_weight, node)
 
     def store(self, value: Value, data: TensorRef) -> Undo:
         from graphopt.ir.fx.resize import store
@@ -327,10 +332,13 @@ class FxGraph(Graph):
         return lambda: give(before)
 
     def replace(self, old: Value, new: Value) -> Undo:
+        return self.redirect(old, new)[1]
+
+    def redirect(self, old: Value, new: Value) -> tuple[Sequence[Node], Undo]:
         returned = self.output_node in old.users
         target, written = self._as_output(old, new) if returned else (new, None)
-        edited = []
-        for user in sorted(old.users):
+        users, edited = sorted(old.users), []
+        for user in users:
             edited.append((user, user.args, user.kwargs))
             user.replace_input_with(old, target if user is self.output_node else new)
             self._calls.pop(user, None)
@@ -343,7 +351,7 @@ class FxGraph(Graph):
             if written is not None:
                 self._erase(written)
 
-        return undo
+        return users[:-1] if returned else users, undo
 
     def remove(self, node: Node) -> None:
         if node.users:
@@ -352,6 +360,18 @@ class FxGraph(Graph):
                     self._erase(user)
         self._erase(node)
 
+    def remove_unread(self, nodes: Iterable[Node]) -> list[Node]:
+        removed = []
+        for node in nodes:
+            if not node.users:
+                self._erase(node)
+            elif self.is_unread(node):
+                self.remove(node)
+            else:
+                continue
+            removed.append(node)
+        return removed
+
     def unused_weights(self) -> list[fx.Node]:
         """The weights that nothing reads, under this name or, being tied, under another."""
         read = {tensor_identity(w.tensor) for n, w in self.weights.items() if n.users}
@@ -359,8 +379,7 @@ class FxGraph(Graph):
 
     def drop_unused_weights(self) -> None:
         for node in self.unused_weights():
-            self._names.release(self.weights.pop(node).name)
-            self._erase(node)
+            self._erase_weight(node)
 
     def _as_output(self, old: fx.Node, new: fx.Node) -> tuple[fx.Node, fx.Node | None]:
         """`new`, or a copy of it where returning it would hand out memory that `old` did not share."""
@@ -393,7 +412,8 @@ class FxGraph(Graph):
         """A new node in front of `before` that computes `value` and comes from where `origin` comes from."""
         # The arguments are set afterwards: `create_node` searches those that it is given for symbolic numbers. They
         # are set as the descriptors do it: fx sorts a node in again, by its target, whatever attribute is assigned.
-        node = self.graph.create_node("call_function", target, name=self.target(target).short_name)
+        known_target = self._targets.get(id(target)) or self.target(target)
+        node = self.graph.create_node("call_function", target, name=known_target.short_name)
         _set_attribute(node, "args", args)
         if kwargs:
             _set_attribute(node, "kwargs", kwargs)
@@ -408,8 +428,12 @@ class FxGraph(Graph):
     def _erase(self, node: fx.Node) -> None:
         self._calls.pop(node, None)
         self._types.pop(node, None)
-        self._constants.pop(node, None)
         self.graph.erase_node(node)
+
+    def _erase_weight(self, node: fx.Node) -> None:
+        self._names.release(self.weights.pop(node).name)
+        self._constants.pop(node, None)
+        self._erase(node)
 
     def fake(self, tensor: torch.Tensor) -> Any:
         """`tensor` without its data, in the mode of the graph."""

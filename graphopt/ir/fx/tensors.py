@@ -111,9 +111,7 @@ def dims_of(sizes: Sequence[Any]) -> tuple[Dim, ...]:
 
 def type_of(value: Any) -> TensorType | None:
     """The type of what `meta["val"]` holds; None for what is no tensor or has a dtype unknown to numpy."""
-    if not isinstance(value, torch.Tensor):
-        return None
-    if value.is_sparse:
+    if getattr(value, "is_sparse", True):  # which nothing but a tensor says of itself
         return None
     try:
         return _static_type(value.dtype, value.shape)

@@ -155,10 +155,11 @@ def plan(
     """The ATen node for `op`, which is a name of the vocabulary or a raw name. Raises CannotEmit."""
     if "." in op:
         return _raw_plan(op, operands, fields)
-    same = SAME_TYPE.get(op)
-    if same is not None and not fields and (real := _one_real(operands, types)) is not None:
-        # To ask whether a dynamic shape is contiguous would add guards to it.
-        return Plan(same, (operands[0],), {}, real.is_static)
+    if not fields and len(operands) == 1 and op in SAME_TYPE and type(operands[0]) is not Literal:
+        real = types[0]
+        if real is not None and real.shape is not None and real.dtype in FLOATS:
+            # To ask whether a dynamic shape is contiguous would add guards to it.
+            return Plan(SAME_TYPE[op], tuple(operands), {}, real.is_static)
     writer = WRITERS.get(op)
     if writer is None:
         raise CannotEmit(f"{op}: no writer for ATen")
@@ -169,14 +170,6 @@ def plan(
     planned = writer(writing)
     writing.finish()
     return planned
-
-
-def _one_real(operands: Sequence[Value | None], types: Sequence[TensorType | None]) -> TensorType | None:
-    """The type of the one operand, if it is a tensor of floats of known rank."""
-    if len(operands) != 1 or isinstance(operands[0], Literal):
-        return None
-    type_ = types[0]
-    return type_ if type_ is not None and type_.shape is not None and type_.dtype in FLOATS else None
 
 
 def _raw_plan(op: str, operands: Sequence[Value | None], fields: Mapping[str, Any]) -> Plan:

@@ -32,7 +32,7 @@ def unary(w: Writing) -> Plan:
         w.require(w.type("x").dtype in FLOATS, "torch would promote")
     if w.op == "logical_not":
         w.require(w.type("x").dtype == "bool", "x is no truth value")
-    return Plan(_UNARY[w.op], (w.tensor("x"),), same_type=w.op not in _TO_BOOL)
+    return Plan(_UNARY[w.op], (w.tensor("x"),))
 
 
 @writes("cast")

@@ -109,6 +109,36 @@ def test_a_call_is_read_anew_after_its_operand_was_replaced() -> None:
     assert graph.call(relu).operands == (add,)
 
 
+def test_a_value_is_confined_to_its_readers_unless_it_is_an_output() -> None:
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        low, high = torch.split(x.exp(), 1)
+        return low + high, low.relu()
+
+    graph = graph_of(function, torch.rand(2, 3))
+    for node in graph.nodes():
+        for value in graph.results(node):
+            readers = graph.users(value)
+            assert graph.confines(value, {*readers}) is not graph.is_output(value)
+            assert not graph.confines(value, {*readers[1:]})
+
+
+def test_redirecting_tells_the_nodes_that_read_the_other_value_now_and_not_the_output() -> None:
+    graph = graph_of(lambda x: (y := x.exp(), y.relu(), y.neg()), torch.rand(3))
+    exp, relu, neg = graph.nodes()
+    (new,), _, _ = graph.insert("sigmoid", [graph.inputs()[0]], {}, before=exp, types=())
+    before = graph.fingerprint()
+    readers, undo = graph.redirect(exp, new)
+    assert readers == [relu, neg] and graph.is_output(new)
+    undo()
+    assert graph.fingerprint() == before
+
+
+def test_the_absolute_value_of_complex_numbers_is_real() -> None:
+    graph = graph_of(torch.neg, torch.ones(3, dtype=torch.complex64))
+    (made,), _, _ = graph.insert("abs", graph.inputs(), {}, before=node_of(graph, "neg"), types=())
+    assert graph.type(made) == TensorType("float32", (3,))
+
+
 def test_what_a_run_writes_is_no_constant_but_an_output() -> None:
     def step(self: Any, x: torch.Tensor) -> torch.Tensor:
         y = x * self.count + self.fixed
