@@ -51,16 +51,19 @@ def winograd_conv(channels: int = 1, tiles: int = 1) -> Rule:
                 m.fail("the kernel is {}, not [3, 3]", list(m.w.shape[2:]))
             if m.w.dtype not in ("float32", "float64"):
                 m.fail("sums before the products would lose digits of {}", m.w.dtype)
+            if min(m.conv.fields["pads"]) < 0:
+                m.fail("pads are {}", m.conv.fields["pads"])
+            _sizes(m)
+            check_not_shared(m)
+
+        def pays(self, m: Match) -> None:
             out, into = m.w.shape[:2]
             if min(out, into) < channels:
                 m.fail("{} channels in and {} out: fewer than {}", into, out, channels)
-            if min(m.conv.fields["pads"]) < 0:
-                m.fail("pads are {}", m.conv.fields["pads"])
-            batch, *sizes = _sizes(m)
-            number = int(np.prod([-(-size // 2) for size in sizes])) * (batch if isinstance(batch, int) else 1)
+            batch, height, width = _sizes(m)
+            number = -(-height // 2) * -(-width // 2) * (batch if isinstance(batch, int) else 1)
             if number < tiles:
                 m.fail("{} tiles: fewer than {}", number, tiles)
-            check_not_shared(m)
 
         def rewrite(self, m: Match, build: Builder) -> Value:
             return _Writing(m, build).convolution()
@@ -223,5 +226,5 @@ class Winograd(RulePass):
         return (winograd_conv(self.channels, self.tiles),)
 
 
-ANY_CONV = winograd_conv()
-"""For convolutions of every size."""
+RULES = (winograd_conv(),)
+"""The rule, for convolutions of every size."""

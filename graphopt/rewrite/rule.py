@@ -14,7 +14,8 @@
         def rewrite(self, m, build):
             return build.linear(m.x, m.w, m.b, trans_w=False)
 
-Inside `check` and `rewrite`, `m.x` is what the variable `x` is bound to: a `TensorRef` if the pattern says
+A rule that is right but does not always pay says in `pays` where it does; proofs, made at small sizes, leave that out.
+Inside of them and of `rewrite`, `m.x` is what the variable `x` is bound to: a `TensorRef` if the pattern says
 `const(x)`, a value handle otherwise, None if an optional operand is absent; `m.<name>` of a `.named(...)` op is its
 `Call`.
 """
@@ -114,24 +115,35 @@ class Rule:
         """Whether it looks for ops that are none of the vocabulary, and may have effects."""
         if taken := {str(getattr(p, "name", "")) for p in parts} & set(dir(Match)):
             raise RuleError(f"rule {name}: m.{min(taken)} is not what the pattern binds; choose another name")
-        self.rewrite: Callable[[Match, Builder], Any] = definition.rewrite
         self._check: Callable[[Match], Any] | None = getattr(definition, "check", None)
+        self._pays: Callable[[Match], Any] | None = getattr(definition, "pays", None)
 
-    def match(self, graph: Graph, node: Node) -> Match | NoMatch:
-        """Pattern, then check. Pure. An exception inside `check` is a RuleError naming the rule."""
+    def match(self, graph: Graph, node: Node, *, costly: bool = False) -> Match | NoMatch:
+        """Pattern, then `check` and, unless it may be `costly`, `pays`. Pure. An exception inside of them is a RuleError
+        naming the rule."""
         bindings = self.matcher.match(graph, node)
         if isinstance(bindings, NoMatch):
             return bindings
         found = Match(graph, bindings)
-        if self._check is None:
-            return found
+        refusal = None
+        if self._check is not None:
+            refusal = self._judged("check", self._check, found)
+        if refusal is None and self._pays is not None and not costly:
+            refusal = self._judged("pays", self._pays, found)
+        return found if refusal is None else refusal
+
+    def _judged(self, name: str, judge: Callable[[Match], Any], match: Match) -> NoMatch | None:
+        """What `judge` has against `match`."""
         try:
-            verdict = self._check(found)
+            verdict = judge(match)
         except Refused as refused:
             return refused.no_match
         except Exception as error:
-            raise RuleError(f"rule {self.name}: check raised {type(error).__name__}: {error}") from error
-        return NoMatch("check returned False", score=1000) if verdict is False else found
+            raise RuleError(f"rule {self.name}: {name} raised {type(error).__name__}: {error}") from error
+        return NoMatch(f"{name} returned False", score=1000) if verdict is False else None
+
+    def rewrite(self, match: Match, build: Builder) -> Any:
+        return self.definition.rewrite(match, build)
 
     def __repr__(self) -> str:
         return f"Rule({self.name})"
@@ -141,7 +153,7 @@ T = TypeVar("T")
 
 
 def rule(*, contract: Contract, name: str | None = None, keep_shared: bool = False) -> Callable[[type[T]], Rule]:
-    """Make a Rule of a class with `pattern`, `rewrite` and, if it needs one, `check`.
+    """Make a Rule of a class with `pattern`, `rewrite` and, if it needs them, `check` and `pays`.
 
     Args:
         contract: what the rewrite promises; see `graphopt.rewrite.contract`.

@@ -35,7 +35,7 @@ def rerun(change: Change, scratch: ScratchGraph, root: Node) -> Fragment | None:
 def applied(rule: Rule, scratch: ScratchGraph, root: Node) -> Fragment | None:
     """What `rule` makes of a scratch graph at `root`; None if it does not apply there."""
     try:
-        match = rule.match(scratch, root)
+        match = rule.match(scratch, root, costly=True)
         if isinstance(match, NoMatch):
             return None
         journal, ordered = Journal(scratch), sort_nodes(scratch, match)

@@ -204,6 +204,30 @@ def test_a_rule_that_raises_midway_leaves_the_graph_as_it_was():
     assert graph.fingerprint() == before.fingerprint()
 
 
+@pytest.mark.parametrize("size", [3, 4])
+def test_what_does_not_pay_is_refused_with_the_reason(size):
+    @rule(contract=Exact())
+    class Halves:
+        def pattern(self, op, x):
+            return op.neg(op.neg(x))
+
+        def pays(self, m):
+            if m.type(m.x).shape[0] < 4:
+                m.fail("{} elements are few", m.type(m.x).shape[0])
+
+        def rewrite(self, m, build):
+            return m.x
+
+    graph = ScratchGraph()
+    value = graph.add_input(TensorType("float32", (size,)))
+    for _ in range(2):
+        value = graph.append("neg", value, types=[value.type])
+    graph.add_output(graph.append("relu", value, types=[value.type]))
+    _, ledger = run_rules(graph, [Halves])
+    assert ledger.kept == (size == 4)
+    assert dict(ledger.rule("halves").refused) == ({} if size == 4 else {"3 elements are few": 1})
+
+
 def test_a_check_that_raises_is_a_reason_not_a_crash():
     @rule(contract=Exact())
     class BadCheck:

@@ -102,3 +102,21 @@ def test_what_cannot_be_tried_says_why(one: Rule, reason: str) -> None:
 def test_graphs_are_the_same_each_time() -> None:
     first, again = ([s and s[0].fingerprint() for s in islice(samples(Right), 20)] for _ in range(2))
     assert first == again and len({f for f in first if f}) > 5
+
+
+@rule(contract=Rounding())
+class FoldsManyChannels(Folds):
+    def pays(self, m):
+        if m.w.shape[0] < 1000:
+            m.fail("{} channels", m.w.shape[0])
+
+
+@rule(contract=Rounding())
+class ForgetsTheBiasOfManyChannels(ForgetsTheBias.definition.__class__):
+    pays = FoldsManyChannels.definition.__class__.pays
+
+
+def test_what_a_rule_asks_to_pay_is_left_out_of_its_proof():
+    assert prove_rule(FoldsManyChannels).for_all_weights
+    wrong = prove_rule(ForgetsTheBiasOfManyChannels)
+    assert wrong.graphs and not wrong.for_all_weights
