@@ -119,8 +119,8 @@ class Rule:
         self._pays: Callable[[Match], Any] | None = getattr(definition, "pays", None)
 
     def match(self, graph: Graph, node: Node, *, costly: bool = False) -> Match | NoMatch:
-        """Pattern, then `check` and, unless it may be `costly`, `pays`. Pure. An exception inside of them is a RuleError
-        naming the rule."""
+        """Pattern, `check` and, unless it may be `costly`, `pays`. Pure. An exception inside is a RuleError that names
+        the rule."""
         bindings = self.matcher.match(graph, node)
         if isinstance(bindings, NoMatch):
             return bindings

@@ -219,7 +219,7 @@ def test_what_does_not_pay_is_refused_with_the_reason(size):
             return m.x
 
     graph = ScratchGraph()
-    value = graph.add_input(TensorType("float32", (size,)))
+    value = graph.add_input(TensorType("float64", (size,)))
     for _ in range(2):
         value = graph.append("neg", value, types=[value.type])
     graph.add_output(graph.append("relu", value, types=[value.type]))
