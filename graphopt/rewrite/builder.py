@@ -27,6 +27,8 @@ class Builder:
     value whose type the output has, or that type; the type of the value that is finally replaced need not be given.
     """
 
+    __slots__ = ("_graph", "_journal", "_before", "_known")
+
     def __init__(self, graph: Graph, journal: Journal, before: Node, bindings: Bindings) -> None:
         self._graph = graph
         self._journal = journal

@@ -202,12 +202,13 @@ class Driver:
         self._push_downstream(readers)
 
     def _push_downstream(self, nodes: Collection[Node]) -> None:
-        """Queue `nodes` and what they lead to, as far as the deepest pattern can look back."""
+        """Queue `nodes` and what they lead to, as far as the deepest pattern can look back through its ops."""
         self._push(nodes)
         for _ in range(1, self.reach):
             found: dict[Node, None] = {}
             for node in nodes:
-                found.update(dict.fromkeys(self.graph.readers(node)))
+                if self.index.leads_on(self.graph, node):
+                    found.update(dict.fromkeys(self.graph.readers(node)))
             nodes = found
             self._push(nodes)
 

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from graphopt.ir.graph import Graph, Node
 from graphopt.ir.ops import OPS
+from graphopt.rewrite.pattern import OpPattern, walk
 from graphopt.rewrite.rule import Rule
 
 Rules: TypeAlias = tuple[Rule, ...]
@@ -25,6 +26,11 @@ class RuleIndex:
         self._rules = tuple(rules)
         self._raw_roots = any(r.key not in OPS for r in rules)
         self._rooted: dict[Key, Rooted | None] = {}
+        roots = [root for r in rules for root in r.roots]
+        inner = (p for root in roots for p in walk(root) if p is not root)
+        self._inner = frozenset(p.op for p in inner if isinstance(p, OpPattern))
+        """The ops below the roots."""
+        self._raw_inner = not self._inner.issubset(OPS)
 
     def rooted(self, graph: Graph, node: Node) -> Rooted | None:
         """The rules that have the op of `node` at their first root; None if there is none."""
@@ -35,6 +41,10 @@ class RuleIndex:
         except KeyError:
             found = [r for r in self._rules if r.key in ((root,) if isinstance(root, str) else root)]
             return self._rooted.setdefault(root, Rooted(found) if found else None)
+
+    def leads_on(self, graph: Graph, node: Node) -> bool:
+        """Whether a pattern may match `node` below its root, so that what is in front of it matters behind it."""
+        return graph.key(node) in self._inner or (self._raw_inner and graph.raw_name(node) in self._inner)
 
 
 class Rooted:

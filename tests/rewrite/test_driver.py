@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx.parser
 import pytest
 from graphs import VECTOR, graph_of, ops_of, run_rules, weight
 
 from graphopt.errors import RuleError
 from graphopt.ir.graph import TensorType
+from graphopt.ir.load import load_model
 from graphopt.ir.scratch import ScratchGraph
 from graphopt.ir.weights import ArrayRef
 from graphopt.rewrite.contract import Exact, Rounding
 from graphopt.rewrite.explain import explain, nearest_misses
+from graphopt.rewrite.index import RuleIndex
 from graphopt.rewrite.ledger import Ledger
 from graphopt.rewrite.pattern import const
 from graphopt.rewrite.rule import rule
@@ -356,3 +359,25 @@ def test_a_captured_weight_is_reused_not_copied():
     run_rules(graph, [SwapMul], ledger=Ledger(limit=1))
     mul = list(graph.nodes())[-1].call
     assert graph.constant(mul.operands[0]) is data
+
+
+def test_patterns_look_through_the_ops_below_their_roots_alone():
+    graph, _ = graph_of("neg", "sigmoid", "exp", "relu")
+    index = RuleIndex((DoubleNeg, Silu))
+    assert [graph.key(n) for n in graph.nodes() if index.leads_on(graph, n)] == ["neg", "sigmoid"]
+
+
+def test_patterns_look_through_ops_that_they_name_as_the_storage_does():
+    @rule(contract=Exact())
+    class OfRaw:
+        def pattern(self, op, x):
+            return op.relu(op.raw("ai.onnx::Exp", x))
+
+        def rewrite(self, m, build):
+            return None
+
+    head = '<ir_version: 10, opset_import: ["" : 20]> g (float[4] x) => (float[4] y)'
+    text = f"{head} {{a = Neg(x) b = Exp(a) y = Relu(b)}}"
+    graph = load_model(onnx.parser.parse_model(text)).main
+    index = RuleIndex((OfRaw,))
+    assert [graph.key(n) for n in graph.nodes() if index.leads_on(graph, n)] == ["exp"]
