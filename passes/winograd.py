@@ -199,7 +199,8 @@ class Winograd(RulePass):
 
     It pays where the products weigh more than the sums, and where there are tiles enough to read a larger weight for:
     from 128 channels on, one core takes 0.66 to 0.97 of the time in onnxruntime, 0.68 to 1.00 in torch and 0.58 to 0.91
-    on XLA (`python -m benchmarks.convolutions`). onnxruntime moves tiles by one thread, so more threads save less.
+    on XLA (`python -m benchmarks.convolutions`). onnxruntime cuts and joins tiles on one
+    thread, so that with two nothing is saved.
 
     Refused, with the reason: other kernels, strides, dilations and groups, unknown sizes, half precision, fewer
     channels or tiles than asked for, weights that others read or that are not constant. F(4 × 4, 3 × 3) is not
