@@ -73,8 +73,8 @@ def winograd_conv(channels: int = 1, tiles: int = 1) -> Rule:
 
 def _sizes(m: Match) -> tuple[Dim, int, int]:
     """Batch, height and width of the result; refuses the match unless the last two are known and not 0."""
-    shape = m.type(m.x).shape or ()
-    if len(shape) != 4 or shape[1] != m.w.shape[1]:
+    rank, shape = m.rank(m.x), m.type(m.x).shape or ()
+    if rank != 4 or shape[1] != m.w.shape[1]:
         m.fail("the input is {}", list(shape))
     pads = m.conv.fields["pads"]
     sizes = [

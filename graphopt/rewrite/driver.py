@@ -189,8 +189,8 @@ class Driver:
             self._rooted.pop(node, None)
             known.pop(node, None)
         for node in nodes if self._waiting else ():
-            for operand in match.calls[node].operands if node in journal.removed else ():
-                self._push(self._waiting.pop(operand, ()))
+            for value in match.calls[node].operands if node in journal.removed else match.outputs:
+                self._push(self._waiting.pop(value, ()))
         for node in journal.inserted:
             known[node] = generation
         if generation >= GENERATIONS:

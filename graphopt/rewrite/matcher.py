@@ -43,12 +43,21 @@ class NoMatch:
 
     @property
     def reason(self) -> str:
-        return self.template.format(*self.values)
+        return self._filled(self.values)
 
     @property
     def kind(self) -> str:
         """The reason without the names in it: equal for refusals of one kind."""
-        return self.template.format(*("…" if isinstance(v, Name) else v for v in self.values))
+        return self._filled(tuple("…" if isinstance(v, Name) else v for v in self.values))
+
+    def _filled(self, values: tuple[Any, ...]) -> str:
+        """The template with `values`; it is anybody's text, and may have other places than it is given values."""
+        if not values:
+            return self.template
+        try:
+            return self.template.format(*values)
+        except (LookupError, ValueError, TypeError, AttributeError):
+            return f"{self.template} {values}"
 
     def __repr__(self) -> str:
         return f"NoMatch({self.reason!r})"

@@ -115,6 +115,9 @@ class Rule:
         """Whether it looks for ops that are none of the vocabulary, and may have effects."""
         if taken := {str(getattr(p, "name", "")) for p in parts} & set(dir(Match)):
             raise RuleError(f"rule {name}: m.{min(taken)} is not what the pattern binds; choose another name")
+        for method in ("rewrite", "check", "pays"):
+            if not callable(getattr(definition, method, None if method == "rewrite" else callable)):
+                raise RuleError(f"rule {name}: {method} is not a method")
         self._check: Callable[[Match], Any] | None = getattr(definition, "check", None)
         self._pays: Callable[[Match], Any] | None = getattr(definition, "pays", None)
 

@@ -18,7 +18,7 @@ from graphopt.ir.onnx.fingerprint import graph_fingerprint
 from graphopt.ir.onnx.positions import Positions
 from graphopt.ir.onnx.purity import is_pure
 from graphopt.ir.onnx.reading import Facts
-from graphopt.ir.onnx.shared import Shared, body_graphs
+from graphopt.ir.onnx.shared import Shared, body_graphs, nested_graphs
 from graphopt.ir.onnx.write import WRITERS, cannot_emit, draft
 from graphopt.ir.weights import TensorRef, as_ref
 
@@ -168,7 +168,14 @@ class OnnxGraph(Graph):
     def precedes(self, a: ir.Node, b: ir.Node) -> bool:
         if self._positions is None:
             self._positions = Positions(self.ir)
-        return self._positions.precedes(a, b)
+        return self._positions.precedes(self._holder(a), self._holder(b))
+
+    def _holder(self, node: ir.Node) -> ir.Node:
+        """The node of this region that is `node`, or has it in a body."""
+        if node.graph is self.ir:
+            return node
+        inside = (n for n in self.ir if any(node.graph is g for body in body_graphs(n) for g in nested_graphs(body)))
+        return next(inside)
 
     # ---- editing -----------------------------------------------------------------------------------------
 
