@@ -172,7 +172,8 @@ class Context(RunContext):
             self._refreshed = self.ledger.kept
 
     def run_rules(self, rules: Sequence[Rule]) -> int:
-        """Apply `rules` to every region until none applies any more; returns the number of changes kept."""
+        """Apply `rules` to one region after the other, to each until none applies there any more; returns the number of
+        changes kept. What a later one frees in an earlier one is left to the next run."""
         before = self.ledger.kept
         for region in self.model.regions():
             driver = Driver(rules, self.editor(region))
