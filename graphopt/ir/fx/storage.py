@@ -15,7 +15,7 @@ from graphopt.ir.fx.fake import compute
 from graphopt.ir.fx.names import Names
 from graphopt.ir.fx.read import read
 from graphopt.ir.fx.schema import bodies_of, exposes, has_effects, raw_name_of, split_arguments
-from graphopt.ir.fx.strides import check_strides, reads_strides
+from graphopt.ir.fx.strides import NOTHING, check_kept, what_is_read
 from graphopt.ir.fx.tensors import LiteralRef, TorchRef, tensor_identity, to_torch, type_of
 from graphopt.ir.fx.vocabulary import Target
 from graphopt.ir.fx.weight import Weight
@@ -65,7 +65,8 @@ class FxGraph(Graph):
         self._targets: dict[int, Target] = {}
         """By the id of the target, which they hold so that its id stays its own."""
         self._first_input: fx.Node | None = None
-        self._reads_strides: bool | None = None
+        self._read: int | None = None
+        """What the graph reads of strides, once that was asked."""
 
     # ---- reading -------------------------------------------------------------------------------------------
 
@@ -337,10 +338,10 @@ class FxGraph(Graph):
         return self.redirect(old, new)[1]
 
     def redirect(self, old: Value, new: Value) -> tuple[Sequence[Node], Undo]:
-        if self._reads_strides is None:
-            self._reads_strides = reads_strides(self)
-        if self._reads_strides:
-            check_strides(old, new)
+        if self._read is None:
+            self._read = what_is_read(self)
+        if self._read != NOTHING:
+            check_kept(self._read, old, new)
         returned = self.output_node in old.users
         target, written = self._as_output(old, new) if returned else (new, None)
         users, edited = sorted(old.users), []

@@ -9,32 +9,50 @@ from torch import fx
 
 from graphopt.ir.graph import CannotEmit, Graph
 
-_READERS = ("as_strided", "as_strided_scatter", "view_as_complex", "view.dtype")
+NOTHING, ORDER, STRIDES = range(3)
+"""What is read: nothing, the order of the axes in memory, or the strides themselves."""
+_OF_STRIDES = ("as_strided", "as_strided_scatter", "view_as_complex", "view.dtype")
 """ATen's ops whose result depends on the strides of their operands, or that take some strides only."""
 
 
-def reads_strides(region: Graph) -> bool:
-    """Whether an op of `region` or of its bodies may depend on strides; of ops of other libraries nothing is known."""
-    return any(_may_read(n.target) or any(map(reads_strides, region.subgraphs(n))) for n in region.nodes())
+def what_is_read(region: Graph) -> int:
+    """The most that an op of `region` or of its bodies may read. Ops of other libraries take the order that they were
+    traced with, as torch's own compiler has it."""
+    found = NOTHING
+    for node in region.nodes():
+        found = max([found, _read_by(node.target), *map(what_is_read, region.subgraphs(node))])
+    return found
 
 
-def _may_read(target: Any) -> bool:
+def _read_by(target: Any) -> int:
     if not isinstance(target, torch._ops.OpOverload):
-        return False
-    name = str(target)
-    return target.namespace not in ("aten", "prims") or name.removeprefix("aten.").startswith(_READERS)
+        return NOTHING
+    if target.namespace not in ("aten", "prims"):
+        return ORDER
+    return STRIDES if str(target).removeprefix("aten.").startswith(_OF_STRIDES) else NOTHING
 
 
-def check_strides(old: fx.Node, new: fx.Node) -> None:
-    """Raises CannotEmit if `new` lies otherwise in memory than `old`."""
-    before, after = _strides(old), _strides(new)
-    if before != after:
+def check_kept(read: int, old: fx.Node, new: fx.Node) -> None:
+    """Raises CannotEmit if `new` lies otherwise in memory than `old` where that is `read`."""
+    before, after = (node.meta.get("val") for node in (old, new))
+    if not all(isinstance(value, torch.Tensor) and not value.is_sparse for value in (before, after)):
+        return
+    kept = _strides(before) == _strides(after) or (read == ORDER and _order(before) == _order(after) is not None)
+    if not kept:
         raise CannotEmit(
-            f"{old.name} has strides {before} and would have {after}, and something in the graph reads strides"
+            f"{old.name} has strides {_strides(before)} and would have {_strides(after)}, and something in the graph "
+            "reads strides"
         )
 
 
-def _strides(node: fx.Node) -> tuple[str, ...]:
+def _strides(value: torch.Tensor) -> list[str]:
     """As text: to compare symbolic numbers would add guards."""
-    value = node.meta.get("val")
-    return tuple(map(str, value.stride())) if isinstance(value, torch.Tensor) and not value.is_sparse else ()
+    return [str(stride) for stride in value.stride()]
+
+
+def _order(value: torch.Tensor) -> list[int] | None:
+    """The axes from the outermost in memory to the innermost; None where strides are symbolic."""
+    strides = value.stride()
+    if not all(type(stride) is int for stride in strides):
+        return None
+    return sorted(range(len(strides)), key=lambda axis: -strides[axis])

@@ -49,3 +49,19 @@ def test_views_do_not_read_strides() -> None:
     result = graphopt.optimize(module, "winograd{channels=1 tiles=1}", example_inputs=x)
     assert [a.status for a in result.report.applications] == ["kept"]
     assert torch.allclose(result.model(x), module(x), atol=1e-5)
+
+
+@pytest.fixture
+def library():
+    with torch.library._scoped_library("graphopt_test_strides", "DEF") as made:
+        made.define("doubled(Tensor x) -> Tensor")
+        made.impl("doubled", lambda x: x * 2, "CompositeExplicitAutograd")
+        yield torch.ops.graphopt_test_strides
+
+
+def test_ops_of_other_libraries_keep_the_order_of_their_axes(library) -> None:
+    module, x = Convolution(lambda y: library.doubled(y)).eval(), torch.randn(2, 3, 6, 6)
+    result = graphopt.optimize(module, "winograd{channels=1 tiles=1}", example_inputs=x)
+    assert [a.status for a in result.report.applications] == ["undone"]
+    halves = Convolution(lambda y: library.doubled(y.chunk(2, 1)[0] + 0)).eval()
+    assert graphopt.optimize(halves, "clean-up", example_inputs=x).report.kept
