@@ -18,10 +18,12 @@ _OF_STRIDES = ("as_strided", "as_strided_scatter", "view_as_complex", "view.dtyp
 def what_is_read(region: Graph) -> int:
     """The most that an op of `region` or of its bodies may read. Ops of other libraries take the order that they were
     traced with, as torch's own compiler has it."""
-    found = NOTHING
+    found: dict[int, int] = {}
     for node in region.nodes():
-        found = max([found, _read_by(node.target), *map(what_is_read, region.subgraphs(node))])
-    return found
+        key = id(node.target)
+        if key not in found or not isinstance(node.target, torch._ops.OpOverload):
+            found[key] = max([found.get(key, 0), _read_by(node.target), *map(what_is_read, region.subgraphs(node))])
+    return max(found.values(), default=NOTHING)
 
 
 def _read_by(target: Any) -> int:
