@@ -18,6 +18,7 @@ from graphopt.ir.fx.schema import (
     raw_name_of,
     short_name,
 )
+from graphopt.ir.fx.strides import read_by
 from graphopt.ir.fx.tensors import type_of
 from graphopt.ir.graph import Call, Literal, Node, TensorType, Unreadable, Value
 
@@ -195,7 +196,7 @@ def reads(op: str, *names: str, plain: bool = False) -> Callable[[Reader], Reade
 class Target:
     """What is known of all nodes that run one operator."""
 
-    __slots__ = ("target", "raw_name", "short_name", "key", "key_of", "entry", "has_effects")
+    __slots__ = ("target", "raw_name", "short_name", "key", "key_of", "entry", "has_effects", "strides")
 
     def __init__(self, target: Any) -> None:
         self.target = target
@@ -208,6 +209,8 @@ class Target:
         self.key_of: Callable[[Node], str] = (lambda _: self.key) if isinstance(key, str) else key
         self.has_effects = operator_has_effects(target) if is_operator(target) else None
         """Whether the nodes do more than compute; None if that depends on the node."""
+        self.strides = read_by(target)
+        """What the nodes may read of how their operands lie in memory."""
 
 
 def read(graph: FxGraph, node: Node, target: Target) -> Call | Unreadable:

@@ -15,7 +15,7 @@ from graphopt.ir.fx.fake import compute
 from graphopt.ir.fx.names import Names
 from graphopt.ir.fx.read import read
 from graphopt.ir.fx.schema import bodies_of, exposes, has_effects, raw_name_of, split_arguments
-from graphopt.ir.fx.strides import NOTHING, check_kept, what_is_read
+from graphopt.ir.fx.strides import NOTHING, check_kept
 from graphopt.ir.fx.tensors import LiteralRef, TorchRef, tensor_identity, to_torch, type_of
 from graphopt.ir.fx.vocabulary import Target
 from graphopt.ir.fx.weight import Weight
@@ -66,7 +66,7 @@ class FxGraph(Graph):
         """By the id of the target, which they hold so that its id stays its own."""
         self._first_input: fx.Node | None = None
         self._read: int | None = None
-        """What the graph reads of strides, once that was asked."""
+        """The most that an operator of the graph may read of strides, once that was asked."""
 
     # ---- reading -------------------------------------------------------------------------------------------
 
@@ -92,7 +92,18 @@ class FxGraph(Graph):
         known = self._targets.get(id(target))
         if known is None:
             known = self._targets[id(target)] = Target(target)
+            if self._read is not None:
+                self._read = max(self._read, known.strides)
         return known
+
+    def _reads_strides(self) -> int:
+        """The most that an operator of this region or of its bodies may read of strides."""
+        found = NOTHING
+        for node in self.nodes():
+            found = max(found, (self._targets.get(id(node.target)) or self.target(node.target)).strides)
+            if not isinstance(node.target, torch._ops.OpOverload):
+                found = max([found, *(body._reads_strides() for body in self.subgraphs(node))])
+        return found
 
     def operand_keys(self, node: Node) -> tuple[str, ...]:
         keys = []
@@ -190,7 +201,7 @@ class FxGraph(Graph):
         name: str = node.name
         return name
 
-    def subgraphs(self, node: Node) -> Sequence[Graph]:
+    def subgraphs(self, node: Node) -> Sequence[FxGraph]:
         return [self.body(n) for n in bodies_of(node) if self.is_body(n)]
 
     def branches(self, node: Node) -> Branches | None:
@@ -339,7 +350,7 @@ class FxGraph(Graph):
 
     def redirect(self, old: Value, new: Value) -> tuple[Sequence[Node], Undo]:
         if self._read is None:
-            self._read = what_is_read(self)
+            self._read = self._reads_strides()
         if self._read != NOTHING:
             check_kept(self._read, old, new)
         returned = self.output_node in old.users

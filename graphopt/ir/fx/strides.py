@@ -7,26 +7,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphopt.ir.graph import CannotEmit, Graph
+from graphopt.ir.graph import CannotEmit
 
 NOTHING, ORDER, STRIDES = range(3)
-"""What is read: nothing, the order of the axes in memory, or the strides themselves."""
+"""What an operator reads: nothing, the order of the axes in memory, or the strides themselves."""
 _OF_STRIDES = ("as_strided", "as_strided_scatter", "view_as_complex", "view.dtype")
 """ATen's ops whose result depends on the strides of their operands, or that take some strides only."""
 
 
-def what_is_read(region: Graph) -> int:
-    """The most that an op of `region` or of its bodies may read. Ops of other libraries take the order that they were
-    traced with, as torch's own compiler has it."""
-    found: dict[int, int] = {}
-    for node in region.nodes():
-        key = id(node.target)
-        if key not in found or not isinstance(node.target, torch._ops.OpOverload):
-            found[key] = max([found.get(key, 0), _read_by(node.target), *map(what_is_read, region.subgraphs(node))])
-    return max(found.values(), default=NOTHING)
-
-
-def _read_by(target: Any) -> int:
+def read_by(target: Any) -> int:
+    """What an operator may read. Those of other libraries take the order that they were traced with, as torch's own
+    compiler has it."""
     if not isinstance(target, torch._ops.OpOverload):
         return NOTHING
     if target.namespace not in ("aten", "prims"):

@@ -161,12 +161,7 @@ def delete_unread(region: OnnxGraph, nodes: Iterable[ir.Node]) -> list[ir.Node]:
             for body in body_graphs(node) if node.attributes.data else ():
                 _empty(region.shared, body)
             gone[node] = None
-    for node in gone:
-        for index, value in enumerate(node.inputs):
-            # What the nodes read of each other goes with them.
-            if value is not None and value.producer() not in gone:
-                node.replace_input_with(index, None)
-    region.shared.forget_nodes(gone)
+    _detach(region.shared, gone, gone)  # What the nodes read of each other goes with them.
     region.take_out(gone)
     return list(gone)
 
@@ -186,12 +181,17 @@ def _empty(shared: Shared, body: ir.Graph) -> None:
     """Take everything out of `body`: whoever still holds its region finds it empty."""
     for graph in list(nested_graphs(body)):
         inner = list(graph)
-        for node in inner:
-            for index, value in enumerate(node.inputs):
-                if value is not None:
-                    node.replace_input_with(index, None)
-        shared.forget_nodes(inner)
+        _detach(shared, inner, ())
         graph.remove(inner)
+
+
+def _detach(shared: Shared, nodes: Iterable[ir.Node], spared: Container[ir.Node]) -> None:
+    """Let `nodes` read nothing but what `spared` ones give, and forget them."""
+    for node in nodes:
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.producer() not in spared:
+                node.replace_input_with(index, None)
+    shared.forget_nodes(nodes)
 
 
 # ---- constants

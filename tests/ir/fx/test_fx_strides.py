@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import graphopt
+from graphopt import Rounding, RulePass, rule
 
 READERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "as_strided": lambda y: y.as_strided((5, 7), (36, 1)),
@@ -65,3 +69,33 @@ def test_ops_of_other_libraries_keep_the_order_of_their_axes(library) -> None:
     assert [a.status for a in result.report.applications] == ["undone"]
     halves = Convolution(lambda y: library.doubled(y.chunk(2, 1)[0] + 0)).eval()
     assert graphopt.optimize(halves, "clean-up", example_inputs=x).report.kept
+
+
+@rule(contract=Rounding())
+class NegTwiceByStrides:
+    """neg(neg(x)) is x, read by its strides: by an op that the graph did not hold before."""
+
+    def pattern(self, op: Any, x: Any) -> Any:
+        return op.neg(op.neg(x))
+
+    def rewrite(self, m: Any, build: Any) -> Any:
+        shape = m.type(m.x).shape
+        strides = [int(np.prod(shape[i + 1 :])) for i in range(len(shape))]
+        return build.raw("aten.as_strided.default", m.x, size=list(shape), stride=strides, like=m.out)
+
+
+@dataclass(frozen=True)
+class ByStrides(RulePass):
+    name: ClassVar[str] = "by-strides"
+
+    def rules(self) -> Sequence[Any]:
+        return (NegTwiceByStrides,)
+
+
+def test_what_a_rewrite_puts_behind_it_is_not_given_other_strides_either() -> None:
+    module, x = Convolution(lambda y: y.relu().relu().neg().neg()).eval(), torch.randn(2, 3, 6, 6)
+    passes = ["clean-up", ByStrides(), "winograd{channels=1 tiles=1}"]
+    result = graphopt.optimize(module, passes, example_inputs=x)
+    statuses = [(a.rule, a.status) for p in result.report.passes for a in p.applications if p.name != "clean-up"]
+    assert statuses == [("neg-twice-by-strides", "kept"), ("winograd-conv", "undone")]
+    assert torch.allclose(result.model(x), module(x))
