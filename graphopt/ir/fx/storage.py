@@ -19,7 +19,7 @@ from graphopt.ir.fx.strides import NOTHING, check_kept
 from graphopt.ir.fx.tensors import LiteralRef, TorchRef, tensor_identity, to_torch, type_of
 from graphopt.ir.fx.vocabulary import Target
 from graphopt.ir.fx.weight import Weight
-from graphopt.ir.fx.write import check_types, plan
+from graphopt.ir.fx.write import cannot_emit, check_types, plan
 from graphopt.ir.graph import Branches, Call, CannotEmit, Graph, Literal, Node, TensorType, Undo, Unreadable, Value
 from graphopt.ir.weights import FLOATS, Array, TensorRef
 
@@ -253,28 +253,7 @@ class FxGraph(Graph):
     # ---- editing -------------------------------------------------------------------------------------------
 
     def can_emit(self, op: str, fields: Mapping[str, Any], types: Sequence[TensorType | None]) -> str | None:
-        tensors = [None if t is None else object() for t in types]
-        refusal = self._refusal(op, tensors, fields, types)
-        if refusal is None or all(t is None or t.shape != () for t in types):
-            return refusal
-        # An operand without axes may also be a number, of which ATen sometimes takes nothing else.
-        numbers = [
-            Literal(0, t.dtype) if t and t.shape == () else v for t, v in zip(types, tensors, strict=True)
-        ]
-        return self._refusal(op, numbers, fields, types)
-
-    def _refusal(
-        self,
-        op: str,
-        operands: Sequence[Value],
-        fields: Mapping[str, Any],
-        types: Sequence[TensorType | None],
-    ) -> str | None:
-        try:
-            plan(op, operands, fields, types)
-        except CannotEmit as refusal:
-            return str(refusal)
-        return None
+        return cannot_emit(op, fields, types)
 
     def insert(
         self,

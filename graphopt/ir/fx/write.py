@@ -186,6 +186,27 @@ def _raw_plan(op: str, operands: Sequence[Value | None], fields: Mapping[str, An
     return Plan(target, args, kwargs)
 
 
+def cannot_emit(op: str, fields: Mapping[str, Any], types: Sequence[TensorType | None]) -> str | None:
+    """Why `op` cannot be written, by planning it; None if it can. An operand whose type is None counts as absent."""
+    tensors = [None if t is None else object() for t in types]
+    refusal = _refusal(op, tensors, fields, types)
+    if refusal is None or all(t is None or t.shape != () for t in types):
+        return refusal
+    # An operand without axes may also be a number, of which ATen sometimes takes nothing else.
+    numbers = [Literal(0, t.dtype) if t and t.shape == () else v for t, v in zip(types, tensors, strict=True)]
+    return _refusal(op, numbers, fields, types)
+
+
+def _refusal(
+    op: str, operands: Sequence[Value], fields: Mapping[str, Any], types: Sequence[TensorType | None]
+) -> str | None:
+    try:
+        plan(op, operands, fields, types)
+    except CannotEmit as refusal:
+        return str(refusal)
+    return None
+
+
 def check_types(op: str, values: Sequence[Any], expected: Sequence[TensorType | None]) -> None:
     """Raises CannotEmit if torch computes another type than the rewrite expects."""
     for value, wanted in zip(values, expected, strict=False):
