@@ -15,7 +15,7 @@ from graphopt.ir.fx.fake import compute
 from graphopt.ir.fx.names import Names
 from graphopt.ir.fx.read import read
 from graphopt.ir.fx.schema import bodies_of, exposes, has_effects, raw_name_of, split_arguments
-from graphopt.ir.fx.strides import NOTHING, check_kept
+from graphopt.ir.fx.strides import NOTHING, check_kept, read_by
 from graphopt.ir.fx.tensors import LiteralRef, TorchRef, tensor_identity, to_torch, type_of
 from graphopt.ir.fx.vocabulary import Target
 from graphopt.ir.fx.weight import Weight
@@ -98,12 +98,9 @@ class FxGraph(Graph):
 
     def _reads_strides(self) -> int:
         """The most that an operator of this region or of its bodies may read of strides."""
-        found = NOTHING
-        for node in self.nodes():
-            found = max(found, (self._targets.get(id(node.target)) or self.target(node.target)).strides)
-            if not isinstance(node.target, torch._ops.OpOverload):
-                found = max([found, *(body._reads_strides() for body in self.subgraphs(node))])
-        return found
+        operators = {id(node.target): node.target for node in self.graph.nodes}
+        bodies = [self.body(n) for n in self.graph.find_nodes(op="get_attr") if self.is_body(n)]
+        return max([NOTHING, *map(read_by, operators.values()), *(body._reads_strides() for body in bodies)])
 
     def operand_keys(self, node: Node) -> tuple[str, ...]:
         keys = []
@@ -201,7 +198,7 @@ class FxGraph(Graph):
         name: str = node.name
         return name
 
-    def subgraphs(self, node: Node) -> Sequence[FxGraph]:
+    def subgraphs(self, node: Node) -> Sequence[Graph]:
         return [self.body(n) for n in bodies_of(node) if self.is_body(n)]
 
     def branches(self, node: Node) -> Branches | None:
