@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 Job = Callable[[], object]
@@ -59,19 +59,35 @@ def interleave(
         rounds: timed runs of each candidate.
         warm_up: rounds that are run first and dropped.
         lead: how often a candidate is run right before each timed run, not timed: threads of the candidate before it
-            may go on spinning for a while, and its own may have gone to sleep.
+            may go on spinning for a while, and its own may have gone to sleep. Garbage is collected before them.
         clock: seconds; `time.process_time` counts this process's work only.
     """
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
-    names = list(candidates)
+    return in_turn(candidates, lambda name: seconds(candidates[name], lead, clock), rounds, warm_up)
+
+
+def in_turn(names: Iterable[str], measure: Callable[[str], float], rounds: int, warm_up: int = 1) -> dict[str, Timing]:
+    """What `measure` says of each name, asked `warm_up + rounds` times in turn; of the last `rounds`."""
+    samples: dict[str, list[float]] = {name: [] for name in names}
     for number in range(warm_up + rounds):
-        for name in reversed(names) if number % 2 else names:
-            for _ in range(lead):
-                candidates[name]()()
-            seconds = _time(candidates[name](), clock)
+        for name in reversed(samples) if number % 2 else samples:
+            taken = measure(name)
             if number >= warm_up:
-                samples[name].append(seconds)
+                samples[name].append(taken)
     return {name: Timing(tuple(taken)) for name, taken in samples.items()}
+
+
+def seconds(prepare: Prepare, lead: int = 0, clock: Callable[[], float] = time.perf_counter) -> float:
+    """How long the job of `prepare` takes, after `lead` runs of others that it prepares."""
+    if lead:
+        gc.collect()
+    for _ in range(lead):
+        prepare()()
+    job = prepare()
+    if not lead:
+        gc.collect()
+    start = clock()
+    job()
+    return clock() - start
 
 
 def always(job: Job) -> Prepare:
@@ -86,10 +102,3 @@ def paired_ratio(a: Timing, b: Timing) -> Ratio:
         return Ratio(ratios[0], ratios[0], ratios[0])
     low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return Ratio(median, low, high)
-
-
-def _time(job: Job, clock: Callable[[], float]) -> float:
-    gc.collect()
-    start = clock()
-    job()
-    return clock() - start

@@ -7,8 +7,8 @@ Peers: (i) diffusers' loop around the torch module, (ii) the same around torch.c
 onnxruntime session of the exported module, and for the digits' U-Net a StableDiffusionPipeline around such a session
 of the U-Net within. Ours: exact passes only, compiled with `program.lower("onnxruntime")`, and
 with `program.lower("xla")`: on one device, and with more than one thread on two, one for each branch of the guidance.
-XLA takes as many threads for an op of a device as the environment's NPROC says, 1 unless it is set. Everyone starts
-from the same noise; the largest difference to (i) is printed.
+XLA takes as many threads for an op of a device as the environment's NPROC says, 1 unless it is set. Everyone has a
+process of its own and starts from the same noise; the largest difference to (i) is printed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet
 from rich.table import Table
 
 import graphopt
+from benchmarks.alone import Alone, interleave_alone
 from benchmarks.console import wide_console
-from benchmarks.interleave import Timing, always, interleave, paired_ratio
+from benchmarks.interleave import Timing, paired_ratio
 from graphopt.program.guidance import Guidance
 from graphopt.tools.digits.data import NULL_CLASS
 from graphopt.tools.digits.models import load_dit, load_unet
@@ -34,6 +35,8 @@ from graphopt.tools.digits.sampling import noise
 STEPS = 20
 SCALE = 7.5
 CONVOLUTIONS = ("fuse-upsampling", "split-concats")
+LEAD = 20
+"""Samplings before each timed one: after the others had the caches, the first three or so take up to twice as long."""
 PASSES = (*CONVOLUTIONS, "share-guidance", "hoist", "batch-tables", "fuse-attention", "clean-up")
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -97,7 +100,7 @@ def loop(case: Case, predict: Predict) -> torch.Tensor:
     return sample
 
 
-def eager(case: Case) -> Callable[[], torch.Tensor]:
+def eager(case: Case, threads: int) -> Callable[[], torch.Tensor]:
     both = case.both
     return lambda: loop(case, lambda x, t: _prediction(case.module(x, t, both)))
 
@@ -107,7 +110,7 @@ def _prediction(result: Any) -> torch.Tensor:
     return result if isinstance(result, torch.Tensor) else result[0]
 
 
-def compiled(case: Case) -> Callable[[], torch.Tensor]:
+def compiled(case: Case, threads: int) -> Callable[[], torch.Tensor]:
     both, module = case.both, torch.compile(case.module)
     return lambda: loop(case, lambda x, t: _prediction(module(x, t, both)))
 
@@ -162,18 +165,24 @@ def pipeline(case: Case, threads: int) -> Callable[[], torch.Tensor]:
     return lambda: pipe(**given, **size, num_inference_steps=STEPS, guidance_scale=SCALE, return_dict=False)[0]
 
 
-def ours(case: Case, threads: int, passes: Sequence[str], form: str = "auto") -> Callable[[], torch.Tensor]:
+def ours(case: Case, threads: int, passes: Sequence[str] = PASSES) -> Callable[[], torch.Tensor]:
     optimized = graphopt.optimize(_program(case), passes=list(passes), target="onnxruntime")
-    return _request(case, optimized.lower("onnxruntime", form=form, threads=threads))
+    return _request(case, optimized.lower("onnxruntime", threads=threads))
 
 
-def ours_by_xla(case: Case) -> Callable[[], torch.Tensor]:
+def ours_as_it_is(case: Case, threads: int) -> Callable[[], torch.Tensor]:
+    return ours(case, threads, ())
+
+
+def ours_by_xla(case: Case, threads: int) -> Callable[[], torch.Tensor]:
+    let_xla_have(1)
     optimized = graphopt.optimize(_program(case), passes=[*CONVOLUTIONS, "share-guidance", "hoist", "batch-tables"])
     return _request(case, optimized.lower("xla"))
 
 
-def ours_by_two_devices(case: Case) -> Callable[[], torch.Tensor]:
+def ours_by_two_devices(case: Case, threads: int) -> Callable[[], torch.Tensor]:
     """Each branch of the guidance on a device of its own, so that they share nothing."""
+    let_xla_have(2)
     program = _program(case, Guidance(SCALE, "calls"))
     optimized = graphopt.optimize(program, passes=[*CONVOLUTIONS, "hoist", "batch-tables"])
     return _request(case, optimized.lower("xla", devices=2, branches=2))
@@ -196,6 +205,37 @@ def _request(case: Case, run: Any) -> Callable[[], torch.Tensor]:
     return lambda: run(case.noise, **given)
 
 
+WAYS: dict[str, Callable[[Case, int], Callable[[], torch.Tensor]]] = {
+    "diffusers + torch": eager,
+    "diffusers + torch.compile": compiled,
+    "diffusers + onnxruntime": plain_onnxruntime,
+    "StableDiffusionPipeline + onnxruntime": pipeline,
+    "graphopt, no pass": ours_as_it_is,
+    "graphopt": ours,
+    "graphopt, xla": ours_by_xla,
+    "graphopt, xla, two devices": ours_by_two_devices,
+}
+REFERENCE = next(iter(WAYS))
+
+
+def made(way: str, case: str, threads: int) -> Callable[[], Any]:
+    """One way of sampling a case, as a job that gives the sample as an array."""
+    torch.set_num_threads(threads)
+    run = WAYS[way](CASES[case](), threads)
+    return lambda: run().numpy()
+
+
+def ways(case: str, threads: int, compile_: bool, xla: bool) -> list[str]:
+    """Those that are run."""
+    left_out = {
+        "diffusers + torch.compile": not compile_,
+        "StableDiffusionPipeline + onnxruntime": case != "digits-unet",
+        "graphopt, xla": not xla,
+        "graphopt, xla, two devices": not xla or threads == 1,
+    }
+    return [way for way in WAYS if not left_out.get(way, False)]
+
+
 def main(
     cases: Annotated[list[str] | None, typer.Argument(help=f"Among {', '.join(CASES)}; all without one.")] = None,
     rounds: Annotated[int, typer.Option(help="Timed samplings of each candidate.")] = 7,
@@ -204,31 +244,19 @@ def main(
     xla: Annotated[bool, typer.Option(help="Run the backend xla too.")] = True,
 ) -> None:
     """Print median times and ratios of whole sampling loops."""
-    torch.set_num_threads(threads)
-    let_xla_have(min(threads, 2))
     console = wide_console()
     for name in cases or list(CASES):
-        case = CASES[name]()
-        candidates = {"diffusers + torch": eager(case)}
-        if compile_:
-            candidates["diffusers + torch.compile"] = compiled(case)
-        candidates["diffusers + onnxruntime"] = plain_onnxruntime(case, threads)
-        if name == "digits-unet":
-            candidates["StableDiffusionPipeline + onnxruntime"] = pipeline(case, threads)
-        candidates["graphopt, no pass"] = ours(case, threads, ())
-        candidates["graphopt"] = ours(case, threads, PASSES)
-        if xla:
-            candidates["graphopt, xla"] = ours_by_xla(case)
-        if xla and threads > 1:
-            candidates["graphopt, xla, two devices"] = ours_by_two_devices(case)
-        expected = candidates["diffusers + torch"]()
-        errors = {n: relative(expected, run()) for n, run in candidates.items()}
-        timings = interleave({n: always(run) for n, run in candidates.items()}, rounds=rounds, lead=1)
-        console.print(table(case, timings, errors, rounds, threads))
+        jobs = {way: Alone(made, way, name, threads) for way in ways(name, threads, compile_, xla)}
+        samples = {way: job() for way, job in jobs.items()}
+        errors = {way: relative(samples[REFERENCE], sample) for way, sample in samples.items()}
+        timings = interleave_alone(jobs, rounds=rounds, lead=LEAD)
+        console.print(table(CASES[name](), timings, errors, rounds, threads))
+        for job in jobs.values():
+            job.close()
 
 
-def relative(expected: torch.Tensor, got: torch.Tensor) -> float:
-    return float((got - expected).abs().max() / expected.abs().max())
+def relative(expected: Any, got: Any) -> float:
+    return float(abs(got - expected).max() / abs(expected).max())
 
 
 def table(case: Case, timings: dict[str, Timing], errors: dict[str, float], rounds: int, threads: int) -> Table:
