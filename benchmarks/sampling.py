@@ -34,10 +34,10 @@ from graphopt.tools.digits.sampling import noise
 
 STEPS = 20
 SCALE = 7.5
-CONVOLUTIONS = ("fuse-upsampling", "split-concats")
+LAYERS = ("fuse-upsampling", "split-concats", "absorb-projections")
 LEAD = 20
 """Samplings before each timed one: after the others had the caches, the first three or so take up to twice as long."""
-PASSES = (*CONVOLUTIONS, "share-guidance", "hoist", "batch-tables", "fuse-attention", "clean-up")
+PASSES = (*LAYERS, "share-guidance", "hoist", "batch-tables", "fuse-attention", "clean-up")
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -176,7 +176,7 @@ def ours_as_it_is(case: Case, threads: int) -> Callable[[], torch.Tensor]:
 
 def ours_by_xla(case: Case, threads: int) -> Callable[[], torch.Tensor]:
     let_xla_have(1)
-    optimized = graphopt.optimize(_program(case), passes=[*CONVOLUTIONS, "share-guidance", "hoist", "batch-tables"])
+    optimized = graphopt.optimize(_program(case), passes=[*LAYERS, "share-guidance", "hoist", "batch-tables"])
     return _request(case, optimized.lower("xla"))
 
 
@@ -184,7 +184,7 @@ def ours_by_two_devices(case: Case, threads: int) -> Callable[[], torch.Tensor]:
     """Each branch of the guidance on a device of its own, so that they share nothing."""
     let_xla_have(2)
     program = _program(case, Guidance(SCALE, "calls"))
-    optimized = graphopt.optimize(program, passes=[*CONVOLUTIONS, "hoist", "batch-tables"])
+    optimized = graphopt.optimize(program, passes=[*LAYERS, "hoist", "batch-tables"])
     return _request(case, optimized.lower("xla", devices=2, branches=2))
 
 

@@ -30,9 +30,10 @@ def operand(op: PatternOps, side: str) -> Pattern:
     return any_of(op.transpose(Var(side), perm=any_).named(f"{side}_order"), Var(side))
 
 
-def split_operand(op: PatternOps, side: str) -> Pattern:
-    """Queries, keys or values whose heads a reshape splits off."""
-    split = op.reshape(Var(side), opt(Var(f"{side}_shape")), shape=any_, allow_zero=any_).named(f"{side}_split")
+def split_operand(op: PatternOps, side: str, tokens: Pattern | None = None) -> Pattern:
+    """Queries, keys or values whose heads a reshape splits off: of anything, or of `tokens`."""
+    target = opt(Var(f"{side}_shape"))
+    split = op.reshape(tokens or Var(side), target, shape=any_, allow_zero=any_).named(f"{side}_split")
     return any_of(op.transpose(split, perm=any_).named(f"{side}_order"), split)
 
 

@@ -79,6 +79,20 @@ def test_groups_are_normalised_without_a_loop(dtype):
     assert "while" not in jax.jit(kernels.group_norm, static_argnums=1).lower(x.float().numpy(), 3).as_text()
 
 
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_gelu_is_as_exact_as_that_of_torch(dtype, approximate):
+    x = torch.linspace(-12, 12, 2401).to(dtype)
+    assert checked(lambda x: F.gelu(x, approximate=approximate), x) == 1
+    with jax.enable_x64(True):
+        got = np.asarray(jax.jit(lambda x: kernels.gelu(x, approximate=approximate))(to_jax(x)).astype("float64"))
+        odd = np.asarray(kernels.gelu(np.array([np.nan, np.inf, -0.0]), approximate=approximate))
+    exact = F.gelu(x.double(), approximate=approximate).numpy()
+    allowed = 2 * max(torch.finfo(dtype).eps, 2.0**-52)
+    assert np.all(np.abs(got - exact) <= allowed * np.maximum(1, np.abs(exact)))
+    assert np.isnan(odd[0]) and odd[1] == np.inf and np.signbit(odd[2])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_batch_norms_by_running_statistics(dtype):
     x, mean, weight, bias, var = (y.to(dtype) for y in (randn(2, 3, 4), *randn(3, 3), randn(3).abs() + 0.1))
