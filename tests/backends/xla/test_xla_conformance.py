@@ -81,15 +81,16 @@ def test_groups_are_normalised_without_a_loop(dtype):
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_gelu_is_as_exact_as_that_of_torch(dtype, approximate):
+def test_gelu_is_as_exact_as_its_formula(dtype, approximate):
     x = torch.linspace(-12, 12, 2401).to(dtype)
     assert checked(lambda x: F.gelu(x, approximate=approximate), x) == 1
     with jax.enable_x64(True):
         got = np.asarray(jax.jit(lambda x: kernels.gelu(x, approximate=approximate))(to_jax(x)).astype("float64"))
         odd = np.asarray(kernels.gelu(np.array([np.nan, np.inf, -0.0]), approximate=approximate))
     exact = F.gelu(x.double(), approximate=approximate).numpy()
-    allowed = 2 * max(torch.finfo(dtype).eps, 2.0**-52)
-    assert np.all(np.abs(got - exact) <= allowed * np.maximum(1, np.abs(exact)))
+    # A half of x times 1 + erf, which is of 1 however near to 0 it comes.
+    error = np.abs(got - exact) / np.maximum(np.abs(x.double().numpy()), 1e-3)
+    assert error.max() <= 4 * torch.finfo(dtype).eps
     assert np.isnan(odd[0]) and odd[1] == np.inf and np.signbit(odd[2])
 
 
