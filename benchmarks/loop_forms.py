@@ -1,6 +1,6 @@
 """Times the two forms in which onnxruntime runs a sampling program, interleaved: one Loop, and a session for each row.
 
-    python -m benchmarks.loop_forms [tiny] [small] [digits] [sd-like] [--rounds N] [--threads N] [--cpu]
+    python -m benchmarks.loop_forms [tiny] [small] [digits-unet] [digits-dit] [sd-like] [--rounds N] [--threads N] [--cpu]
 
 Beside them diffusers' own loop around a session of the exported denoiser. All start from the same noise.
 """
@@ -33,7 +33,7 @@ def _unet(name: str, size: int, channels: tuple[int, int], width: int) -> Case:
         cross_attention_dim=width, attention_head_dim=4,
     )  # fmt: skip
     noise, text, negative = torch.randn(1, 4, size, size), torch.randn(1, 77, width), torch.randn(1, 77, width)
-    return Case(name, module.eval(), noise, text, negative)
+    return Case(name, module.eval(), "encoder_hidden_states", noise, text, negative)
 
 
 ALL: dict[str, Callable[[], Case]] = {
@@ -44,7 +44,7 @@ ALL: dict[str, Callable[[], Case]] = {
 
 
 def forms(case: Case, threads: int) -> dict[str, Run]:
-    example = {"sample": case.noise, "timestep": torch.tensor(1), "encoder_hidden_states": case.text}
+    example = {"sample": case.noise, "timestep": torch.tensor(1), case.condition_name: case.condition}
     traced = graphopt.Sampler(case.module, scheduler(), STEPS, example_inputs=example, guidance=SCALE)
     program = traced.convert("onnxruntime")
     hoisted = graphopt.optimize(program, passes=["hoist"], target="onnxruntime").program
@@ -57,7 +57,8 @@ def forms(case: Case, threads: int) -> dict[str, Run]:
 
 def _compiled(case: Case, program: Program, form: str, threads: int) -> Run:
     run = program.lower("onnxruntime", form=form, threads=threads)
-    return lambda: run(case.noise, encoder_hidden_states=case.text, negative_encoder_hidden_states=case.negative)
+    given = {case.condition_name: case.condition, f"negative_{case.condition_name}": case.negative}
+    return lambda: run(case.noise, **given)
 
 
 def _in_diffusers(case: Case, program: Program, threads: int) -> Run:
