@@ -15,7 +15,8 @@ Job = Callable[[], Any]
 class Alone:
     """The job that `make(*given)` gives, made and run in another process.
 
-    `make`, `given` and what the job returns are pickled; so `make` is a function of a module.
+    `make`, `given` and what the job returns are pickled; so `make` is a function of a module. The process is a daemon:
+    it ends with this one, and has no processes of its own by `multiprocessing`.
     """
 
     def __init__(self, make: Callable[..., Job], *given: Any) -> None:

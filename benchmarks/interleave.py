@@ -77,7 +77,7 @@ def in_turn(names: Iterable[str], measure: Callable[[str], float], rounds: int, 
 
 
 def seconds(prepare: Prepare, lead: int = 0, clock: Callable[[], float] = time.perf_counter) -> float:
-    """How long the job of `prepare` takes, after `lead` runs of others that it prepares."""
+    """How long a job of `prepare` takes, once `lead` others that it made have been run."""
     if lead:
         gc.collect()
     for _ in range(lead):

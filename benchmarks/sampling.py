@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -35,8 +36,6 @@ from graphopt.tools.digits.sampling import noise
 STEPS = 20
 SCALE = 7.5
 LAYERS = ("fuse-upsampling", "split-concats", "absorb-projections")
-LEAD = 20
-"""Samplings before each timed one: after the others had the caches, the first three or so take up to twice as long."""
 PASSES = (*LAYERS, "share-guidance", "hoist", "batch-tables", "fuse-attention", "clean-up")
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -51,6 +50,8 @@ class Case:
     noise: torch.Tensor
     condition: torch.Tensor
     negative: torch.Tensor
+    lead: int = 20
+    """Samplings before each timed one. After the others had the caches, the first take up to twice as long."""
 
     @property
     def both(self) -> torch.Tensor:
@@ -62,7 +63,7 @@ def sd_like() -> Case:
     torch.manual_seed(0)
     module = UNet2DConditionModel(sample_size=32, block_out_channels=(128, 256, 512, 512), cross_attention_dim=768)
     noise, text, negative = torch.randn(1, 4, 32, 32), torch.randn(1, 77, 768), torch.randn(1, 77, 768)
-    return Case("sd-like", module.eval(), "encoder_hidden_states", noise, text, negative)
+    return Case("sd-like", module.eval(), "encoder_hidden_states", noise, text, negative, lead=1)
 
 
 def digits_unet() -> Case:
@@ -246,13 +247,16 @@ def main(
     """Print median times and ratios of whole sampling loops."""
     console = wide_console()
     for name in cases or list(CASES):
-        jobs = {way: Alone(made, way, name, threads) for way in ways(name, threads, compile_, xla)}
-        samples = {way: job() for way, job in jobs.items()}
+        case = CASES[name]()
+        with ExitStack() as processes:
+            jobs = {
+                way: processes.enter_context(closing(Alone(made, way, name, threads)))
+                for way in ways(name, threads, compile_, xla)
+            }
+            samples = {way: job() for way, job in jobs.items()}
+            timings = interleave_alone(jobs, rounds=rounds, lead=case.lead)
         errors = {way: relative(samples[REFERENCE], sample) for way, sample in samples.items()}
-        timings = interleave_alone(jobs, rounds=rounds, lead=LEAD)
-        console.print(table(CASES[name](), timings, errors, rounds, threads))
-        for job in jobs.values():
-            job.close()
+        console.print(table(case, timings, errors, rounds, threads))
 
 
 def relative(expected: Any, got: Any) -> float:

@@ -38,9 +38,10 @@ class AttentionBetweenLayers:
     The columns of K and the rows of V are those of all heads together, [heads * keys]; the softmax is taken head by
     head. Q_h are the columns of Q that make head h, O_h the rows of O that read it.
     Preconditions: heads of tokens [batch, positions, heads * features], split and joined by reshapes and transposes;
-    positions, keys, heads and features are numbers; no mask; constant weights, nobody else's; nothing else reads what
-    is between. Contract: rounding, for finite inputs: infinities of different signs may meet in the one and not in the
-    other. Source: associativity of the product of matrices; DeepSeek-AI, "DeepSeek-V2", 2024, section 2.1.2, where
+    positions, keys, heads and features are numbers above 0; no mask; two constant weights, nobody else's, not of
+    float16, of which K and V may leave the range where k and v do not; nothing else reads what is between. Contract:
+    rounding, for finite inputs whose K and V are finite: infinities of different signs may meet in the one and not in
+    the other. Scores in the hundreds leave few digits to either, and what is kept of them is up to the check. Source: associativity of the product of matrices; DeepSeek-AI, "DeepSeek-V2", 2024, section 2.1.2, where
     projections are absorbed into others in this way.
     """
 
@@ -51,6 +52,10 @@ class AttentionBetweenLayers:
             m.fail("the scores have a mask")
         self._check_layout(m, found)
         check_weights(m)
+        if m.bindings.values["w1"] == m.bindings.values["w2"]:
+            m.fail("both layers have the same weight: it would be stored twice")
+        if m.w1.dtype == "float16":
+            m.fail("products of the layers with keys and values may leave the range of float16")
         if m.w1.ndim != 2 or m.w2.ndim != 2:
             m.fail("weights of {} and {} axes are no two matrices", m.w1.ndim, m.w2.ndim)
         for name, width in (("b1", matrix(m.w1, m.first).shape[1]), ("b2", matrix(m.w2, m.second).shape[1])):
@@ -67,7 +72,7 @@ class AttentionBetweenLayers:
                 m.fail("the axes of {} are ordered {}, not with the heads behind the positions", name, perm)
         for name, side in (("queries", found.q), ("keys", found.k), ("values", found.v)):
             if not all(isinstance(size, int) and size > 0 for size in side.shape[1:]):
-                m.fail("{} have the sizes {}: not known as numbers", name, list(side.shape))
+                m.fail("{} have the sizes {}, not numbers above 0 behind the batch", name, list(side.shape))
         tokens, read = m.q_split.operands[0], m.tokens.outputs[0]
         require_joined(m, "what queries are made of", m.type(tokens).shape, found.q.shape)
         require_joined(m, "the result", m.type(read).shape, (*found.q.shape[:3], found.v.shape[3]))
@@ -82,7 +87,8 @@ class AttentionBetweenLayers:
 
 
 def _multiplications(m: Match, found: Attention) -> tuple[int, int]:
-    """What a sample costs before and after, even if keys and values are new each time."""
+    """What a sample costs before and after. Nothing here knows whether `hoist` will compute what is made of keys and
+    values once for many calls: each call pays for it."""
     heads, queries, features = map(_number, found.q.shape[1:])
     keys, values = map(_number, found.v.shape[2:])
     into, out = matrix(m.w1, m.first).shape[0], matrix(m.w2, m.second).shape[1]
@@ -104,14 +110,14 @@ class _Writing:
         build, columns = self.build, self.heads * self.keys
         flat, apart = (self.batch, self.queries, columns), (self.batch, self.queries, self.heads, self.keys)
         scores = build.matmul(self.m.x, self.absorbed_keys(), like=self.type(*flat))
-        if (bias := constant(self.m, "b1")) is not None:
-            scores = build.add(scores, self.bias_of_scores(bias), like=self.type(*flat))
+        if (inner := constant(self.m, "b1")) is not None:
+            scores = build.add(scores, self.bias_of_scores(inner), like=self.type(*flat))
         by_head = build.reshape(scores, shape=(-1, *apart[1:]), like=self.type(*apart))
-        weights = build.softmax(by_head, axis=3, like=self.type(*apart))
-        weights = build.reshape(weights, shape=(-1, *flat[1:]), like=self.type(*flat))
-        bias = constant(self.m, "b2")
-        product = build.matmul(weights, self.absorbed_values(), like=self.m.out)
-        return product if bias is None else build.add(product, bias, like=self.m.out)
+        shares = build.softmax(by_head, axis=3, like=self.type(*apart))
+        shares = build.reshape(shares, shape=(-1, *flat[1:]), like=self.type(*flat))
+        sums = build.matmul(shares, self.absorbed_values(), like=self.m.out)
+        outer = constant(self.m, "b2")
+        return sums if outer is None else build.add(sums, outer, like=self.m.out)
 
     def absorbed_keys(self) -> Value:
         """K, [batch, in, heads * keys]."""
@@ -119,8 +125,7 @@ class _Writing:
         query = self.query.reshape(into, self.heads, features).transpose(1, 0, 2) * self.found.scale
         build, apart = self.build, (self.batch, self.heads, into, self.keys)
         keys = build.matmul(query, self.turned_keys(), like=self.type(*apart))
-        order = (0, 2, 1, 3)
-        keys = build.transpose(keys, perm=order, like=self.type(*(apart[i] for i in order)))
+        keys = build.transpose(keys, perm=HEADS_APART, like=self.type(*(apart[i] for i in HEADS_APART)))
         columns = self.heads * self.keys
         return build.reshape(keys, shape=(-1, into, columns), like=self.type(self.batch, into, columns))
 
@@ -195,12 +200,12 @@ class AbsorbProjections(RulePass):
 
     Mathematics: (x Q_h) k_h^T = x (Q_h k_h^T), and (P_h v_h) O_h = P_h (v_h O_h). With L queries, S keys, H heads of d
     features, and C channels before and behind, that is 2 C H S (L + d) in place of 2 H d L (C + S) multiply-adds a
-    sample: fewer where there are fewer keys than features of a head, as in attention to the tokens of a class or to an
-    image prompt (IP-Adapter has 4 or 16). 2 C H S d of them are of keys and values alone, which a program computes once
-    a request: ask for it before `hoist`.
+    sample: fewer where there are few keys, about fewer than d if L and C are much more. 2 C H S d of them are of keys
+    and values alone, which a program computes once a request: ask for it behind `clean-up`, which brings attention into
+    the forms that are read, and before `share-guidance` and `hoist`.
 
     Refused, with the reason: as many multiply-adds as before, masks, causal and grouped attention, sizes that are not
-    numbers, weights that others read or that are not constant, queries, scores or sums that others read.
+    numbers, weights that others read, float16, queries, scores or sums that others read.
 
     Contract: rounding, for finite inputs. Source: associativity of the product of matrices; the rules name theirs.
     """

@@ -210,8 +210,8 @@ def layer_norm(
 
 
 def gelu(x: Any, *, approximate: str = "none") -> Any:
-    """aten.gelu, in float32 where the dtype is a lower one. JAX has erfc here, of three times the work of erf, to be
-    exact far below 0, where torch's is not either."""
+    """aten.gelu by torch's formulas, in float32 where the dtype is a lower one. JAX computes the one with erf by erfc,
+    which is exact far below 0, where torch's is not, and three times the work."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if approximate == "none":
         spread = jax.lax.erf(wide * 0.5**0.5)

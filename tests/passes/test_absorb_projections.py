@@ -48,10 +48,12 @@ class Case:
     causal: bool = False
     shared: str = ""
     """The value or weight that something else reads too."""
+    tied: bool = False
+    dtype: str = "float32"
     names: dict[str, Any] = field(default_factory=dict)
 
     def graph(self) -> Layers:
-        graph = Layers((self.batch, self.queries, self.into))
+        graph = Layers((self.batch, self.queries, self.into), dtype=self.dtype)
         self.linear(graph, self.heads * self.features, "projection")
         self.heads_apart(graph)
         self.attend(graph)
@@ -72,8 +74,9 @@ class Case:
     def linear(self, graph: Layers, out: int, name: str) -> None:
         shape, into = (*graph.shape[:-1], out), graph.shape[-1]
         shape_of_weight = (out, into) if self.layer in ("linear", "no bias") else (into, out)
-        weight = ArrayRef(0.3 * graph.ref(*shape_of_weight).numpy())
-        weight = self.names[f"{name} weight"] = graph.add_constant(weight, name)[0]
+        weight = graph.add_constant(ArrayRef(graph.rng.normal(0, 0.3, shape_of_weight).astype(graph.dtype)), name)[0]
+        weight = self.names["projection weight"] if self.tied and self.names else weight
+        self.names[f"{name} weight"] = weight
         if self.layer.startswith("matmul"):
             graph.then("matmul", weight, shape=shape)
             if self.layer == "matmul and sum":
@@ -241,6 +244,9 @@ def test_a_wrong_product_is_undone(monkeypatch: pytest.MonkeyPatch, wrong: str) 
 # ---- refusals ------------------------------------------------------------------------------------------------
 
 REFUSED = [
+    (Case(queries=0), "not numbers above 0"),
+    (Case(tied=True, values=6, into=12, out=12), "stored twice"),
+    (Case(dtype="float16"), "range of float16"),
     (Case(keys=12), "multiply-adds a sample become"),
     (Case(mask=True), "mask"),
     (Case(core="matmul", mask=True), "mask"),
