@@ -1,6 +1,7 @@
 """Times the two forms in which onnxruntime runs a sampling program, interleaved: one Loop, and a session for each row.
 
-    python -m benchmarks.loop_forms [tiny] [small] [digits-unet] [digits-dit] [sd-like] [--rounds N] [--threads N] [--cpu]
+    python -m benchmarks.loop_forms [tiny] [small] [digits-unet] [digits-dit] [sd-like] [--rounds N] [--threads N]
+        [--cpu]
 
 Beside them diffusers' own loop around a session of the exported denoiser. All start from the same noise.
 """

@@ -41,8 +41,9 @@ class AttentionBetweenLayers:
     positions, keys, heads and features are numbers above 0; no mask; two constant weights, nobody else's, not of
     float16, of which K and V may leave the range where k and v do not; nothing else reads what is between. Contract:
     rounding, for finite inputs whose K and V are finite: infinities of different signs may meet in the one and not in
-    the other. Scores in the hundreds leave few digits to either, and what is kept of them is up to the check. Source: associativity of the product of matrices; DeepSeek-AI, "DeepSeek-V2", 2024, section 2.1.2, where
-    projections are absorbed into others in this way.
+    the other. Scores in the hundreds leave few digits to either, and what is kept of them is up to the check.
+    Source: associativity of the product of matrices; DeepSeek-AI, "DeepSeek-V2", 2024, section 2.1.2, where projections
+    are absorbed into others in this way.
     """
 
     def check(self, m: Match) -> None:
