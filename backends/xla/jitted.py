@@ -27,6 +27,7 @@ class Jitted(ABC):
         function: Callable[[Any, Any], Any],
         settings: Settings,
         divided: Callable[[Any, Any], Any] | None = None,
+        devices: int = 1,
         **options: Any,
     ) -> None:
         """
@@ -34,13 +35,14 @@ class Jitted(ABC):
             function: of weights and inputs, pytrees of arrays.
             settings: how it is compiled.
             divided: the same function as it is compiled here, if it says itself what each device does.
+            devices: on how many it runs.
             options: of `jax.jit`.
         """
         self.settings = settings
         self.runtime = jax_runtime()
         """What runs it."""
         self._function = function
-        self._run = jax.jit(divided or function, compiler_options=settings.compiler_options(), **options)
+        self._run = jax.jit(divided or function, compiler_options=settings.compiler_options(devices), **options)
         self._buckets: Buckets | None = None
 
     @property

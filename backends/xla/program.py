@@ -83,7 +83,7 @@ class CompiledXlaProgram(Jitted):
             self._weights = [weight_on(*pair) for pair in zip(units.weights, weights, strict=True)]
         loop = SamplingLoop(program, units.functions)
         divided = loop.divided(mesh) if branches > 1 else None
-        super().__init__(loop, settings, divided, in_shardings=given, out_shardings=result)
+        super().__init__(loop, settings, divided, devices, in_shardings=given, out_shardings=result)
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
         """The weights, and the inputs by name: `noise`, `initial_scale`, the conditions, and where the program has them

@@ -23,6 +23,7 @@ from xla_programs import denoiser, program_of
 
 import graphopt
 from graphopt.backends.xla.arrays import exact_types
+from graphopt.backends.xla.settings import Settings
 from graphopt.backends.xla.tensor_parallel import divided_dims
 from graphopt.errors import PipelineError, UnsupportedError
 from graphopt.program.guidance import Guidance
@@ -85,6 +86,12 @@ def test_divided_weights_meet_in_one_sum_for_each_branch(divided):
 
 def test_branches_of_the_guidance_exchange_their_predictions_and_nothing_else(divided):
     assert divided["calls: branches"][2] == ["all-gather"]
+
+
+def test_loops_of_a_cpu_that_is_several_devices_are_not_divided_between_threads():
+    alone, two = (Settings().compiler_options(devices) for devices in (1, 2))
+    assert {**alone, "xla_disable_hlo_passes": "cpu-parallel-task-assigner"} == two != alone
+    assert Settings(platform="tpu").compiler_options(2) == {}
 
 
 @cache
