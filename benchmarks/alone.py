@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benchmarks.interleave import Timing, always, in_turn, seconds
-
-Job = Callable[[], Any]
+from benchmarks.interleave import Job, Timing, always, in_turn, seconds
 
 
 class Alone:

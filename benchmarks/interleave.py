@@ -83,7 +83,7 @@ def seconds(prepare: Prepare, lead: int = 0, clock: Callable[[], float] = time.p
     for _ in range(lead):
         prepare()()
     job = prepare()
-    if not lead:
+    if not lead:  # else the pause would make the job the first one again
         gc.collect()
     start = clock()
     job()

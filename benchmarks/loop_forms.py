@@ -20,7 +20,7 @@ from rich.table import Table
 import graphopt
 from benchmarks.console import wide_console
 from benchmarks.interleave import Timing, always, interleave, paired_ratio
-from benchmarks.sampling import CASES, SCALE, STEPS, Case, loop, relative, scheduler
+from benchmarks.sampling import CASES, Case, loop, program_of, relative, request
 from graphopt.program.program import Program
 
 Run = Callable[[], torch.Tensor]
@@ -45,9 +45,7 @@ ALL: dict[str, Callable[[], Case]] = {
 
 
 def forms(case: Case, threads: int) -> dict[str, Run]:
-    example = {"sample": case.noise, "timestep": torch.tensor(1), case.condition_name: case.condition}
-    traced = graphopt.Sampler(case.module, scheduler(), STEPS, example_inputs=example, guidance=SCALE)
-    program = traced.convert("onnxruntime")
+    program = program_of(case).convert("onnxruntime")
     hoisted = graphopt.optimize(program, passes=["hoist"], target="onnxruntime").program
     runs = {"diffusers + onnxruntime": _in_diffusers(case, program, threads)}
     for form in ("loop", "sessions"):
@@ -57,9 +55,7 @@ def forms(case: Case, threads: int) -> dict[str, Run]:
 
 
 def _compiled(case: Case, program: Program, form: str, threads: int) -> Run:
-    run = program.lower("onnxruntime", form=form, threads=threads)
-    given = {case.condition_name: case.condition, f"negative_{case.condition_name}": case.negative}
-    return lambda: run(case.noise, **given)
+    return request(case, program.lower("onnxruntime", form=form, threads=threads))
 
 
 def _in_diffusers(case: Case, program: Program, threads: int) -> Run:

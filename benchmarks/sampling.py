@@ -167,8 +167,8 @@ def pipeline(case: Case, threads: int) -> Callable[[], torch.Tensor]:
 
 
 def ours(case: Case, threads: int, passes: Sequence[str] = PASSES) -> Callable[[], torch.Tensor]:
-    optimized = graphopt.optimize(_program(case), passes=list(passes), target="onnxruntime")
-    return _request(case, optimized.lower("onnxruntime", threads=threads))
+    optimized = graphopt.optimize(program_of(case), passes=list(passes), target="onnxruntime")
+    return request(case, optimized.lower("onnxruntime", threads=threads))
 
 
 def ours_as_it_is(case: Case, threads: int) -> Callable[[], torch.Tensor]:
@@ -177,19 +177,19 @@ def ours_as_it_is(case: Case, threads: int) -> Callable[[], torch.Tensor]:
 
 def ours_by_xla(case: Case, threads: int) -> Callable[[], torch.Tensor]:
     let_xla_have(1)
-    optimized = graphopt.optimize(_program(case), passes=[*LAYERS, "share-guidance", "hoist", "batch-tables"])
-    return _request(case, optimized.lower("xla"))
+    optimized = graphopt.optimize(program_of(case), passes=[*LAYERS, "share-guidance", "hoist", "batch-tables"])
+    return request(case, optimized.lower("xla"))
 
 
 def ours_by_two_devices(case: Case, threads: int) -> Callable[[], torch.Tensor]:
     """Each branch of the guidance on a device of its own, so that they share nothing."""
     let_xla_have(2)
-    program = _program(case, Guidance(SCALE, "calls"))
+    program = program_of(case, Guidance(SCALE, "calls"))
     optimized = graphopt.optimize(program, passes=[*LAYERS, "hoist", "batch-tables"])
-    return _request(case, optimized.lower("xla", devices=2, branches=2))
+    return request(case, optimized.lower("xla", devices=2, branches=2))
 
 
-def _program(case: Case, guidance: Guidance | float = SCALE) -> Any:
+def program_of(case: Case, guidance: Guidance | float = SCALE) -> Any:
     example = {"sample": case.noise, "timestep": torch.tensor(1), case.condition_name: case.condition}
     return graphopt.Sampler(case.module, scheduler(), STEPS, example_inputs=example, guidance=guidance)
 
@@ -201,7 +201,7 @@ def let_xla_have(devices: int) -> None:
     os.environ.setdefault("NPROC", "1")
 
 
-def _request(case: Case, run: Any) -> Callable[[], torch.Tensor]:
+def request(case: Case, run: Any) -> Callable[[], torch.Tensor]:
     given = {case.condition_name: case.condition, f"negative_{case.condition_name}": case.negative}
     return lambda: run(case.noise, **given)
 

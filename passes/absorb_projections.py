@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.ir.graph import Dim, TensorType, Value
-from graphopt.passes.attention_heads import HEADS_APART, require_joined
+from graphopt.passes.attention_heads import HEADS_APART, require_heads_apart, require_joined
 from graphopt.passes.attention_pattern import (
     Attention,
     Operand,
-    by_attention,
-    by_einsum,
-    by_matmul,
+    joined_heads,
     mask_of,
     operand,
     read_attention,
@@ -21,10 +19,10 @@ from graphopt.passes.attention_pattern import (
 )
 from graphopt.passes.attention_products import compose, keep, swap
 from graphopt.passes.layout_identities import require_stated_targets
-from graphopt.passes.merge_linear import check_weights, constant, layer, matrix
+from graphopt.passes.merge_linear import check_layers, constant, layer, matrix
 from graphopt.pipeline.pass_ import RulePass
 from graphopt.rewrite.contract import Rounding
-from graphopt.rewrite.pattern import OpPattern, PatternOps, Var, any_, any_of, const, opt
+from graphopt.rewrite.pattern import OpPattern, PatternOps, Var, any_, const, opt
 from graphopt.rewrite.rule import Match, rule
 
 if TYPE_CHECKING:
@@ -52,25 +50,15 @@ class AttentionBetweenLayers:
         if mask_of(m) is not None:
             m.fail("the scores have a mask")
         self._check_layout(m, found)
-        check_weights(m)
+        check_layers(m)
         if m.bindings.values["w1"] == m.bindings.values["w2"]:
             m.fail("both layers have the same weight: it would be stored twice")
         if m.w1.dtype == "float16":
             m.fail("products of the layers with keys and values may leave the range of float16")
-        if m.w1.ndim != 2 or m.w2.ndim != 2:
-            m.fail("weights of {} and {} axes are no two matrices", m.w1.ndim, m.w2.ndim)
-        for name, width in (("b1", matrix(m.w1, m.first).shape[1]), ("b2", matrix(m.w2, m.second).shape[1])):
-            bias = constant(m, name)
-            if bias is not None and bias.shape != (width,):
-                m.fail("a bias of shape {} is not one number for each of {} features", list(bias.shape), width)
 
     @staticmethod
     def _check_layout(m: Match, found: Attention) -> None:
-        joined = m.bindings.named.get("joined")
-        out = found.out if joined is None else compose(found.out, joined.fields["perm"])
-        for name, perm in (("queries", found.q.perm), ("the result", out)):
-            if perm != HEADS_APART:
-                m.fail("the axes of {} are ordered {}, not with the heads behind the positions", name, perm)
+        require_heads_apart(m, found, ("q",))
         for name, side in (("queries", found.q), ("keys", found.k), ("values", found.v)):
             if not all(isinstance(size, int) and size > 0 for size in side.shape[1:]):
                 m.fail("{} have the sizes {}, not numbers above 0 behind the batch", name, list(side.shape))
@@ -168,10 +156,8 @@ def _number(size: Dim) -> int:
 
 def _between(op: PatternOps, x: Var, w1: Var, b1: Var, target: Var) -> OpPattern:
     """The joined heads of attention whose queries are a linear layer."""
-    sides = split_operand(op, "q", layer(op, x, w1, b1)), operand(op, "k"), operand(op, "v")
-    core = any_of(by_attention(op, *sides), by_matmul(op, *sides), by_einsum(op, *sides))
-    ordered = any_of(op.transpose(core, perm=any_).named("joined"), core)
-    return op.reshape(ordered, opt(target), shape=any_, allow_zero=any_).named("tokens")
+    queries = split_operand(op, "q", layer(op, x, w1, b1))
+    return joined_heads(op, queries, operand(op, "k"), operand(op, "v"), target).named("tokens")
 
 
 @rule(contract=Rounding(special=False))

@@ -6,6 +6,7 @@ Its kernel never stores the scores, and the transposes that split and join the h
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from graphopt.ir.graph import Dim, TensorType, Value
@@ -17,6 +18,7 @@ from graphopt.passes.attention_pattern import (
     by_attention,
     by_einsum,
     by_matmul,
+    joined_heads,
     mask_of,
     operand,
     read_attention,
@@ -25,7 +27,7 @@ from graphopt.passes.attention_pattern import (
 from graphopt.passes.attention_products import compose, keep
 from graphopt.passes.layout_identities import require_stated_targets
 from graphopt.rewrite.contract import Rounding
-from graphopt.rewrite.pattern import OpPattern, PatternOps, any_, any_of, opt
+from graphopt.rewrite.pattern import OpPattern, PatternOps
 from graphopt.rewrite.rule import Match, rule
 
 if TYPE_CHECKING:
@@ -66,10 +68,8 @@ class HeadsOfTokens:
     """
 
     def pattern(self, op: PatternOps, target: Var) -> OpPattern:
-        sides = [split_operand(op, side) for side in ("q", "k", "v")]
-        core = any_of(by_matmul(op, *sides), by_einsum(op, *sides), by_attention(op, *sides))
-        ordered = any_of(op.transpose(core, perm=any_).named("joined"), core)
-        return op.reshape(ordered, opt(target), shape=any_, allow_zero=any_)
+        q, k, v = (split_operand(op, side) for side in ("q", "k", "v"))
+        return joined_heads(op, q, k, v, target)
 
     def check(self, m: Match) -> None:
         require_stated_targets(m)
@@ -80,11 +80,7 @@ class HeadsOfTokens:
 
     @staticmethod
     def _check_layout(m: Match, found: Attention) -> None:
-        joined = m.bindings.named.get("joined")
-        out = found.out if joined is None else compose(found.out, joined.fields["perm"])
-        for name, perm in (("q", found.q.perm), ("k", found.k.perm), ("v", found.v.perm), ("the result", out)):
-            if perm != HEADS_APART:
-                m.fail("the axes of {} are ordered {}, not with the heads behind the positions", name, perm)
+        require_heads_apart(m, found, ("q", "k", "v"))
         for name, side in (("q", found.q), ("k", found.k), ("v", found.v)):
             require_joined(m, name, m.type(getattr(m, name)).shape, side.shape)
         require_joined(m, "the result", m.type(m.out).shape, (*found.q.shape[:3], found.v.shape[3]))
@@ -95,6 +91,15 @@ class HeadsOfTokens:
         return build.multi_head_attention(
             m.q, m.k, m.v, bias, heads=int(found.q.shape[1] or 0), scale=found.scale, like=m.out
         )
+
+
+def require_heads_apart(m: Match, found: Attention, sides: Sequence[str]) -> None:
+    """Fail unless the heads stand behind the positions in what the `sides` are made of, and in what is joined."""
+    joined = m.bindings.named.get("joined")
+    out = found.out if joined is None else compose(found.out, joined.fields["perm"])
+    for name, perm in (*((side, getattr(found, side).perm) for side in sides), ("the result", out)):
+        if perm != HEADS_APART:
+            m.fail("the axes of {} are ordered {}, not with the heads behind the positions", name, perm)
 
 
 def require_joined(m: Match, name: str, tokens: tuple[Dim, ...] | None, apart: tuple[Dim, ...]) -> None:

@@ -66,6 +66,14 @@ def by_attention(op: PatternOps, q: Pattern, k: Pattern, v: Pattern) -> OpPatter
     return op.attention(q, k, v, opt(Var("mask")), scale=any_, causal=any_, gqa=any_).named("attention")
 
 
+def joined_heads(op: PatternOps, q: Pattern, k: Pattern, v: Pattern, target: Var) -> OpPattern:
+    """Attention, however it is written, whose heads a reshape joins, with the transpose in front of it if there is
+    one."""
+    core = any_of(by_matmul(op, q, k, v), by_einsum(op, q, k, v), by_attention(op, q, k, v))
+    ordered = any_of(op.transpose(core, perm=any_).named("joined"), core)
+    return op.reshape(ordered, opt(target), shape=any_, allow_zero=any_)
+
+
 # ---- what was matched --------------------------------------------------------------------------------------
 
 

@@ -78,18 +78,25 @@ def matrix(weight: TensorRef, call: Call) -> TensorRef:
     return weight.transpose(1, 0) if call.fields.get("trans_w", False) else weight
 
 
+def check_layers(m: Match) -> tuple[TensorRef, TensorRef]:
+    """The weights of two linear layers, bound as `first` and `second`, as [in, out]; refuses the match where weights or
+    biases are none of such."""
+    check_weights(m)
+    if m.w1.ndim != 2 or m.w2.ndim != 2:
+        m.fail("weights of {} and {} axes are no two matrices", m.w1.ndim, m.w2.ndim)
+    first, second = matrix(m.w1, m.first), matrix(m.w2, m.second)
+    for name, width in (("b1", first.shape[1]), ("b2", second.shape[1])):
+        bias = constant(m, name)
+        if bias is not None and bias.shape != (width,):
+            m.fail("a bias of shape {} is not one number for each of {} features", list(bias.shape), width)
+    return first, second
+
+
 class LayerThenLayer:
     """Base of the rules for linear layers; they differ in how the second, bound as `second`, is spelled."""
 
     def check(self, m: Match) -> None:
-        check_weights(m)
-        if m.w1.ndim != 2 or m.w2.ndim != 2:
-            m.fail("weights of {} and {} axes are no two matrices", m.w1.ndim, m.w2.ndim)
-        first, second = matrix(m.w1, m.first), matrix(m.w2, m.second)
-        for name, width in (("b1", first.shape[1]), ("b2", second.shape[1])):
-            bias = constant(m, name)
-            if bias is not None and bias.shape != (width,):
-                m.fail("a bias of shape {} is not one number for each of {} features", list(bias.shape), width)
+        first, second = check_layers(m)
         check_pays(m, first.shape[0], first.shape[1], second.shape[1])
 
     def rewrite(self, m: Match, build: Builder) -> Value:
