@@ -103,16 +103,16 @@ def _lower_onnx(model: Any, settings: Settings) -> Compiled:
 
 
 def _lower_torch(model: Any, settings: Settings) -> Compiled:
+    from graphopt.backends.calling import Calling
     from graphopt.backends.ort_module import CompiledModule
     from graphopt.backends.ort_session import open_session
-    from graphopt.backends.signature import Signature
 
     program = model.program()
-    signature = Signature(program)
+    calling = Calling(program)
     exported, notes = _exported(model, program)
     session = open_session(exported, settings)
     return CompiledModule(
-        session, signature, bound=settings.io_binding is not False, scalars=_scalars(exported), notes=notes
+        session, calling, bound=settings.io_binding is not False, scalars=_scalars(exported), notes=notes
     )
 
 

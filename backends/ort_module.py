@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.export.graph_signature import ConstantArgument
-from torch.utils import _pytree as pytree
 
+from graphopt.backends.calling import Calling
 from graphopt.backends.ort_compiled import Compiled, RunError
-from graphopt.backends.signature import Signature, require_constant, result_of, tensor_of
 from graphopt.ir.fx.tensors import DTYPE_NAMES, to_numpy, to_torch
 from graphopt.ir.onnx.dtypes import DATA_TYPES
 
@@ -25,33 +23,25 @@ class CompiledModule(Compiled):
     def __init__(
         self,
         session: Any,
-        signature: Signature,
+        calling: Calling,
         *,
         bound: bool,
         scalars: Sequence[str] = (),
         notes: Sequence[str] = (),
     ) -> None:
-        super().__init__(session, bound=bound, scalars=scalars, notes=notes)
-        self.signature = signature
+        super().__init__(session, bound=bound, scalars=scalars, notes=(*notes, *calling.notes))
+        self._calling = calling
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model.
 
         Raises:
-            InputError: other arguments than the model was exported with, or wrong dtypes, ranks or sizes.
+            InputError: other arguments than the model was exported with, wrong dtypes, ranks or sizes, or sizes that it
+                was not exported for.
             RunError: onnxruntime failed.
         """
-        tensors: list[torch.Tensor] = []
-        types = iter(self.input_types)
-        for argument, value in zip(self.signature.inputs, self.signature.leaves(args, kwargs), strict=True):
-            if isinstance(argument, ConstantArgument):
-                require_constant(argument, value)
-            else:
-                tensors.append(tensor_of(argument, value, next(types)))
-        results = self._run_bound(tensors) if self._bound else self._run_copied(tensors)
-        remaining = iter(results)
-        leaves = [result_of(argument, remaining) for argument in self.signature.outputs]
-        return pytree.tree_unflatten(leaves, self.signature.result)
+        tensors = self._calling.tensors(args, kwargs)
+        return self._calling.result(self._run_bound(tensors) if self._bound else self._run_copied(tensors))
 
     def _run_copied(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         feeds = {t.name: to_numpy(x) for t, x in zip(self.input_types, tensors, strict=True)}

@@ -12,9 +12,9 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 from torch.export.exported_program import ExportedProgram
 
+from graphopt.backends.calling import Calling
 from graphopt.backends.xla.arrays import device_of, exact_types, from_jax, to_jax
 from graphopt.backends.xla.buckets import Buckets, Sizes
-from graphopt.backends.xla.calling import Calling
 from graphopt.backends.xla.function import function_of
 from graphopt.backends.xla.jitted import Jitted
 from graphopt.backends.xla.portable import write_portable

@@ -15,8 +15,8 @@ from torch_xla import runtime
 from torch_xla.backends import get_mat_mul_precision, set_mat_mul_precision
 from torch_xla.debug import metrics
 
+from graphopt.backends.calling import Calling
 from graphopt.backends.xla.bound import difference
-from graphopt.backends.xla.calling import Calling
 from graphopt.backends.xla.constants import constants_of
 from graphopt.backends.xla.lazy_check import check_ops
 from graphopt.backends.xla.lazy_graph import LazyInterpreter, fetched

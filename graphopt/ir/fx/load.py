@@ -112,6 +112,7 @@ def _distinct(example: Any) -> Any:
 def _functional(program: Any) -> Any:
     """`program` without mutation, as a copy. Raises UnsupportedError if some is left."""
     from graphopt.ir.fx.decompose import run_decompositions
+    from graphopt.ir.fx.guards import keep_guards
     from graphopt.ir.fx.normalise import (
         free_layout,
         hoist_assertions,
@@ -137,7 +138,7 @@ def _functional(program: Any) -> Any:
         promote(graph)
         unstack_lstm(graph)
     hoist_assertions(functional)
-    return functional
+    return keep_guards(functional, program)
 
 
 def _example_of(module: fx.GraphModule, dynamic_shapes: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:

@@ -22,6 +22,7 @@ from torch.export.graph_signature import (
 from torch.utils import _pytree as pytree
 
 from graphopt.ir.fx.extract import INPUT_KINDS, extract_program, in_state_dict, input_spec
+from graphopt.ir.fx.guards import keep_guards
 from graphopt.ir.fx.storage import FxGraph
 from graphopt.ir.fx.tensors import storage_pointer, tensor_identity, to_numpy
 from graphopt.ir.fx.weight import Weight
@@ -105,7 +106,7 @@ class FxModel(Model):
         old = self._program
         constants = {k: v for k, v in old.constants.items() if not isinstance(v, torch.Tensor)}
         constants |= {w.name: w.tensor for w in stored if not in_state_dict(w)}
-        return ExportedProgram(
+        made = ExportedProgram(
             root=root,
             graph=root.graph,
             graph_signature=signature,
@@ -116,6 +117,7 @@ class FxModel(Model):
             constants=constants,
             verifiers=old.verifiers,
         )
+        return keep_guards(made, old)
 
     def save(self, path: Path) -> None:
         """Write the model as `torch.export.save` does."""

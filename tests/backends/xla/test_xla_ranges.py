@@ -8,7 +8,6 @@ from torch_functions import Function
 
 import graphopt
 from graphopt.backends.inputs import InputError
-from graphopt.backends.xla.guards import Guards
 
 F = torch.nn.functional
 
@@ -41,18 +40,6 @@ def test_sizes_for_which_a_comparison_in_the_model_comes_out_otherwise_are_refus
     x = torch.randn(7, 3)
     torch.testing.assert_close(run(x), x * 2)
     assert not any("not checked" in note for note in run.notes)
-
-
-@pytest.mark.parametrize("text", ["L['x'].__class__ != 3", "L['y'].size()[0] == 2", "[L['x']]", "open('f') == 3"])
-def test_conditions_that_are_not_of_sizes_are_noted_and_not_evaluated(text):
-    class Program:
-        _guards_code = ("L['x'].size()[0] == 2", text)
-
-    guards = Guards(Program(), ["x"])
-    assert guards.unread == [text]
-    guards.require({"x": torch.ones(2)})
-    with pytest.raises(InputError, match="it does not"):
-        guards.require({"x": torch.ones(3)})
 
 
 COMPOSITE = {

@@ -1,4 +1,4 @@
-"""A call of a torch program: its arguments as the tensors that are handed to XLA, and back."""
+"""A call of a torch program: its arguments as the tensors that are handed to a runtime, and back."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.export.exported_program import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, TensorArgument
 from torch.utils import _pytree as pytree
 
+from graphopt.backends.guards import Guards
 from graphopt.backends.inputs import InputError, InputType
 from graphopt.backends.signature import Signature, require_constant, result_of, tensor_of
-from graphopt.backends.xla.guards import Guards
 from graphopt.ir.fx.tensors import DTYPE_NAMES
 
 

@@ -15,6 +15,7 @@ import torch
 from torch.export.exported_program import ExportedProgram
 
 from graphopt.backends.inputs import InputError
+from graphopt.ir.fx.guards import guards_of
 
 NODES = (ast.Expression, ast.Compare, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Call, ast.Attribute, ast.Subscript,
          ast.Name, ast.Constant, ast.Load, ast.operator, ast.cmpop, ast.unaryop, ast.boolop)  # fmt: skip
@@ -27,8 +28,7 @@ class Guards:
 
     def __init__(self, program: ExportedProgram, arguments: Collection[str]) -> None:
         """`arguments`: names of what the program is called with."""
-        texts: Collection[str] = getattr(program, "_guards_code", ())  # torch 2.9 and later; no public name
-        trees = {text: ast.parse(text, mode="eval") for text in texts}
+        trees = {text: ast.parse(text, mode="eval") for text in guards_of(program)}
         self.unread = [text for text, tree in trees.items() if not _is_read(tree, arguments)]
         """Conditions of another form, which are not checked."""
         self._conditions = {t: compile(tree, t, "eval") for t, tree in trees.items() if t not in self.unread}
