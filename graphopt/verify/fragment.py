@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from graphopt.ir.graph import Graph, Literal, Node, Value
@@ -42,17 +42,25 @@ def cut(change: Change) -> Fragment:
 
 
 def _with_context(
-    graph: Graph, inserted: Sequence[Node], outputs: Sequence[Value], nodes: Iterable[Node]
+    graph: Graph, inserted: Sequence[Node], outputs: Sequence[Value], nodes: Sequence[Node]
 ) -> tuple[Node, ...]:
-    """The inserted nodes, and before them the producers of outputs that were in the graph already (merging two equal
-    nodes replaces one's output by the other's: both must be computed to be compared)."""
+    """The inserted nodes, and before them what they go on taking from before the change: those of the replaced nodes
+    that they or the outputs read, and the producers of outputs that were in the graph already (merging two equal nodes
+    replaces one's output by the other's: both must be computed to be compared)."""
+    read = dict.fromkeys([*(value for node in inserted for value in reads(graph, node)), *outputs])
+    kept: list[Node] = []
+    for node in reversed(nodes):
+        if any(output in read for output in graph.results(node) if output is not None):
+            kept.append(node)
+            read |= dict.fromkeys(reads(graph, node))
     shared = _boundary(graph, Side(tuple(nodes), ()))
-    context: dict[Node, None] = {}
+    known = {*nodes, *inserted}
+    others: dict[Node, None] = {}
     for value in outputs:
         producer = None if value in shared or graph.constant(value) is not None else graph.producer(value)
-        if producer is not None and producer not in inserted:
-            context[producer] = None
-    return (*context, *inserted)
+        if producer is not None and producer not in known:
+            others[producer] = None
+    return (*others, *reversed(kept), *inserted)
 
 
 def _boundary(graph: Graph, side: Side) -> dict[Value, None]:
