@@ -215,10 +215,14 @@ def load(source: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None)
 
 
 def save(model: Any, path: str | Path) -> None:
-    """Write `model` (anything that `optimize` takes or returns) to `path`.
+    """Write `model` (a model that `optimize` takes without example inputs, or what it returns for one) to `path`: an
+    ONNX model as .onnx, a torch model as `torch.export.save` does.
 
-    The file is written under a temporary name and moved into place; weights go to `<path>.data` beside it when the
-    file would pass 2 GB.
+    The file is written under a temporary name and moved into place; the weights of an ONNX model go to `<path>.data`
+    beside it when the file would pass 2 GB.
+
+    Raises:
+        ModelError: no such model, or a torch model is to be an .onnx file.
     """
     if isinstance(model, Optimized):
         model.save(path)

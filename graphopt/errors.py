@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 
 class GraphoptError(Exception):
-    """The root of every error that graphopt raises on purpose."""
+    """The root of every error that graphopt raises on purpose, but for the ValueError of an object that is given a
+    value which it cannot have."""
 
 
 class ModelError(GraphoptError):

@@ -83,6 +83,7 @@ def run_on_model(
         return fresh, job.observed_by(instruments).run(context, name, job.verify)
 
     result, report = attempt(limit, job.pipeline.instruments)
+    report.notes += _idle_skips(report, job)
     if job.verify == "model" and report.approximated:
         _check_whole(reference, result, report, attempt)
     elif job.verify == "model":
@@ -113,10 +114,17 @@ def run_on_program(program: Program, job: Job, limit: int | None) -> tuple[Progr
         return run_passes(job.observed_by(instruments), converted, contexts, job.verify)
 
     result, report = attempt(limit, job.pipeline.instruments)
+    report.notes += _idle_skips(report, job)
     if job.verify == "model":
         check = trajectories if report.approximated else ProgramCheck(program, job.calibration)
         _check_whole(check, result, report, attempt)
     return result, report
+
+
+def _idle_skips(report: Report, job: Job) -> list[str]:
+    """What is to be said of ids that were to be skipped and that no application had."""
+    had = {application.id for application in report.applications}
+    return [f"skip={id_!r}: no application had this id" for id_ in sorted(job.skip - had)]
 
 
 def _check_whole(

@@ -47,6 +47,9 @@ class FuseAttention(GraphPass):
     name: ClassVar[str] = "fuse-attention"
     contract: ClassVar[str] = "Rounding: at most 8 times the rounding error of the original, per application"
 
+    uses: ClassVar[tuple[Any, ...]] = (*ONE_OP_RULES, *MATMUL_RULES)
+    """Rules that it runs if an option or the target says so."""
+
     form: Literal["auto", "heads", "standard", "matmul"] = "auto"
     "MultiHeadAttention, the standard op, or matmuls in place of einsums; auto: the first that the target has."
 

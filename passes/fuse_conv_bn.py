@@ -269,6 +269,9 @@ class BatchNormMatmul(MapThenLinear):
 # ---- the pass ----------------------------------------------------------------------------------------------
 
 
+FORWARD_RULES: tuple[Any, ...] = (BatchNormConv, BatchNormLinear, BatchNormMatmul)
+
+
 @dataclass(frozen=True)
 class FuseConvBn(GraphPass):
     """Folds batch norms, and products and sums with a constant per channel, into convolutions and linear
@@ -287,6 +290,9 @@ class FuseConvBn(GraphPass):
     name: ClassVar[str] = "fuse-conv-bn"
     contract: ClassVar[str] = "Rounding: at most 8 times the rounding error of the original, per application"
 
+    uses: ClassVar[tuple[Any, ...]] = FORWARD_RULES
+    """Rules that it runs if an option says so."""
+
     forward: bool = False
     "Fold a batch norm also into the unpadded convolution or linear layer that it feeds."
     epilogue: bool | None = None
@@ -297,7 +303,7 @@ class FuseConvBn(GraphPass):
         target that has everything."""
         rules: list[Any] = [ConvBatchNorm, ConvMul, ConvAdd, LinearBatchNorm]
         if self.forward:
-            rules += [BatchNormConv, BatchNormLinear, BatchNormMatmul]
+            rules += FORWARD_RULES
         available = features is None or FUSED_CONV in features
         if self.epilogue or (self.epilogue is None and available):
             rules += ACTIVATION_RULES

@@ -39,9 +39,9 @@ def explain(
     notes, a list of lines.
     """
     from graphopt.compiler import load
-    from graphopt.tools.rules import find_rule, without_rules
+    from graphopt.tools.rules import all_rules, find_rule, without_rules
 
-    if without_rules(rule.partition("/")[0]):
+    if without_rules(rule.partition("/")[0]) and rule not in all_rules():
         _print_trial(file, rule, node, most, as_json)
         return
     name, found = find_rule(rule)

@@ -24,7 +24,7 @@ def passes_command(
 
     JSON keys: of the list name, owner; of one pass name, kind, owner, doc, contract, requires, ensures,
     options (name, type, default, doc) and rules (name, contract, doc, proof: what algebra says of the rule on
-    graphs made from its pattern, for_all_weights, level, weights, functions, graphs, reason).
+    graphs made from its pattern, text, for_all_weights, level, weights, functions, graphs, reason).
     """
     if name is not None:
         details = _details(name)
@@ -46,7 +46,7 @@ def _details(name: str) -> dict[str, Any]:
     pass_class = passes().get(name)
     try:
         pass_ = instantiate(PassSpec(name), passes())
-        rules = rules_of(pass_) or tuple(getattr(pass_, "uses", ()))
+        rules = rules_of(pass_)
     except PipelineError:  # an option must be given before there are rules
         rules = ()
     described = [

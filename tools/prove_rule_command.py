@@ -60,8 +60,9 @@ def imported_rule(text: str) -> Rule:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise PipelineError(f"{text}: the module {module_name!r} cannot be imported: {error}") from error
+    except Exception as error:  # Whatever the code of the module raises.
+        reason = f"{type(error).__name__}: {error}"
+        raise PipelineError(f"{text}: the module {module_name!r} cannot be imported: {reason}") from error
     rules = {known: value for known, value in vars(module).items() if isinstance(value, Rule)}
     if name not in rules:
         listed = ", ".join(rules) or "none"

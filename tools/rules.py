@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 def rules_of(pass_: Pass) -> Sequence[Rule]:
-    """The rules that `pass_` shows in a method `rules`, as every RulePass does; none if it has no such
-    method."""
+    """The rules that `pass_` shows: those of its method `rules`, which every RulePass has, and those that its
+    attribute `uses` lists besides."""
     listed = getattr(pass_, "rules", None)
-    return tuple(listed()) if callable(listed) else ()
+    shown = (*(listed() if callable(listed) else ()), *getattr(pass_, "uses", ()))
+    return tuple({rule.name: rule for rule in reversed(shown)}.values())[::-1]
 
 
 def all_rules(registry: Registry | None = None) -> dict[str, Rule]:
@@ -44,17 +45,20 @@ def find_rule(name: str, registry: Registry | None = None) -> tuple[str, Rule]:
     if name in rules:
         return name, rules[name]
     matching = [full for full in rules if full.rpartition("/")[2] == name]
-    if len(matching) == 1:
+    if len({id(rules[full]) for full in matching}) == 1:  # Several passes may run the same rule.
         return matching[0], rules[matching[0]]
     if matching:
         raise PipelineError(f"several passes have a rule {name!r}: say which one, {' or '.join(matching)}")
+    if name in (registry or passes()).names():
+        own = ", ".join(full for full in rules if full.startswith(f"{name}/"))
+        raise PipelineError(f"{name!r} is a pass, expected a rule; {f'it has {own}' if own else 'it has none to show'}")
     short = [full.rpartition("/")[2] for full in rules]
     hint = did_you_mean(name, rules if "/" in name else short)
     raise PipelineError(f"unknown rule {name!r}{hint}; known: {', '.join(rules) or 'none'}")
 
 
 def without_rules(name: str, registry: Registry | None = None) -> bool:
-    """Whether `name` is a pass of models that shows no rules, so that only running it says what it does."""
+    """Whether `name` is a pass of models without a method `rules`, so that only running it says all that it does."""
     registry = registry or passes()
     if name not in registry.names():
         return False

@@ -34,10 +34,11 @@ def _called(source: str, module: str, function: str) -> Any:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # Whatever the code of the module raises.
         raise ModelError(
-            f"{source}: cannot be found ({error}); expected a model file, or PACKAGE.MODULE:FUNCTION, a function that "
-            "takes nothing and returns a model, or a torch module and its example inputs"
+            f"{source}: cannot be imported ({type(error).__name__}: {error}); expected a model file, or "
+            "PACKAGE.MODULE:FUNCTION, a function that takes nothing and returns a model, or a torch module and its "
+            "example inputs"
         ) from error
     try:
         return found()

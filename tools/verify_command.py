@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from graphopt.errors import ModelError
 from graphopt.tools.output import print_json, print_note, print_result
 
 if TYPE_CHECKING:
@@ -38,16 +39,18 @@ def verify_command(
     --prove they are compared as expressions of real numbers too: a proof holds for all real inputs at the sizes that
     are named, and says nothing of rounding, overflow and NaN. Free sizes are fixed to small ones, all different.
 
-    Exit code 1 if they differ, and with --prove also if that is undecided.
+    Exit code 1 if they differ or that is undecided, and with --prove also if the proof is.
 
-    JSON keys: before, after, ok, error, allowed, reason (of the run); with --prove proof: level, reason, log2_error,
-    functions, laws, weights, sampled, seed, milliseconds, and of the models sizes, executed, constants, computed,
-    folded, units.
+    JSON keys: before, after, ok, error, allowed, reason (of the run; null where it was not decided); with --prove
+    proof: level, reason, log2_error, functions, laws, weights, sampled, seed, milliseconds, and of the models sizes, executed, constants, computed,
+    folded, units, counterexample (the file, if one was written).
     """
-    from graphopt.tools.calibration import read_calibration
+    from graphopt.tools.calibration import read_named
     from graphopt.verify.apart import compare
 
-    examples = None if inputs is None else read_calibration(inputs)
+    if counterexample is not None and not counterexample.parent.is_dir():
+        raise ModelError(f"{counterexample}: the folder {counterexample.parent} does not exist; make it first")
+    examples = None if inputs is None else read_named(inputs)
     found = compare(before, after, examples=examples, prove=prove, seed=seed, seconds=limit)
     written = _keep(found.proof, counterexample)
     if as_json:
@@ -74,10 +77,10 @@ def _keep(proof: ModelProof | None, path: Path | None) -> Path | None:
 
 def _told(found: Comparison, written: Path | None) -> dict[str, Any]:
     verdict = found.verdict
-    told: dict[str, Any] = {}
+    told: dict[str, Any] = {"error": None, "allowed": None, "reason": found.reason}
     if verdict is not None:
         finite = verdict.error if verdict.error < float("inf") else None
-        told |= {"error": finite, "allowed": verdict.allowed, "reason": verdict.reason}
+        told = {"error": finite, "allowed": verdict.allowed, "reason": verdict.reason}
     if found.proof is not None:
         proof = {k: v for k, v in asdict(found.proof.proof).items() if k != "reduced"}
         of_models = {
@@ -95,7 +98,9 @@ def _told(found: Comparison, written: Path | None) -> dict[str, Any]:
 
 def _lines(found: Comparison) -> Iterator[str]:
     verdict = found.verdict
-    if verdict is not None:
+    if verdict is None:
+        yield f"run: undecided; {found.reason}"
+    else:
         yield f"run: {'they agree' if verdict.ok else 'they differ'}; {verdict}"
     if found.proof is not None:
         yield from claim(found.proof)

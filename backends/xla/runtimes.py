@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from graphopt.errors import UnsupportedError
+from graphopt.errors import MissingExtraError, UnsupportedError
 
 MISSING = (
     "backend 'xla' needs JAX and torchax ({error}); install them with pip install 'graphopt[xla]', which pins the "
@@ -21,14 +21,14 @@ def jax_is_there() -> bool:
 def require_jax() -> None:
     """
     Raises:
-        UnsupportedError: JAX or torchax is not installed or cannot be imported.
+        MissingExtraError: JAX or torchax is not installed or cannot be imported.
     """
     try:
         import jax  # noqa: F401
 
         version("torchax")
     except (ImportError, PackageNotFoundError) as error:
-        raise UnsupportedError(MISSING.format(error=error)) from error
+        raise MissingExtraError(MISSING.format(error=error)) from error
 
 
 def require_jax_for(what: str) -> None:
@@ -38,7 +38,7 @@ def require_jax_for(what: str) -> None:
         what: what is to be done, as in "sampling programs".
     """
     if not jax_is_there() and torch_xla_is_there():
-        raise UnsupportedError(
+        raise MissingExtraError(
             f"backend 'xla': {what} need JAX and torchax, and here only torch_xla is installed, which runs torch "
             "models; install them with pip install 'graphopt[xla]'"
         )

@@ -39,7 +39,7 @@ def _title(report: Report) -> Text:
         carrying += f", {proofs}"
     return Text(
         f"{report.model}: {report.pipeline or 'no passes'}\n"
-        f"{kept} applications kept, {carrying} (verify={report.verify}), "
+        f"{kept} application{'' if kept == 1 else 's'} kept, {carrying} (verify={report.verify}), "
         f"{len(report.undone)} undone, {report.seconds:.2f} s"
     )
 

@@ -22,6 +22,9 @@ class Guidance:
 
     Conditions of the unconditional branch are given as `negative_<name>`, at least one of them; the others are
     shared by both branches.
+
+    Raises:
+        ValueError: another mode, a share outside of [0, 1], or a scale that is no finite number.
     """
 
     scale: Scale = 7.5

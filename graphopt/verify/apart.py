@@ -26,6 +26,8 @@ class Comparison:
     verdict: Verdict | None
     """None if the process ended before it was reached."""
     proof: ModelProof | None
+    reason: str = ""
+    """Why there is no verdict."""
 
     @property
     def ok(self) -> bool:
@@ -100,11 +102,8 @@ def _apart(job: _Job) -> Comparison:
     if isinstance(found, GraphoptError):
         raise found
     assert isinstance(found, Comparison)
-    if job.prove and found.proof is None:
-        return Comparison(found.verdict, ModelProof(Proof("undecided", reason)))
-    if job.run and found.verdict is None:
-        return Comparison(Verdict(float("inf"), 0.0, reason), found.proof)
-    return found
+    undecided = ModelProof(Proof("undecided", reason)) if job.prove else None
+    return Comparison(found.verdict, found.proof or undecided, reason if found.verdict is None else "")
 
 
 def _child(question: Path, answer: Path) -> None:

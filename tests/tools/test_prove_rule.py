@@ -74,11 +74,14 @@ def test_the_json_has_the_documented_keys(module: str) -> None:
         ("rules_of_a_stranger:Rihgt", "has no rule 'Rihgt'"),
         ("no_such_module:Right", "the module 'no_such_module' cannot be imported"),
         ("clean-up/no-such-rule", "unknown rule"),
+        ("broken_module:Right", "cannot be imported: SyntaxError"),
+        (":Right", "cannot be imported: ValueError"),
     ],
 )
 def test_a_rule_that_is_not_there_is_one_line(
     module: str, name: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Path("broken_module.py").write_text("def :", encoding="utf-8")
     with pytest.raises(SystemExit) as ended:
         main(["prove-rule", name])
     assert ended.value.code == 1

@@ -24,6 +24,17 @@ class DoubleNegation:
         return m.x
 
 
+@rule(contract=Exact(), name="double-negation")
+class AnotherOfItsName:
+    """The same, and another rule."""
+
+    def pattern(self, op, x):
+        return op.neg(op.neg(x))
+
+    def rewrite(self, m, build):
+        return m.x
+
+
 @dataclass(frozen=True)
 class Negations(RulePass):
     name: ClassVar[str] = "negations"
@@ -39,7 +50,15 @@ class Graphs(GraphPass):
     def run(self, context): ...
 
     def rules(self):
-        return [DoubleNegation]
+        return [AnotherOfItsName]
+
+
+@dataclass(frozen=True)
+class Uses(GraphPass):
+    name: ClassVar[str] = "uses"
+    uses: ClassVar = (DoubleNegation,)
+
+    def run(self, context): ...
 
 
 @dataclass(frozen=True)
@@ -82,6 +101,27 @@ def test_a_short_name_of_two_rules_is_refused_with_both(registry):
 
     with pytest.raises(PipelineError, match="graphs/double-negation or negations/double-negation"):
         find_rule("double-negation", registry)
+
+
+def test_a_rule_that_several_passes_run_is_found_by_its_short_name(registry):
+    registry.register(Uses)
+
+    assert list(all_rules(registry)) == ["negations/double-negation", "uses/double-negation"]
+    assert find_rule("double-negation", registry)[1] is DoubleNegation
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("negations", "it has negations/double-negation"), ("plain", "it has none")]
+)
+def test_a_pass_is_no_rule(registry, name, says):
+    with pytest.raises(PipelineError, match=f"'{name}' is a pass, expected a rule; {says}"):
+        find_rule(name, registry)
+
+
+def test_every_built_in_rule_is_found_whatever_option_it_needs():
+    rules = all_rules()
+    for name in ("clean-up/transpose-twice", "fuse-conv-bn/batch-norm-conv", "fuse-attention/einsums-to-matmuls"):
+        assert find_rule(name) == (name, rules[name])
 
 
 @pytest.mark.parametrize(

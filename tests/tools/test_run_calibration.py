@@ -71,8 +71,8 @@ def test_a_limit_of_inf_measures_and_the_table_says_so(folder):
         (["--budget", "-1"], "not negative"),
         (["--budget", "0.1", "--metric", "cos"], "did you mean 'cosine'?"),
         (["--budget", "0.1", "--calibration", "no.npz"], "no.npz: no such file"),
-        (["--budget", "0.1", "--calibration", "text.npz"], "text.npz: cannot be read as calibration data"),
-        (["--budget", "0.1", "--calibration", "objects.npz"], "objects.npz: cannot be read as calibration data"),
+        (["--budget", "0.1", "--calibration", "text.npz"], "text.npz: cannot be read as arrays"),
+        (["--budget", "0.1", "--calibration", "objects.npz"], "objects.npz: cannot be read as arrays"),
         (["--budget", "0.1", "--calibration", "x.npy"], "1 arrays and the model 2 inputs, x, s"),
     ],
 )

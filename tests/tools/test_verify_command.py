@@ -49,6 +49,33 @@ def test_a_refuted_pair_ends_with_1_and_keeps_the_inputs(call, tmp_path):
         assert kept["x"].shape == (5, 3)
 
 
+@pytest.mark.parametrize("options", [[], ["--prove"]])
+def test_what_takes_too_long_is_undecided_and_no_difference(call, monkeypatch, options):
+    from graphopt.verify import apart
+
+    compare = apart.compare
+    monkeypatch.setattr(apart, "compare", lambda *models, **given: compare(*models, **given | {"seconds": 1e-3}))
+    result = call("a.onnx", "b.onnx", *options)
+    assert result.exit_code == 1 and "differ" not in result.stdout
+    assert result.stdout.startswith("run: undecided; not decided within 0.001 seconds")
+    told = json.loads(call("a.onnx", "b.onnx", "--json", *options).stdout)
+    assert told["error"] is None and told["allowed"] is None and "not decided" in told["reason"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--inputs", "one.npy"], "holds one array without a name"),
+        (["--inputs", "none.npz"], "none.npz: no such file; expected an .npz"),
+        (["--counterexample", "none/kept.npz"], "the folder none does not exist"),
+    ],
+)
+def test_files_that_cannot_be_are_refused_before_anything_runs(call, options, message):
+    np.save("one.npy", np.ones((2, 3), np.float32))
+    result = call("a.onnx", "c.onnx", *options)
+    assert result.exit_code == 1 and result.stdout == "" and message in str(result.exception)
+
+
 def test_without_proof_models_are_only_run(call):
     np.savez("inputs.npz", x=np.ones((2, 3), np.float32))
     result = call("a.onnx", "b.onnx", "--inputs", "inputs.npz", "--json")

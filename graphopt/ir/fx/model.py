@@ -21,6 +21,7 @@ from torch.export.graph_signature import (
 )
 from torch.utils import _pytree as pytree
 
+from graphopt.errors import ModelError
 from graphopt.ir.fx.extract import INPUT_KINDS, extract_program, in_state_dict, input_spec
 from graphopt.ir.fx.guards import keep_guards
 from graphopt.ir.fx.storage import FxGraph
@@ -120,7 +121,12 @@ class FxModel(Model):
         return keep_guards(made, old)
 
     def save(self, path: Path) -> None:
-        """Write the model as `torch.export.save` does."""
+        """Write the model as `torch.export.save` does. Raises ModelError for a path that says otherwise."""
+        if path.suffix == ".onnx":
+            raise ModelError(
+                f"{path}: a torch model is written as torch.export.save does, and this name says ONNX; name it .pt2, "
+                "or give torch.onnx.export what optimize returns"
+            )
         temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
         try:
             with temporary.open("wb") as file:

@@ -13,7 +13,7 @@ from torch_functions import Counter, Function  # noqa: E402
 
 import graphopt  # noqa: E402
 from graphopt.backends.inputs import InputError  # noqa: E402
-from graphopt.errors import UnsupportedError  # noqa: E402
+from graphopt.errors import MissingExtraError, UnsupportedError  # noqa: E402
 
 MISSING = importlib.util.find_spec("torch_xla") is None or importlib.util.find_spec("jax") is not None
 pytestmark = [
@@ -293,7 +293,7 @@ def test_experts_whose_tokens_are_counted_by_a_histogram_are_refused_by_name():
 def test_what_needs_jax_says_so(tmp_path):
     run = lowered(Function(lambda x: x + 1), torch.randn(3))
     for ask in (lambda: run.save(tmp_path / "model"), lambda: run.compile_for("v5e:2x2"), run.function, run.hlo):
-        with pytest.raises(UnsupportedError, match="need JAX and torchax"):
+        with pytest.raises(MissingExtraError, match="need JAX and torchax"):
             ask()
     assert not list(tmp_path.iterdir())
 
@@ -305,7 +305,7 @@ def test_onnx_models_and_programs_say_that_they_need_jax(tmp_path):
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "m.onnx")
-    with pytest.raises(UnsupportedError, match="ONNX models need JAX and torchax, and here only torch_xla"):
+    with pytest.raises(MissingExtraError, match="ONNX models need JAX and torchax, and here only torch_xla"):
         graphopt.lower(tmp_path / "m.onnx", "xla")
 
 

@@ -4,7 +4,7 @@ import pytest
 
 import graphopt
 from graphopt.backends.xla import runtimes
-from graphopt.errors import UnsupportedError
+from graphopt.errors import MissingExtraError, UnsupportedError
 
 torch = pytest.importorskip("torch")
 
@@ -49,5 +49,5 @@ def test_torch_xla_for_another_torch_says_which_it_needs(installed):
 
 def test_what_torch_xla_cannot_do_is_refused_before_it_is_imported(installed):
     installed(torch_xla="2.9.0", torch="2.9.1")
-    with pytest.raises(UnsupportedError, match="sampling programs need JAX and torchax, and here only torch_xla"):
+    with pytest.raises(MissingExtraError, match="sampling programs need JAX and torchax, and here only torch_xla"):
         runtimes.require_jax_for("sampling programs")
