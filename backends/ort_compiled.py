@@ -46,12 +46,12 @@ class Compiled:
             session: an `onnxruntime.InferenceSession`.
             bound: run through an IO binding.
             scalars: inputs that are declared to have rank 0, which the session itself cannot tell.
-            notes: what was changed in the model for onnxruntime's sake.
+            notes: what was changed in the model for onnxruntime's sake, and what is not checked of a call.
         """
         self.session = session
         """The `onnxruntime.InferenceSession`."""
         self.notes = tuple(notes)
-        """What was changed in the model for onnxruntime's sake."""
+        """What was changed in the model for onnxruntime's sake, and what is not checked of a call."""
         self.input_types = tuple(_input_type(a, a.name in scalars) for a in session.get_inputs())
         self._optional = {a.name: _input_type(a, False) for a in session.get_overridable_initializers()}
         self._bound = bound

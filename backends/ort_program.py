@@ -41,8 +41,8 @@ class CompiledProgram:
         Args:
             program: a program whose graphs are ONNX.
             form: "loop" (one session.run for all rows), "sessions" (one for each row), or "auto", which is the loop:
-                the same results to the bit, in 0.89 to 0.92 of the time on U-Nets of 0.05 and 0.8 M parameters, where
-                Python and bindings cost, and in 0.98 to 1.02 on one of 142 M (benchmarks/loop_forms.py).
+                the same results to the bit, without the Python and bindings of each row, which count in small models
+                (figures: docs/decisions.md, "The loop is the default form").
             settings: of every session.
             low_memory: whether onnxruntime has the weights of one body at a time. Takes sessions, which "auto" then
                 is; they are opened anew whenever rows go over to another body, so twice a request for two experts.

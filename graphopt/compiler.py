@@ -147,7 +147,7 @@ def optimize(
         repro: folder in which every undone application leaves a folder that reproduces it.
 
     Raises:
-        ModelError, PipelineError, RegistryError, MissingExtraError: see `graphopt.errors`.
+        ModelError, UnsupportedError, PipelineError, RegistryError, MissingExtraError: see `graphopt.errors`.
         RuleError: a pass is broken, as one that leaves the model beyond the budget is.
         VerificationError: with verify="model", the result as a whole does not agree; the message names the
             application that bisection found.
@@ -201,7 +201,9 @@ def lower(
     a torch model one with the module's own signature, tensors in and out.
 
     Raises:
-        UnsupportedError: the backend has no kernel for an op; the message names it.
+        UnsupportedError: the backend has no kernel for an op, whose name is in the message, or takes no such model.
+        PipelineError: an unknown backend, or an option or value that it does not have.
+        ModelError, MissingExtraError, RegistryError: see `graphopt.errors`.
     """
     if isinstance(model, Optimized | OptimizedProgram | Program):
         return model.lower(backend, **options)
@@ -210,7 +212,11 @@ def lower(
 
 
 def load(source: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None) -> Model:
-    """A model ready to be dumped, optimised or saved; see `optimize` for what `source` may be."""
+    """A model ready to be dumped, optimised or saved; see `optimize` for what `source` may be.
+
+    Raises:
+        ModelError, UnsupportedError, MissingExtraError: see `graphopt.ir.load.load_model`.
+    """
     return load_model(source, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
 
 

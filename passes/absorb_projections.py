@@ -198,7 +198,9 @@ class AbsorbProjections(RulePass):
     """
 
     name: ClassVar[str] = "absorb-projections"
-    contract: ClassVar[str] = "Rounding: at most 8 times the rounding error of the original, per application"
+    contract: ClassVar[str] = (
+        "Rounding, for finite inputs: at most 8 times the rounding error of the original, per application"
+    )
 
     def rules(self) -> Sequence[Any]:
         return RULES

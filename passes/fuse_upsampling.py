@@ -125,7 +125,9 @@ class FuseUpsampling(RulePass):
     """
 
     name: ClassVar[str] = "fuse-upsampling"
-    contract: ClassVar[str] = "Rounding: at most 8 times the rounding error of the original, per application"
+    contract: ClassVar[str] = (
+        "Rounding, for finite inputs: at most 8 times the rounding error of the original, per application"
+    )
 
     def rules(self) -> Sequence[Any]:
         return (UpsampleConv,)

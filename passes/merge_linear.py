@@ -214,7 +214,9 @@ class MergeLinear(RulePass):
     """
 
     name: ClassVar[str] = "merge-linear"
-    contract: ClassVar[str] = "Rounding: at most 8 times the rounding error of the original, per application"
+    contract: ClassVar[str] = (
+        "Rounding, for finite inputs: at most 8 times the rounding error of the original, per application"
+    )
 
     def rules(self) -> Sequence[Any]:
         return RULES

@@ -211,7 +211,9 @@ class Winograd(RulePass):
     """
 
     name: ClassVar[str] = "winograd"
-    contract: ClassVar[str] = "Rounding: at most 8 times the rounding error of the original, per application"
+    contract: ClassVar[str] = (
+        "Rounding, for finite inputs: at most 8 times the rounding error of the original, per application"
+    )
 
     channels: int = 128
     "Least number of channels, of the input and of the result, from which a convolution is taken."

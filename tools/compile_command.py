@@ -30,7 +30,11 @@ def compile_command(
     ] = None,
     check: Annotated[
         bool | None,
-        typer.Option("--check/--no-check", help="Compare every op with torch's on the CPU before; done if not said."),
+        typer.Option(
+            "--check/--no-check",
+            help="Compare every op with torch's, or an ONNX model's with onnxruntime's, on the CPU before; done if not "
+            "said.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -13,7 +13,7 @@ from benchmarks.op_cases.runtimes import Case, Node, Sampler
 sample = Sampler(4)
 X, EPS = sample.normal(2, 6, 4, 5), 1e-2
 SCALE, SHIFT, MEAN, VAR = sample.normal(6), sample.normal(6), sample.normal(6), sample.positive(6)
-ONES, ZEROS = np.ones(6, np.float32), np.zeros(6, np.float32)
+ZEROS = np.zeros(6, np.float32)
 
 
 def batch_norm_torch(training: bool) -> Any:

@@ -24,6 +24,9 @@ def load_model(source: Any, *, example_inputs: Any = None, dynamic_shapes: Any =
     Raises:
         ModelError: not a model, a truncated file, external data missing or outside of the model's folder, no
             example inputs.
+        UnsupportedError: operators of a torch model write to their arguments and cannot be made functional, or torch
+            cannot convert a ScriptModule.
+        MissingExtraError: the package that this kind of model needs is not installed.
     """
     if isinstance(source, Model):
         return source

@@ -49,7 +49,8 @@ class Pass(ABC):
     name: ClassVar[str]
     """Command-line name; also the name of the entry point."""
     requires: ClassVar[tuple[str, ...]] = ()
-    """Properties that a model must have before the pass runs, such as "inference-mode"."""
+    """Properties that a model must have before the pass runs. At first it has one, the name of its storage ("onnx" or
+    "fx"); passes before this one ensure others."""
     ensures: ClassVar[tuple[str, ...]] = ()
     """Properties that the model has afterwards."""
     contract: ClassVar[str] = ""

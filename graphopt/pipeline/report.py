@@ -1,7 +1,7 @@
 """What a run did: per pass and rule what was tried, kept and undone, on what evidence, and what it brought.
 
 The data is plain: `to_dict` and `from_dict` are exact inverses, and the JSON of two runs on the same input is
-the same text unless times are asked for. `report_table.py` shows it to people.
+the same text unless times are asked for, or proofs, whose seeds are drawn. `report_table.py` shows it to people.
 """
 
 from __future__ import annotations

@@ -81,7 +81,9 @@ class LowerMoe(GraphPass):
     """
 
     name: ClassVar[str] = "lower-moe"
-    contract: ClassVar[str] = "Rounding: at most 8 times the rounding error of the original, per application"
+    contract: ClassVar[str] = (
+        "Rounding, for finite inputs: at most 8 times the rounding error of the original, per application"
+    )
 
     form: Form = "auto"
     "How experts are computed: auto (the cost model decides), sorted, loop, dense or contrib."

@@ -50,7 +50,7 @@ class Prune(GraphPass):
     Each axis is one application, verified and undone alone: in float64, the part of the graph that it touches with
     zeros in what goes must equal the part afterwards, a wrong choice of slices must be seen, and the result must run.
     Whether the model is still good enough is for the budget to say: without a target as much is removed as the budget
-    allows, with one at most that much.
+    allows, with one no more than reaching it takes.
 
     Source: dependency groups, Fang et al. 2023 (DepGraph, arXiv 2301.12900); axes as terms that are unified, after
     Milner 1978 (A theory of type polymorphism in programming).
@@ -292,7 +292,7 @@ class _Work:
                 self._note(f"{axis.name}: {axis.size} → {done} ({'exact' if axis.exact else 'coupled'})")
         after = self._measured_sizes().flops({}) if before else None
         if before and after is not None:
-            moved = f"{scaled(before)}→ {scaled(after)}({after / before - 1:+.1%})"
+            moved = f"{scaled(before).rstrip()} → {scaled(after).rstrip()} ({after / before - 1:+.1%})"
             context.notes.insert(place, f"FLOPs for the calibration inputs: {moved}")
         self._approximation.settle(self._approximation.measure(context.model) if keep else self._approximation.spent)
 
