@@ -107,7 +107,8 @@ def run(
     JSON keys: input, output, model, pipeline, verify, coverage, seconds, notes, and passes: a list with, for
     each pass, pass, where, before, after (nodes, parameters, bytes, flops), rules, applications, seconds, notes,
     spending (of an approximate pass: metric, limit, which is a number or "inf", before, after, changes). The evidence
-    of an application has, with --prove, proof: level, reason, log2_error, functions, laws, weights, sampled, reduced, seed, milliseconds.
+    of an application has, with --prove, proof: level, reason, log2_error, functions, laws, weights,
+    sampled, reduced, seed, milliseconds.
     """
     from graphopt.compiler import optimize
     from graphopt.tools.calibration import read_calibration

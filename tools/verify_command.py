@@ -42,8 +42,8 @@ def verify_command(
     Exit code 1 if they differ or that is undecided, and with --prove also if the proof is.
 
     JSON keys: before, after, ok, error, allowed, reason (of the run; null where it was not decided); with --prove
-    proof: level, reason, log2_error, functions, laws, weights, sampled, seed, milliseconds, and of the models sizes, executed, constants, computed,
-    folded, units, counterexample (the file, if one was written).
+    proof: level, reason, log2_error, functions, laws, weights, sampled, seed, milliseconds, and of the models sizes,
+    executed, constants, computed, folded, units, counterexample (the file, if one was written).
     """
     from graphopt.tools.calibration import read_named
     from graphopt.verify.apart import compare
