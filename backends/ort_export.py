@@ -16,6 +16,7 @@ from torch import fx
 from torch.export.exported_program import ExportedProgram
 
 from graphopt.backends.ort_registry import remembered_registry
+from graphopt.backends.signature import require_stateless
 from graphopt.errors import MissingExtraError, UnsupportedError
 from graphopt.ir.fx.decompose import remembered_marks
 
@@ -29,10 +30,13 @@ def export_onnx(program: ExportedProgram) -> ir.Model:
     `program` is edited: it must be the caller's own copy.
 
     Raises:
-        UnsupportedError: torch's exporter cannot say it in ONNX; the message has the exporter's reason.
+        UnsupportedError: torch's exporter cannot say it in ONNX; the message has the exporter's reason. A program that
+            writes buffers or inputs, or that takes or returns complex numbers, which the exporter would change.
         MissingExtraError: onnxscript, which the exporter needs, is not installed.
     """
     _require_exporter()
+    require_stateless(program, "onnxruntime")
+    _require_real(program)
     for module in program.graph_module.modules():
         if isinstance(module, fx.GraphModule):
             _say_squeezes_exactly(module.graph)
@@ -54,6 +58,19 @@ def _require_exporter() -> None:
         raise MissingExtraError(
             "lowering a torch model to onnxruntime needs onnxscript: pip install graphopt[torch]"
         )
+
+
+def _require_real(program: ExportedProgram) -> None:
+    """The exporter makes an axis of two real numbers of them, within the model as well as where it is called."""
+    signature = program.graph_signature
+    named = {*signature.user_inputs, *signature.user_outputs}
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.name in named and isinstance(value, torch.Tensor) and value.is_complex():
+            raise UnsupportedError(
+                f"backend 'onnxruntime' takes and returns real numbers, and {node.name!r} is {value.dtype}; give and "
+                "return torch.view_as_real of it"
+            )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch.export.exported_program import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, SymIntArgument
 
 from graphopt.backends.inputs import InputError, InputType, check_input
-from graphopt.errors import did_you_mean
+from graphopt.errors import UnsupportedError, did_you_mean
 from graphopt.ir.fx.tensors import DTYPE_NAMES, TORCH_DTYPES
 
 
@@ -76,6 +76,19 @@ class Signature:
 
     def _listed(self) -> str:
         return ", ".join(self.names) or "no arguments"
+
+
+def require_stateless(program: ExportedProgram, backend: str) -> None:
+    """
+    Raises:
+        UnsupportedError: the program writes a buffer or an input, which `backend` would not.
+    """
+    written = [s.target for s in program.graph_signature.output_specs if s.kind is not OutputKind.USER_OUTPUT]
+    if written:
+        raise UnsupportedError(
+            f"backend {backend!r} runs programs without state, and this one writes {', '.join(map(str, written))}; "
+            "return the new value as an output instead, or call .eval() if a layer is in training mode"
+        )
 
 
 def _children_of(spec: Any) -> list[Any]:

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import torch
 from torch.export.exported_program import ExportedProgram
 
+from graphopt.backends.signature import require_stateless
 from graphopt.backends.xla import layout
 from graphopt.backends.xla.arrays import to_jax
 from graphopt.backends.xla.constants import constants_of
 from graphopt.backends.xla.kernels import kernel_of
 from graphopt.backends.xla.torch_calls import readable_calls
-from graphopt.backends.xla.torch_ops import POSITIONS, described, require_pure, rules
+from graphopt.backends.xla.torch_ops import POSITIONS, described, rules
 from graphopt.backends.xla.weights import arguments
 from graphopt.errors import UnsupportedError
 from graphopt.ir.fx.decompose import run_decompositions
@@ -34,7 +35,7 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
     Raises:
         UnsupportedError: an op that is known neither way, naming all of them; a buffer that the program writes.
     """
-    require_pure(program)
+    require_stateless(program, "xla")
     program, missing = taken_apart(program)
     if missing:
         named = ", ".join(sorted(described(target) for target in missing))

@@ -11,8 +11,9 @@ from torch.export.exported_program import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
+from graphopt.backends.signature import require_stateless
 from graphopt.backends.xla.lazy_graph import LazyInterpreter, on_device
-from graphopt.backends.xla.torch_ops import described, draws, require_pure, rules
+from graphopt.backends.xla.torch_ops import described, draws, rules
 from graphopt.backends.xla.weights import arguments, weights_of
 from graphopt.errors import UnsupportedError
 from graphopt.ir.fx.decompose import run_decompositions
@@ -25,7 +26,7 @@ def decomposed(program: ExportedProgram, inputs: Sequence[torch.Tensor]) -> Expo
         UnsupportedError: ops that draw random numbers, branches, sizes that depend on the data, and ops that torch_xla
             has no kernel for, naming all of them; a buffer that the program writes.
     """
-    require_pure(program)
+    require_stateless(program, "xla")
     missing: set[Any] = set()
     while True:
         before, missing = missing, _unfit(program) or departing(program, inputs)

@@ -6,10 +6,6 @@ from typing import Any
 
 import torch
 from torch._decomp import get_decompositions
-from torch.export.exported_program import ExportedProgram
-from torch.export.graph_signature import OutputKind
-
-from graphopt.errors import UnsupportedError
 
 RANDOM = ("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "multinomial",
           "normal", "uniform", "exponential", "native_dropout", "dropout")  # fmt: skip
@@ -45,16 +41,3 @@ def described(target: Any) -> str:
     """How a message names it."""
     hint = " (XLA draws other numbers than torch: give the noise as an input)" if is_random(target) else ""
     return f"{target}{hint}"
-
-
-def require_pure(program: ExportedProgram) -> None:
-    """
-    Raises:
-        UnsupportedError: a buffer or input that the program writes.
-    """
-    written = [s.target for s in program.graph_signature.output_specs if s.kind is not OutputKind.USER_OUTPUT]
-    if written:
-        raise UnsupportedError(
-            f"backend 'xla' runs programs without state, and this one writes {', '.join(map(str, written))}; return "
-            "the new value as an output instead"
-        )

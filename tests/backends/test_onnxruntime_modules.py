@@ -271,3 +271,45 @@ def test_the_torch_backend_takes_no_options_and_no_onnx_model(module):
         graphopt.lower(module, "torch", example_inputs=((X,), {"pair": PAIR}), threads=1)
     with pytest.raises(UnsupportedError, match="lower it to the backend 'onnxruntime'"):
         graphopt.lower(conv_bn(), "torch")
+
+
+class Counts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.count.add_(1)
+        return x * self.count
+
+
+class WritesItsInput(nn.Module):
+    def forward(self, x):
+        x.add_(1)
+        return x * 2
+
+
+@pytest.mark.parametrize(
+    ("module", "written"),
+    [(Counts(), "count"), (WritesItsInput(), "x"), (nn.BatchNorm1d(3).train(), "running_mean")],
+    ids=["a buffer", "an input", "statistics"],
+)
+def test_a_module_that_writes_its_state_is_refused(module, written):
+    with pytest.raises(UnsupportedError, match=f"programs without state, and this one writes .*{written}"):
+        graphopt.lower(module, example_inputs=X.clone())
+
+
+class Complex(nn.Module):
+    def forward(self, x):
+        return torch.complex(x, 2 * x)
+
+
+class OfComplex(nn.Module):
+    def forward(self, x):
+        return x.abs()
+
+
+@pytest.mark.parametrize(("module", "x"), [(Complex(), X), (OfComplex(), torch.complex(X, X))])
+def test_complex_inputs_and_outputs_are_refused(module, x):
+    with pytest.raises(UnsupportedError, match="real numbers, and .* is torch.complex64; .*view_as_real"):
+        graphopt.lower(module, example_inputs=x)
