@@ -7,39 +7,104 @@ can see. So the cost does not depend on the size of the weights, and nothing is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import onnx
 import onnx_ir as ir
 
 from graphopt.ir.graph import TensorType
-from graphopt.ir.onnx.dtypes import DATA_TYPES, NAMES
+from graphopt.ir.onnx.doubt import certain
+from graphopt.ir.onnx.dtypes import DATA_TYPES, NAMES, declared_type
 from graphopt.ir.onnx.shared import all_graphs
+from graphopt.ir.weights import Array
 
 _INFERRED_DOMAINS = frozenset({"", "ai.onnx.ml"})
 """Domains whose ops onnx infers. Only for results of others does inference start from what the file declares."""
+_OPAQUE = "graphopt.opaque"
+"""A domain of which onnx knows no op."""
 _SMALL_INTEGERS, _SMALL_OTHERS = 4096, 64
 """Bytes up to which a constant's data is given to inference: shapes, axes and the like, and scales of
 Resize."""
 
 
 def infer_types(
-    model: ir.Model, known: Callable[[ir.Value], TensorType | None]
-) -> dict[ir.Value, TensorType]:
-    """Types of the model's values outside functions. Empty if inference fails: types are optional
-    everywhere."""
-    skeleton = _Skeleton(model, known)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(skeleton.proto(), data_prop=True)
-    except Exception:  # noqa: BLE001  inference raises many things on models that run all the same
-        return {}
-    return dict(skeleton.read_back(inferred.graph))
+    model: ir.Model,
+    known: Callable[[ir.Value], TensorType | None],
+    tensor: Callable[[ir.Value], ir.TensorProtocol | None],
+) -> tuple[dict[ir.Value, TensorType], dict[ir.Value, TensorType]]:
+    """Types of the model's values outside functions, without sizes that runtimes may compute otherwise; and those of
+    the values from which such sizes were taken. Empty if inference fails: types are optional everywhere.
+
+    Args:
+        known: what is known of a value beforehand.
+        tensor: the data of a constant.
+    """
+    corrected: dict[ir.Value, TensorType] = {}
+    while True:
+        skeleton = _Skeleton(model, known, corrected)
+        try:
+            inferred = onnx.shape_inference.infer_shapes(skeleton.proto(), data_prop=True)
+        except Exception:  # noqa: BLE001  inference raises many things on models that run all the same
+            return {}, {}
+        types = dict(skeleton.read_back(inferred.graph))
+        doubtful = dict(_doubtful(types, known, tensor))
+        if doubtful.items() <= corrected.items():
+            return types, corrected
+        corrected |= doubtful
+
+
+def _doubtful(
+    types: Mapping[ir.Value, TensorType],
+    known: Callable[[ir.Value], TensorType | None],
+    tensor: Callable[[ir.Value], ir.TensorProtocol | None],
+) -> Iterator[tuple[ir.Value, TensorType]]:
+    """The values some of whose sizes are in doubt, without these."""
+
+    def content(value: ir.Value | None) -> Array | None:
+        stored = None if value is None else tensor(value)
+        return None if stored is None else stored.numpy()
+
+    def of(value: ir.Value | None) -> TensorType | None:
+        return None if value is None else types.get(value) or known(value)
+
+    for value, inferred in types.items():
+        node = value.producer()
+        if node is not None and value is node.outputs[0]:
+            believed = certain(node, inferred, of, content)
+            if believed != inferred:
+                yield value, believed
+
+
+def refutes(inferred: TensorType, value: ir.Value, *, doubted: bool = False) -> bool:
+    """Whether the sizes that follow for `value` cannot be those that the file declares of it: a size that is free
+    cannot be a number; and a number for one that is `doubted` may be inference's own."""
+    declared = None if value.producer() is None else declared_type(value)
+    if declared is None or declared.shape is None or inferred.shape is None:
+        return False
+    if len(declared.shape) != len(inferred.shape):
+        return True
+    return any(
+        isinstance(said, int) and said != found and (doubted if found is None else not _is_made_up(found))
+        for said, found in zip(declared.shape, inferred.shape, strict=True)
+    )
+
+
+def _is_made_up(size: int | str) -> bool:
+    """Whether `size` is a name that inference gives to what it does not know."""
+    return isinstance(size, str) and size.startswith("unk__")
 
 
 class _Skeleton:
-    def __init__(self, model: ir.Model, known: Callable[[ir.Value], TensorType | None]) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        known: Callable[[ir.Value], TensorType | None],
+        corrected: Mapping[ir.Value, TensorType],
+    ) -> None:
+        """`corrected`: types of which inference is not asked."""
         self._model = model
         self._known = known
+        self._corrected = corrected
         self._names: dict[ir.Value, str] = {}
         self._values: dict[str, ir.Value] = {}
         self._hoisted: list[ir.Value] = []
@@ -57,6 +122,7 @@ class _Skeleton:
 
     def _domains(self) -> dict[str, int]:
         domains = {"" if d == "ai.onnx" else d: v for d, v in self._model.opset_imports.items()}
+        domains[_OPAQUE] = 1
         for graph in all_graphs(self._model):
             for node in graph:
                 domains.setdefault(node.domain, 1)
@@ -106,6 +172,17 @@ class _Skeleton:
         copy.op_type, copy.domain, copy.overload = node.op_type, node.domain, node.overload
         copy.input.extend(map(self._name, node.inputs))
         copy.output.extend(map(self._name, node.outputs))
+        if node.outputs and node.outputs[0] in self._corrected:
+            copy.domain = _OPAQUE
+            info = proto.value_info.add()
+            info.name = self._name(node.outputs[0])
+            _write_type(info, self._corrected[node.outputs[0]])
+            return
+        if _is_cast_to_bool(node):
+            # Of the same sizes. Through a cast, inference takes numbers along that truth values do not have.
+            copy.op_type = "Equal"
+            copy.input.extend(map(self._name, node.inputs))
+            return
         for attribute in node.attributes.values():
             self._attribute(attribute, copy)
         for value in node.outputs if node.domain not in _INFERRED_DOMAINS else ():
@@ -137,17 +214,7 @@ class _Skeleton:
             if value.type is not None:
                 ir.serde.serialize_type_into(info.type, value.type)
             return
-        tensor = info.type.tensor_type
-        tensor.elem_type = int(DATA_TYPES[known.dtype])
-        if known.shape is None:
-            return
-        tensor.shape.SetInParent()
-        for size in known.shape:
-            dim = tensor.shape.dim.add()
-            if isinstance(size, int):
-                dim.dim_value = size
-            elif size is not None:
-                dim.dim_param = size
+        _write_type(info, known)
 
     def read_back(self, graph: onnx.GraphProto) -> Iterable[tuple[ir.Value, TensorType]]:
         for info in (*graph.value_info, *graph.output):
@@ -158,6 +225,25 @@ class _Skeleton:
             for attribute in node.attribute:
                 for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
                     yield from self.read_back(body)
+
+
+def _is_cast_to_bool(node: ir.Node) -> bool:
+    to = node.attributes.get("to") if node.op_type == "Cast" and node.domain == "" else None
+    return to is not None and not to.is_ref() and to.value == int(ir.DataType.BOOL)
+
+
+def _write_type(info: onnx.ValueInfoProto, type_: TensorType) -> None:
+    tensor = info.type.tensor_type
+    tensor.elem_type = int(DATA_TYPES[type_.dtype])
+    if type_.shape is None:
+        return
+    tensor.shape.SetInParent()
+    for size in type_.shape:
+        dim = tensor.shape.dim.add()
+        if isinstance(size, int):
+            dim.dim_value = size
+        elif size is not None:
+            dim.dim_param = size
 
 
 def _is_small(tensor: ir.TensorProtocol) -> bool:

@@ -12,7 +12,7 @@ from graphopt.ir.graph import Node, Value
 from graphopt.ir.model import Model
 from graphopt.ir.onnx import save
 from graphopt.ir.onnx.cut import Fragment, cut_fragment
-from graphopt.ir.onnx.infer import infer_types
+from graphopt.ir.onnx.infer import infer_types, refutes
 from graphopt.ir.onnx.save import Carried
 from graphopt.ir.onnx.shared import QUANTIZATION, Shared, all_graphs, nested_graphs
 from graphopt.ir.onnx.storage import OnnxGraph
@@ -65,8 +65,15 @@ class OnnxModel(Model):
         self._infer()
 
     def _infer(self) -> None:
-        self.shared.set_inferred({})
-        self.shared.set_inferred(infer_types(self.ir, self.shared.type))
+        shared = self.shared
+        shared.set_inferred({})
+        types, doubted = infer_types(self.ir, shared.type, shared.tensor)
+        if shared.believed and any(refutes(t, value, doubted=value in doubted) for value, t in types.items()):
+            # As when only the inputs of a model were edited, so that it takes batches of any size.
+            shared.believed = False
+            shared.set_inferred({})
+            types, _ = infer_types(self.ir, shared.type, shared.tensor)
+        shared.set_inferred(types)
 
     def _drop_unused(self, graph: ir.Graph, needed: Container[str]) -> None:
         """Drop initialisers that nothing reads; one that the caller may override is part of the interface."""

@@ -117,6 +117,9 @@ class Shared:
         self.calls: dict[ir.Node, Call | Unreadable] = {}
         self.annotated = False
         """Whether any value has a quantization annotation: then, and only then, edits look for them."""
+        self.believed = True
+        """Whether what the file declares of computed values may be true: nothing of it has been refuted."""
+        self._roots = {model.graph, *(function.graph for function in model.functions.values())}
         self.fresh: set[ir.Value] = set()
         """Values that edits have written and that have not taken over the name of another one."""
         self._given: dict[ir.Value, TensorType] = {}
@@ -145,13 +148,29 @@ class Shared:
             result = self.given_type(value)
             if result is not None and value in self._inherited and value not in self._inferred:
                 return result  # Less than is declared, where what was inferred contradicted it.
-            result = dtypes.merged(result, dtypes.declared_type(value))
+            result = dtypes.merged(result, self.declared_type(value))
         if (inferred := self._inferred.get(value)) is not None:
             result = dtypes.merged(result, inferred)
         if result is None and (tensor := self.tensor(value)) is not None:
             ref = self.ref(tensor)
             result = None if ref is None else TensorType(ref.dtype, ref.shape)
         return result
+
+    def declared_type(self, value: ir.Value) -> TensorType | None:
+        """What the file declares of `value`, as far as it is to be believed.
+
+        A name in a body is one of that body and of one run of it: that of a loop's state is another size in each
+        iteration, whatever is called so outside.
+        """
+        known = dtypes.declared_type(value)
+        if known is None or known.shape is None:
+            return known
+        if not self.believed and value.producer() is not None:
+            return TensorType(known.dtype, None)
+        graph = value.graph
+        if graph is None or graph in self._roots:
+            return known
+        return TensorType(known.dtype, tuple(d if isinstance(d, int) else None for d in known.shape))
 
     def inferred_type(self, value: ir.Value) -> TensorType | None:
         """What follows from the inputs' types and the ops alone, whatever the file declares of `value`."""
@@ -169,7 +188,7 @@ class Shared:
     def given_type(self, value: ir.Value) -> TensorType | None:
         known = self._given.get(value)
         if known is None and value in self._inherited:
-            known = dtypes.merged(dtypes.declared_type(value), self._inherited[value])
+            known = dtypes.merged(self.declared_type(value), self._inherited[value])
         return known
 
     def known_of(self, value: ir.Value) -> tuple[TensorType | None, TensorType | None]:
