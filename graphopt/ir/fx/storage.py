@@ -377,8 +377,8 @@ class FxGraph(Graph):
         return removed
 
     def unused_weights(self) -> list[fx.Node]:
-        """The weights that nothing reads, under this name or, being tied, under another."""
-        read = {tensor_identity(w.tensor) for n, w in self.weights.items() if n.users}
+        """The weights that nothing reads, under this name or, being tied, under another, and nothing writes."""
+        read = {tensor_identity(w.tensor) for n, w in self.weights.items() if n.users or w.mutable}
         return [n for n, w in self.weights.items() if not n.users and tensor_identity(w.tensor) not in read]
 
     def drop_unused_weights(self) -> None:
