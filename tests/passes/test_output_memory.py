@@ -82,7 +82,8 @@ def assert_behaves_the_same(function: Callable[..., Any], runs: int = 3) -> None
 
 
 def nodes(result: Any) -> list[str]:
-    return [str(n.target).removeprefix("aten.").partition(".")[0] for n in result.graph.nodes if n.op == "call_function"]
+    calls = [n for n in result.graph.nodes if n.op == "call_function"]
+    return [str(n.target).removeprefix("aten.").partition(".")[0] for n in calls]
 
 
 # ---- what must not be seen ---

@@ -16,12 +16,11 @@ import torch
 from torch import fx
 
 _UNDECLARED = frozenset({
-    "_unsafe_view", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "unflatten_dense_tensors",
-    "flatten_dense_tensors", "atleast_1d", "atleast_2d", "atleast_3d", "broadcast_tensors", "meshgrid", "cartesian_prod",
-    "dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "native_dropout", "einsum", "chain_matmul",
-    "sum_to_size", "type_as", "chalf", "to_dense", "_to_cpu", "conj_physical", "data", "device_put",
-    "convert_element_type", "_cast_Byte", "_cast_Char", "_cast_Double", "_cast_Float", "_cast_Half", "_cast_Int",
-    "_cast_Long", "_cast_Short",
+    "_unsafe_view", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "flatten_dense_tensors",
+    "unflatten_dense_tensors", "atleast_1d", "atleast_2d", "atleast_3d", "broadcast_tensors", "meshgrid",
+    "cartesian_prod", "dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "einsum", "chain_matmul",
+    "sum_to_size", "type_as", "chalf", "to_dense", "_to_cpu", "conj_physical", "data", "device_put", "_cast_Byte",
+    "_cast_Char", "_cast_Double", "_cast_Float", "_cast_Half", "_cast_Int", "_cast_Long", "_cast_Short",
 })  # fmt: skip
 """Operators that may return an operand, or a view of one, although their schemas do not say so."""
 
