@@ -65,10 +65,12 @@ def _read_pairs(graph: Graph, original: Node, duplicate: Node) -> list[tuple[Val
 
 
 def _may_merge(graph: Graph, original: Node, duplicate: Node) -> bool:
-    """Whether every read output has a counterpart, and no value would have to bear two output names."""
+    """Whether every read output has a counterpart, no value would have to bear two output names, and no two
+    outputs of a torch graph would share memory."""
     pairs = _read_pairs(graph, original, duplicate)
-    return bool(pairs) and all(
-        new is not None and not (graph.is_output(old) and graph.is_output(new)) for old, new in pairs
+    return bool(pairs) and not any(
+        new is None or (graph.is_output(old) and graph.is_output(new)) or graph.would_share(old, new)
+        for old, new in pairs
     )
 
 
@@ -166,7 +168,7 @@ def _equal_constants(graph: Graph, settled: set[Hashable]) -> dict[Value, Value]
         if value is None or isinstance(value, Literal) or value in settled:
             continue
         data = graph.constant(value)
-        if data is None or graph.producer(value) is not None or graph.is_output(value):
+        if data is None or graph.producer(value) is not None or graph.may_be_returned(value):
             continue
         original = first.setdefault(constant_key(data), value)
         if original is not value:

@@ -72,7 +72,7 @@ def _known_value(graph: Graph, values: ShapeValues, node: Node) -> Proposal | No
     value = outputs[0] if len(outputs) == 1 else None
     content = values.computed(value)
     type_ = None if value is None else graph.type(value)
-    if content is None or type_ is None or not is_known(content) or graph.is_output(value):
+    if content is None or type_ is None or not is_known(content) or graph.may_be_returned(value):
         return None
     if graph.constant(value) is not None or not any(_needs(graph, values, user) for user in graph.users(value)):
         return None

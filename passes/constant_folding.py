@@ -76,7 +76,8 @@ def fold_constants(editor: Editor, growth: Growth, settled: set[Hashable]) -> bo
 def constant_nodes(graph: Graph) -> Iterator[Node]:
     """Pure nodes all of whose operands are constants or outputs of such nodes, in topological order.
 
-    A node that computes an output of the graph is none: the output would need a node again.
+    A node that computes an output of the graph is none: the output would need a node again. Nor is one of which an
+    output may be a view: that output would be memory of the model, which a caller may write to.
     """
     found: set[Value] = set()
     for node in graph.nodes():
@@ -87,7 +88,7 @@ def constant_nodes(graph: Graph) -> Iterator[Node]:
         outputs = [o for o in call.outputs if o is not None]
         if not all(o in found or graph.constant(o) is not None for o in operands):
             continue
-        stays = any(graph.is_output(o) or graph.constant(o) is not None for o in outputs)
+        stays = any(graph.may_be_returned(o) or graph.constant(o) is not None for o in outputs)
         if not stays and graph.is_pure(node):
             found.update(outputs)
             yield node

@@ -38,10 +38,14 @@ def require_removable(m: Match, kept: Value) -> None:
     """Fail if `kept` cannot stand for the root.
 
     An output of an ONNX graph keeps its name, which takes a node that computes it; an output of a torch
-    graph keeps memory of its own. A scratch graph promises neither.
+    graph keeps memory of its own, and so does one that is a view of the root. A scratch graph promises neither.
     """
     graph = m.graph
-    if graph.storage == "scratch" or not graph.is_output(m.out):
+    if graph.storage == "scratch":
+        return
+    if graph.would_share(m.out, kept):
+        m.fail("an output of the graph may be a view of {} and needs memory of its own", graph.name(m.out))
+    if not graph.is_output(m.out):
         return
     if graph.storage == "fx" or graph.producer(kept) is None or graph.is_output(kept):
         m.fail("{} is an output of the graph and needs a node of its own", graph.name(m.out))

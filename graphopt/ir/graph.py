@@ -207,6 +207,16 @@ class Graph(ABC):
     def is_output(self, value: Value) -> bool:
         """Whether `value` is an output of the region that owns it."""
 
+    def may_be_returned(self, value: Value) -> bool:
+        """Whether an output of the region may share the memory of `value`: is it, or, in a torch graph, a view of it.
+        What a buffer is written with is an output too. ONNX knows no memory."""
+        return self.is_output(value)
+
+    def would_share(self, old: Value, new: Value) -> bool:
+        """Whether an output that may be a view of `old` would share memory with an input, a weight or another output
+        if it were a view of `new`, and does not now. `replace` writes a copy then, and one better leaves it."""
+        return False
+
     def confines(self, value: Value, nodes: AbstractSet[Node]) -> bool:
         """Whether nothing but `nodes` reads `value`, and it is no output."""
         return not self.is_output(value) and all(user in nodes for user in self.users(value))

@@ -1,4 +1,4 @@
-"""Nodes as their operator's schema has them: raw names, arguments by name, effects, aliasing."""
+"""Nodes as their operator's schema has them: raw names, arguments by name, effects."""
 
 from __future__ import annotations
 
@@ -183,31 +183,3 @@ def operator_has_effects(target: torch._ops.OpOverload) -> bool:
     # torch judges a node; of one that runs an operator it looks at nothing but the operator.
     alone = fx.Graph().call_function(target)
     return torch.Tag.nondeterministic_seeded in target.tags or bool(alone.is_impure())
-
-
-_MAY_ALIAS = frozenset(
-    {"_unsafe_view", "reshape", "contiguous", "to", "flatten", "_reshape_alias", "dropout"}
-)
-
-
-def alias_root(value: Value) -> Value:
-    """The value whose memory `value` may share: itself unless a chain of views computed it."""
-    while value.op == "call_function" and is_operator(value.target):
-        schema = value.target._schema
-        name = schema.name.partition("::")[2]
-        if name not in _MAY_ALIAS and not any(r.alias_info for r in schema.returns):
-            break
-        value = value.args[0]
-    return value
-
-
-def exposes(old: fx.Node, new: fx.Node, output: fx.Node) -> bool:
-    """Whether returning `new` in the place of `old` would give the caller memory of an input, a weight or another
-    result, where it did not before. `output` is the node that returns."""
-    if new.op != "call_function" or output in new.users:
-        return True
-    root = alias_root(new)
-    if root is alias_root(old):
-        return False
-    others = (alias_root(n) for n in output.all_input_nodes if n is not old)
-    return root.op != "call_function" or root in others

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from graphopt.ir.fx.aliasing import exposes, returned_views, views
 from graphopt.ir.fx.fake import compute
 from graphopt.ir.fx.names import Names
 from graphopt.ir.fx.read import read
-from graphopt.ir.fx.schema import bodies_of, exposes, has_effects, raw_name_of, split_arguments
+from graphopt.ir.fx.schema import bodies_of, has_effects, raw_name_of, split_arguments
 from graphopt.ir.fx.strides import NOTHING, check_kept, read_by
 from graphopt.ir.fx.tensors import LiteralRef, TorchRef, tensor_identity, to_torch, type_of
 from graphopt.ir.fx.vocabulary import Target
@@ -159,6 +160,15 @@ class FxGraph(Graph):
 
     def is_output(self, value: Value) -> bool:
         return not isinstance(value, Literal) and self.output_node in value.users
+
+    def may_be_returned(self, value: Value) -> bool:
+        return not isinstance(value, Literal) and bool(returned_views(value, self.output_node))
+
+    def would_share(self, old: Value, new: Value) -> bool:
+        if isinstance(new, Literal):
+            return False
+        seen = returned_views(old, self.output_node)
+        return not seen <= {old} and exposes(old, new, seen, self.output_node)
 
     def confines(self, value: Value, nodes: AbstractSet[Node]) -> bool:
         return isinstance(value, Literal) or value.users.keys() <= nodes or super().confines(value, nodes)
@@ -330,11 +340,11 @@ class FxGraph(Graph):
         if self._read != NOTHING:
             check_kept(self._read, old, new)
         returned = self.output_node in old.users
-        target, written = self._as_output(old, new) if returned else (new, None)
+        copied, reading = self._copied(old, new)
         users, edited = sorted(old.users), []
         for user in users:
             edited.append((user, user.args, user.kwargs))
-            user.replace_input_with(old, target if user is self.output_node else new)
+            user.replace_input_with(old, copied if copied is not None and user in reading else new)
             self._calls.pop(user, None)
 
         def undo() -> None:
@@ -342,8 +352,8 @@ class FxGraph(Graph):
                 user.args = args
                 user.kwargs = kwargs
                 self._calls.pop(user, None)
-            if written is not None:
-                self._erase(written)
+            if copied is not None:
+                self._erase(copied)
 
         return users[:-1] if returned else users, undo
 
@@ -367,20 +377,27 @@ class FxGraph(Graph):
         return removed
 
     def unused_weights(self) -> list[fx.Node]:
-        """The weights that nothing reads, under this name or, being tied, under another."""
-        read = {tensor_identity(w.tensor) for n, w in self.weights.items() if n.users}
+        """The weights that nothing reads, under this name or, being tied, under another, and nothing writes."""
+        read = {tensor_identity(w.tensor) for n, w in self.weights.items() if n.users or w.mutable}
         return [n for n, w in self.weights.items() if not n.users and tensor_identity(w.tensor) not in read]
 
     def drop_unused_weights(self) -> None:
         for node in self.unused_weights():
             self._erase_weight(node)
 
-    def _as_output(self, old: fx.Node, new: fx.Node) -> tuple[fx.Node, fx.Node | None]:
-        """`new`, or a copy of it where returning it would hand out memory that `old` did not share."""
-        if not exposes(old, new, self.output_node):
-            return new, None
-        copied = self._create(_IDENTITY, (new,), {}, new.meta.get("val"), new, self.output_node)
-        return copied, copied
+    def _copied(self, old: fx.Node, new: fx.Node) -> tuple[fx.Node | None, list[fx.Node]]:
+        """A copy of `new` where returning it, or views of it, would hand out memory that `old` did not share; and the
+        readers of `old` that are to read the copy."""
+        output = self.output_node
+        seen = returned_views(old, output)
+        if not seen:
+            return None, []
+        twice = old in seen and (new.op != "call_function" or output in new.users)  # the node that is returned is one
+        if not twice and not exposes(old, new, seen, output):
+            return None, []
+        reading = [view for view in views(old) if returned_views(view, output)]
+        reading = sorted([*reading, output] if old in seen else reading)
+        return self._create(_IDENTITY, (new,), {}, new.meta.get("val"), new, reading[0]), reading
 
     def _after_weights(self) -> fx.Node:
         """The node in front of which a new weight goes: the first input, or the first node without one."""
