@@ -271,3 +271,27 @@ def test_the_torch_backend_takes_no_options_and_no_onnx_model(module):
         graphopt.lower(module, "torch", example_inputs=((X,), {"pair": PAIR}), threads=1)
     with pytest.raises(UnsupportedError, match="lower it to the backend 'onnxruntime'"):
         graphopt.lower(conv_bn(), "torch")
+
+
+class Expanded(nn.Module):
+    """Two nodes of one kind, of which one is of constants alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.linspace(-1, 1, 4).reshape(1, 1, 4))
+        self.register_buffer("mask", torch.ones(1, 1, 1, 1).bool())
+
+    def forward(self, x):
+        joined = torch.cat([self.token.expand(2, -1, -1), x], 1)
+        return joined, torch.where(self.mask.expand(2, 1, 17, 17), x.sum(), 0.0)
+
+
+def test_a_folded_constant_does_not_take_the_name_of_a_node_that_stays():
+    x = torch.linspace(-1, 1, 24).reshape(2, 3, 4)
+    module = Expanded().eval()
+
+    result = graphopt.optimize(module, "clean-up", example_inputs=x)
+
+    assert any("expand" in name for name, _ in result.model.named_parameters())
+    for got, wanted in zip(result.lower("onnxruntime")(x), module(x), strict=True):
+        torch.testing.assert_close(got, wanted)
