@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
-from graphopt.ir.onnx.shared import all_graphs, body_graphs
+from graphopt.ir.onnx.shared import all_graphs, body_graphs, nested_graphs
 
 
 def check_proto(proto: onnx.ModelProto, where: str) -> None:
@@ -42,6 +43,23 @@ def check_structure(model: ir.Model, where: str) -> None:
                     "check it with "
                     "onnx.checker"
                 ) from error
+
+
+def check_functions(model: ir.Model, where: str) -> None:
+    """Refuse local functions that call themselves, be it by way of others: no run of them would end."""
+    calls = {
+        key: {n.op_identifier() for graph in nested_graphs(function.graph) for n in graph} & model.functions.keys()
+        for key, function in model.functions.items()
+    }
+    try:
+        TopologicalSorter(calls).prepare()
+    except CycleError as error:
+        # What is told is a cycle of dependencies, in which a callee comes before what calls it.
+        cycle = " -> ".join(f"{domain}::{name}" for domain, name, _ in reversed(error.args[1]))
+        raise ModelError(
+            f"{where}: local functions call themselves: {cycle}; expected functions that can be inlined; "
+            "check it with onnx.checker"
+        ) from error
 
 
 def _check_order(graph: ir.Graph, around: set[ir.Value], where: str) -> bool:

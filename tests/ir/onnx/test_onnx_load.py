@@ -297,6 +297,25 @@ def test_cycle_is_refused():
 # ------------------------------------------------------------------------------------------
 
 
+def calling(*calls: tuple[str, str]) -> onnx.ModelProto:
+    """Functions of which each calls another, the first of them by the graph."""
+    model = parse("g (float[3] x) => (float[3] y) { y = custom.F(x) }")
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("custom", 1)]
+    for name, callee in calls:
+        domain = "" if callee == "Relu" else "custom"
+        body = [helper.make_node(callee, ["a"], ["b"], domain=domain)]
+        model.functions.append(helper.make_function("custom", name, ["a"], ["b"], body, opsets))
+    return model
+
+
+@pytest.mark.parametrize("as_ir", [False, True])
+def test_functions_that_call_themselves_are_refused(as_ir: bool):
+    take = ir.from_proto if as_ir else lambda model: model
+    refused(take(calling(("F", "F"))), "custom::F -> custom::F", "expected", "onnx.checker")
+    refused(take(calling(("F", "G"), ("G", "H"), ("H", "G"))), "custom::G", "custom::H", "call themselves")
+    load_onnx(take(calling(("F", "G"), ("G", "Relu"))))
+
+
 def external(folder: Path, location: str = "m.data", size: int = 4096, **overrides: str) -> Path:
     """A model whose weight lies in a file of its own."""
     folder.mkdir(exist_ok=True)
