@@ -27,7 +27,7 @@ from graphopt.ir.fx.storage import FxGraph
 from graphopt.ir.fx.tensors import storage_pointer, tensor_identity, to_numpy
 from graphopt.ir.fx.weight import Weight
 from graphopt.ir.graph import Graph, Node, Value
-from graphopt.ir.model import Model
+from graphopt.ir.model import Model, check_folder
 from graphopt.ir.weights import Array
 
 _WEIGHT_KINDS = {kind: name for name, kind in INPUT_KINDS.items()}
@@ -121,6 +121,7 @@ class FxModel(Model):
 
     def save(self, path: Path) -> None:
         """Write the model as `torch.export.save` does."""
+        check_folder(path)
         temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
         try:
             with temporary.open("wb") as file:

@@ -50,6 +50,8 @@ def _from_path(path: Path) -> OnnxModel:
         raise ModelError(f"{path}: no such file; check the path") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}; expected an ONNX file") from error
+    except ValueError as error:
+        raise ModelError(f"{str(path)!r} is no path: {error}; check it") from error
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)

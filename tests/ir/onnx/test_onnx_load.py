@@ -350,6 +350,37 @@ def test_short_external_data_is_refused(tmp_path: Path):
     refused(external(tmp_path, length="100"), "truncated")
 
 
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"location": "m\0data"}, "the name of a file"),
+        ({"location": ""}, "the name of a file"),
+        ({"offset": "-5"}, "offset '-5'; expected a number of bytes"),
+        ({"offset": "abc"}, "offset 'abc'; expected a number of bytes"),
+        ({"length": "-12"}, "length '-12'; expected a number of bytes"),
+        ({"offset": "9" * 30}, "truncated"),
+        ({"location": "x" * 5000}, "is missing"),
+    ],
+    ids=str,
+)
+def test_external_data_at_no_place_is_refused(tmp_path: Path, entry: dict[str, str], expected: str):
+    refused(external(tmp_path, **entry), "m.onnx", "'w'", expected)
+
+
+@pytest.mark.parametrize("entry", [{"location": "m\0data"}, {"offset": -5}, {"length": -12}], ids=str)
+def test_external_data_of_an_object_at_no_place_is_refused(tmp_path: Path, entry: dict[str, object]):
+    model = ir.load(external(tmp_path))
+    given = {"location": "m.data", "offset": 0, "length": 4096, **entry}
+    model.graph.initializers["w"].const_value = ir.ExternalTensor(
+        **given, dtype=ir.DataType.FLOAT, shape=ir.Shape([1024]), name="w", base_dir=str(tmp_path)
+    )
+    refused(model, "'w'", "damaged", "expected")
+
+
+def test_path_that_no_file_can_have_is_refused():
+    refused("m\0.onnx", "is no path")
+
+
 def test_external_data_outside_the_folder_is_refused(tmp_path: Path):
     secret = tmp_path / "secret"
     secret.write_bytes(b"\0" * 4096)
