@@ -42,7 +42,7 @@ def export_onnx(program: ExportedProgram) -> ir.Model:
             _say_squeezes_exactly(module.graph)
     _drop_constant_outputs(program.graph)
     try:
-        with _quiet(), remembered_registry(), remembered_marks():
+        with remembered_marks(), _quiet(), remembered_registry():  # the first lets one thread in at a time
             exported: Any = torch.onnx.export(program, dynamo=True, verbose=False)
     except Exception as error:  # the exporter wraps whatever goes wrong in several classes of its own
         raise UnsupportedError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
+from os import PathLike
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,6 +22,9 @@ from graphopt.program.program import Program
 from graphopt.verify.budget import Budget
 from graphopt.verify.calibration import Calibration
 from graphopt.verify.verifier import LEVELS
+
+EXAMPLE_ID = "fuse-conv-bn/conv-batch-norm#3"
+"""What the id of an application looks like."""
 
 
 class Optimized:
@@ -152,10 +157,7 @@ def optimize(
         VerificationError: with verify="model", the result as a whole does not agree; the message names the
             application that bisection found.
     """
-    if verify not in LEVELS:
-        raise PipelineError(f"verify={verify!r}: expected one of {', '.join(LEVELS)}")
-    if prove and verify in ("off", "structure"):
-        raise PipelineError(f"prove=True with verify={verify!r}: a proof stands beside executed checks; use 'match'")
+    skip = check_arguments(verify, prove, limit, skip, instruments, repro)
     job = Job(
         Pipeline(make_passes(passes), instruments),
         verify,
@@ -176,12 +178,34 @@ def optimize(
     return Optimized(*run_on_model(load_fresh, describe_source(model), example_inputs, job, limit))
 
 
+def check_arguments(verify: Any, prove: Any, limit: Any, skip: Any, instruments: Any, repro: Any) -> list[str]:
+    """Raises PipelineError for what `optimize` cannot take. Returns the ids to leave out."""
+    if verify not in LEVELS:
+        raise PipelineError(f"verify={verify!r}: expected one of {', '.join(LEVELS)}")
+    if not isinstance(prove, bool):
+        raise PipelineError(f"prove={prove!r}: expected True or False")
+    if prove and verify in ("off", "structure"):
+        raise PipelineError(f"prove=True with verify={verify!r}: a proof stands beside executed checks; use 'match'")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 0):
+        raise PipelineError(f"limit={limit!r}: expected how many applications to keep at most, 0 or more, or None")
+    ids = None if isinstance(skip, str) or not isinstance(skip, Iterable) else list(skip)
+    if ids is None or not all(isinstance(i, str) for i in ids):
+        raise PipelineError(f"skip={skip!r}: expected a list of ids of applications, as {EXAMPLE_ID!r}, of the report")
+    if not isinstance(instruments, Sequence) or not all(isinstance(i, Instrument) for i in instruments):
+        raise PipelineError(f"instruments={instruments!r}: expected a list of graphopt.pipeline.instrument.Instrument")
+    if repro is not None and not isinstance(repro, str | PathLike):
+        raise PipelineError(f"repro={repro!r}: expected the path of a folder, or None")
+    return ids
+
+
 def make_backend(name: str) -> Backend:
     """The backend registered under `name`.
 
     Raises:
         PipelineError: unknown name; RegistryError: its plug-in cannot be loaded.
     """
+    if not isinstance(name, str):
+        raise PipelineError(f"{name!r} is no name of a backend; expected one of {', '.join(backends())}")
     found = backends().get(name)
     backend: Backend = found() if isinstance(found, type) else found
     return backend

@@ -46,11 +46,12 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
 def taken_apart(program: ExportedProgram) -> tuple[ExportedProgram, set[Any]]:
     """`program` with ops that no kernel is known for said in the vocabulary, or taken apart by torch, as far as these
     can; and the ops that are left of them."""
+    missing: set[Any] = set()
     while True:
         calls = readable_calls(program)
-        missing = _missing(program, calls)
+        before, missing = missing, _missing(program, calls)
         table = rules(missing)
-        if not table:
+        if not table or missing == before:  # torch has a rule for some op, which does not say it with these operands
             break
         program = run_decompositions(program, table)
     for node, call in calls.items():

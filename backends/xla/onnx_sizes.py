@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes import PassError
 from onnx_ir.passes.common import InlinePass
 
 from graphopt.compiler import optimize
+from graphopt.errors import UnsupportedError
 from graphopt.ir.onnx.model import OnnxModel
 
 PASS = "clean-up"
@@ -16,8 +18,20 @@ PASS = "clean-up"
 
 
 def inlined(model: OnnxModel) -> OnnxModel:
-    """`model` with the bodies of its functions in the place of their calls; itself if it has none."""
-    return OnnxModel(InlinePass()(model.ir.clone()).model) if model.ir.functions else model
+    """`model` with the bodies of its functions in the place of their calls; itself if it has none.
+
+    Raises:
+        UnsupportedError: a function is written in another version of the operators than the model.
+    """
+    if not model.ir.functions:
+        return model
+    try:
+        return OnnxModel(InlinePass()(model.ir.clone()).model)
+    except (ValueError, PassError) as error:
+        raise UnsupportedError(
+            f"backend 'xla' cannot put local functions in the place of their calls: {error.__cause__ or error}; "
+            "convert the model to one opset, as onnx.version_converter does, or lower to the backend 'onnxruntime'"
+        ) from error
 
 
 def at_sizes(model: OnnxModel, shapes: Mapping[str, Sequence[int]]) -> OnnxModel:

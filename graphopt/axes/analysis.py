@@ -81,6 +81,11 @@ class Shortened:
     """What left the graph for good."""
 
 
+INVALID = (LookupError, ValueError, ArithmeticError, TypeError)
+"""What rules raise of a call that has no meaning, as one that names an axis which its operand does not have. Nothing
+keeps a file from holding one."""
+
+
 class NoRule(Exception):
     """Raised by a rule: nothing can be said of this call. Carries the reason."""
 
@@ -264,6 +269,8 @@ class Axes:
             self._visit_hidden(node, call)
         except NoRule as error:
             self._visit_unread(node, str(error))
+        except INVALID as error:
+            self._visit_unread(node, f"{call.op} is no valid call: {error}")
 
     def _visit_hidden(self, node: Node, call: Call) -> None:
         """What a node reads that its call does not say, as a tensor of which another takes the shape: where it has the

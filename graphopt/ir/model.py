@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from graphopt.errors import ModelError
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.weights import Array
 
@@ -41,7 +43,7 @@ class Model(ABC):
     @abstractmethod
     def save(self, path: Path) -> None:
         """Write the model to `path`: to a temporary file that is then moved into place, weights streamed one by
-        one, external data beside it when the file would pass 2 GB."""
+        one, external data beside it when the file would pass 2 GB. Raises ModelError if there is no such folder."""
 
     @abstractmethod
     def weights(self) -> Sequence[tuple[str, int, int]]:
@@ -61,3 +63,11 @@ class Model(ABC):
         Raises:
             UnsupportedError: a value is read that is neither an input, nor a constant, nor computed by `nodes`.
         """
+
+
+def check_folder(path: Path) -> None:
+    """Raises ModelError if no file can be written to `path` because there is no folder for it, or one in its place."""
+    if not os.path.isdir(path.parent):
+        raise ModelError(f"cannot save to {path}: the folder {path.parent} does not exist; make it first")
+    if os.path.isdir(path):
+        raise ModelError(f"cannot save to {path}: expected the path of a file, got a folder; add a file name")

@@ -17,6 +17,7 @@ from graphopt.ir.model import Model
 from graphopt.ir.rowwise import evaluated
 from graphopt.ir.scratch import ScratchGraph, ScratchValue, float64_leaf
 from graphopt.ir.weights import FLOATS, Array, TensorRef
+from graphopt.verify.division import GUARD, REASON, guarded, may_divide
 from graphopt.verify.fragment import Fragment, Side
 
 Runner = Callable[[Sequence[Array]], list[Array]]
@@ -116,6 +117,7 @@ def onnx_runner(part: Graph, *, wide: bool = False) -> Runner:
     """
     fed = _feed_large_constants(part)
     model = to_proto(part)
+    model = guarded(model) or model
     _forget_sizes(model)
     names = [i.name for i in model.graph.input]
     if wide:
@@ -195,8 +197,18 @@ def model_runner(model: Model, *, optimised: bool = False) -> Runner:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         model.save(path)
+        if may_divide(model):
+            guard_file(path)
         session = _session(str(path), optimised=optimised)
     return lambda feeds: _guarded(lambda f: _run_session(session, names, f), feeds)
+
+
+def guard_file(path: Path) -> None:
+    """Let the model in this file fail where a division of integers would end the process."""
+    import onnx
+
+    if (model := guarded(onnx.load(path, load_external_data=False))) is not None:
+        path.write_bytes(model.SerializeToString())
 
 
 def to_proto(part: Graph) -> Any:
@@ -218,7 +230,13 @@ def _guarded(run: Callable[[Sequence[Array]], list[Array]], feeds: Sequence[Arra
     try:
         return run(feeds)
     except Exception as error:
-        raise CannotRun(str(error).strip().splitlines()[0][:300] if str(error) else type(error).__name__) from error
+        raise CannotRun(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    if GUARD in str(error):
+        return REASON
+    return str(error).strip().splitlines()[0][:300] if str(error) else type(error).__name__
 
 
 def _session(model: bytes | str, *, optimised: bool = False) -> Any:

@@ -15,7 +15,7 @@ from graphopt.ir.weights import FLOATS, Array, TensorRef
 from graphopt.verify.algebra.running import Running
 from graphopt.verify.algebra.tensor import Undecided
 from graphopt.verify.compare import EPS
-from graphopt.verify.execute import CannotRun, _session, model_runner
+from graphopt.verify.execute import CannotRun, _session, guard_file, model_runner
 from graphopt.verify.inputs import draw_float
 from graphopt.verify.pairs import Pair
 from graphopt.verify.whole import Verdict, WholeCheck, distance
@@ -121,6 +121,7 @@ def _as_bytes(model: Any, feeds: Mapping[str, Array]) -> list[Array] | None:
     with tempfile.TemporaryDirectory() as folder:
         model.save(path := Path(folder) / "model.onnx")
         try:
+            guard_file(path)
             session = _session(str(path))
             given = {i.name: OrtValue.ortvalue_from_numpy(feeds[i.name]) for i in session.get_inputs()}
             values = session.run_with_ort_values([o.name for o in session.get_outputs()], given)

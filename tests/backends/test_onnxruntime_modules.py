@@ -313,3 +313,27 @@ class OfComplex(nn.Module):
 def test_complex_inputs_and_outputs_are_refused(module, x):
     with pytest.raises(UnsupportedError, match="real numbers, and .* is torch.complex64; .*view_as_real"):
         graphopt.lower(module, example_inputs=x)
+
+
+class Expanded(nn.Module):
+    """Two nodes of one kind, of which one is of constants alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.linspace(-1, 1, 4).reshape(1, 1, 4))
+        self.register_buffer("mask", torch.ones(1, 1, 1, 1).bool())
+
+    def forward(self, x):
+        joined = torch.cat([self.token.expand(2, -1, -1), x], 1)
+        return joined, torch.where(self.mask.expand(2, 1, 17, 17), x.sum(), 0.0)
+
+
+def test_a_folded_constant_does_not_take_the_name_of_a_node_that_stays():
+    x = torch.linspace(-1, 1, 24).reshape(2, 3, 4)
+    module = Expanded().eval()
+
+    result = graphopt.optimize(module, "clean-up", example_inputs=x)
+
+    assert any("expand" in name for name, _ in result.model.named_parameters())
+    for got, wanted in zip(result.lower("onnxruntime")(x), module(x), strict=True):
+        torch.testing.assert_close(got, wanted)

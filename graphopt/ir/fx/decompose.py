@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-_lock = threading.RLock()
+TRACING = threading.RLock()
+"""Held while torch traces: what it traces with belongs to the process, and a second thread that traces meets the
+first one's."""
 
 
 def run_decompositions(program: ExportedProgram, table: Mapping[Any, Any]) -> ExportedProgram:
@@ -37,20 +39,24 @@ def remembered_marks() -> Iterator[None]:
     from torch._export import utils
     from torch.export import exported_program
 
+    with TRACING:
+        yield from _remembering(exported_program, utils)
+
+
+def _remembering(exported_program: Any, utils: Any) -> Iterator[None]:
     mark = getattr(exported_program, "_override_composite_implicit_decomp", None)
     materialise = getattr(utils, "_materialize_cpp_cia_ops", None)
     if mark is None or materialise is None:
         yield
         return
-    with _lock:
-        materialise()  # torch does it for each of about twenty namespaces, with the same effect
-        utils._materialize_cpp_cia_ops = lambda: None
-        exported_program._override_composite_implicit_decomp = lambda table: _marked(table, mark)
-        try:
-            yield
-        finally:
-            utils._materialize_cpp_cia_ops = materialise
-            exported_program._override_composite_implicit_decomp = mark
+    materialise()  # torch does it for each of about twenty namespaces, with the same effect
+    utils._materialize_cpp_cia_ops = lambda: None
+    exported_program._override_composite_implicit_decomp = lambda table: _marked(table, mark)
+    try:
+        yield
+    finally:
+        utils._materialize_cpp_cia_ops = materialise
+        exported_program._override_composite_implicit_decomp = mark
 
 
 @dataclass(frozen=True)

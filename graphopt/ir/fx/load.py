@@ -33,11 +33,22 @@ def load_torch(source: Any, example_inputs: Any = None, dynamic_shapes: Any = No
         ModelError: `source` is no torch model, or cannot be exported, or example inputs are missing.
         UnsupportedError: operators that write to their arguments are left after functionalisation, or a
             ScriptModule cannot be converted.
+
+    Threads that call it wait for each other.
     """
     try:
-        import torch
+        import torch  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("torch models need torch: pip install graphopt[torch]") from error
+    from graphopt.ir.fx.decompose import TRACING
+
+    with TRACING:
+        return _load(source, example_inputs, dynamic_shapes)
+
+
+def _load(source: Any, example_inputs: Any, dynamic_shapes: Any) -> FxModel:
+    import torch
+
     from graphopt.ir.fx.model import FxModel
     from graphopt.ir.fx.script import convert_script, is_scripted
 

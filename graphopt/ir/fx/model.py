@@ -28,7 +28,7 @@ from graphopt.ir.fx.storage import FxGraph
 from graphopt.ir.fx.tensors import storage_pointer, tensor_identity, to_numpy
 from graphopt.ir.fx.weight import Weight
 from graphopt.ir.graph import Graph, Node, Value
-from graphopt.ir.model import Model
+from graphopt.ir.model import Model, check_folder
 from graphopt.ir.weights import Array
 
 _WEIGHT_KINDS = {kind: name for name, kind in INPUT_KINDS.items()}
@@ -122,6 +122,7 @@ class FxModel(Model):
 
     def save(self, path: Path) -> None:
         """Write the model as `torch.export.save` does. Raises ModelError for a path that says otherwise."""
+        check_folder(path)
         if path.suffix == ".onnx":
             raise ModelError(
                 f"{path}: a torch model is written as torch.export.save does, and this name says ONNX; name it .pt2, "

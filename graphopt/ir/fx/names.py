@@ -32,6 +32,14 @@ class Names:
         self._add(found)
         return found
 
+    def constant(self, wanted: str) -> str:
+        """As `fresh`, and a name that no node can have.
+
+        torch names the nodes of a program anew whenever it traces it, and an exporter to ONNX takes the name of a
+        weight for that of a value: what is called as a node that has gone would meet another node of that name.
+        """
+        return self.fresh(wanted if "." in wanted.strip(".") else f"constant.{wanted}")
+
     def release(self, name: str) -> None:
         self._taken.discard(name)
 

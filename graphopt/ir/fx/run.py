@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,13 +45,43 @@ def _interpret(graph: FxGraph, values: dict[fx.Node, Any]) -> None:
     last_use = {n: node for node in graph.graph.nodes for n in node.all_input_nodes}
     for node in graph.graph.nodes:
         if node.op == "get_attr":
-            values[node] = graph.attribute(node)
+            values[node] = _safe_body(graph.attribute(node))
         elif node.op == "call_function":
             args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-            values[node] = node.target(*args, **kwargs)
+            values[node] = _SAFE.get(node.target, node.target)(*args, **kwargs)
             for operand in node.all_input_nodes:
                 if last_use[operand] is node:
                     del values[operand]
+
+
+def _safe_body(attribute: Any) -> Any:
+    """The body of a branch or a loop with safe functions in the place of others."""
+    if not isinstance(attribute, fx.GraphModule):
+        return attribute
+    found = [m for m in attribute.modules() if isinstance(m, fx.GraphModule)]
+    if not any(node.target in _SAFE for m in found for node in m.graph.nodes):
+        return attribute
+    copied = copy.deepcopy(attribute)
+    for module in copied.modules():
+        if isinstance(module, fx.GraphModule):
+            for node in module.graph.nodes:
+                node.target = _SAFE.get(node.target, node.target)
+            module.recompile()
+    return copied
+
+
+def _divide(x: Any, divisor: Any, *, rounding_mode: str | None) -> Any:
+    """torch.div, but for an error where that ends the process: dividing the least integer by -1, rounding to zero."""
+    dtype = torch.result_type(x, divisor)
+    if rounding_mode == "trunc" and not (dtype.is_floating_point or dtype == torch.bool):
+        least = torch.as_tensor(x) == torch.iinfo(dtype).min
+        if bool((least & (torch.as_tensor(divisor) == -1)).any()):
+            raise ZeroDivisionError("it divides the least integer by -1")
+    return torch.div(x, divisor, rounding_mode=rounding_mode)
+
+
+_SAFE: dict[Any, Any] = {torch.ops.aten.div.Tensor_mode: _divide, torch.ops.aten.div.Scalar_mode: _divide}
+"""What computes the same as an op that may end the process, and raises instead."""
 
 
 def _array(value: Any) -> Array:

@@ -295,7 +295,7 @@ class FxGraph(Graph):
         if self.prefix:
             raise CannotEmit("a control-flow body takes its weights as operands and cannot hold its own")
         tensor = data.tensor.detach() if isinstance(data, TorchRef) else to_torch(data.numpy())
-        fresh = self._names.fresh(name)
+        fresh = self._names.constant(name)
         kind = "parameter" if data.dtype in FLOATS else "buffer"
         if kind == "parameter":
             tensor = torch.nn.Parameter(tensor, requires_grad=False)

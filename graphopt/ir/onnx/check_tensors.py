@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx import TensorProto
 
 from graphopt.errors import ModelError
+from graphopt.ir.onnx.external import entry_fault
 
 _FIELDS = {
     TensorProto.FLOAT: "float_data",
@@ -28,10 +29,10 @@ _MOST_AXES = 64
 
 
 def check_tensors(proto: onnx.ModelProto, where: str) -> None:
-    """Refuse a tensor, outside of external files, that has more or less data than its shape and type need."""
+    """Refuse a tensor that has more or less data than its shape and type need, or does not say where that lies."""
     bodies = [function.node for function in proto.functions]
     for tensor in (*_graph_tensors(proto.graph), *(t for nodes in bodies for t in _node_tensors(nodes))):
-        if tensor.data_location != TensorProto.EXTERNAL and (reason := _fault(tensor)) is not None:
+        if (reason := _fault(tensor)) is not None:
             raise ModelError(
                 f"{where}: truncated or damaged: tensor {tensor.name!r} of shape {list(tensor.dims)} {reason}; "
                 "download or export it again"
@@ -56,7 +57,7 @@ def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
 
 
 def _fault(tensor: TensorProto) -> str | None:
-    """What is wrong with the data of `tensor`."""
+    """What is wrong with `tensor`."""
     try:
         dtype = ir.DataType(tensor.data_type)
     except ValueError:
@@ -67,6 +68,13 @@ def _fault(tensor: TensorProto) -> str | None:
         return f"has {len(tensor.dims)} axes; expected at most {_MOST_AXES}"
     if any(size < 0 for size in tensor.dims):
         return "has a negative size; expected sizes of 0 and more"
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return entry_fault({entry.key: entry.value for entry in tensor.external_data})
+    return _data_fault(tensor, dtype)
+
+
+def _data_fault(tensor: TensorProto, dtype: ir.DataType) -> str | None:
+    """What is wrong with data that lies in the message itself."""
     count = math.prod(tensor.dims)
     if tensor.HasField("raw_data") and dtype == ir.DataType.STRING:
         return "has strings as raw bytes; expected string_data"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
-from graphopt.ir.onnx.shared import all_graphs, body_graphs
+from graphopt.ir.onnx.external import check_place
+from graphopt.ir.onnx.shared import all_graphs, body_graphs, nested_graphs
 
 
 def check_proto(proto: onnx.ModelProto, where: str) -> None:
@@ -42,6 +44,23 @@ def check_structure(model: ir.Model, where: str) -> None:
                     "check it with "
                     "onnx.checker"
                 ) from error
+
+
+def check_functions(model: ir.Model, where: str) -> None:
+    """Refuse local functions that call themselves, be it by way of others: no run of them would end."""
+    calls = {
+        key: {n.op_identifier() for graph in nested_graphs(function.graph) for n in graph} & model.functions.keys()
+        for key, function in model.functions.items()
+    }
+    try:
+        TopologicalSorter(calls).prepare()
+    except CycleError as error:
+        # What is told is a cycle of dependencies, in which a callee comes before what calls it.
+        cycle = " -> ".join(f"{domain}::{name}" for domain, name, _ in reversed(error.args[1]))
+        raise ModelError(
+            f"{where}: local functions call themselves: {cycle}; expected functions that can be inlined; "
+            "check it with onnx.checker"
+        ) from error
 
 
 def _check_order(graph: ir.Graph, around: set[ir.Value], where: str) -> bool:
@@ -108,7 +127,7 @@ def check_external(model: ir.Model, where: str, folder: Path | None, named: bool
                 "folder is not "
                 "known; expected the data inside; load it with onnx.load, or give the path instead"
             )
-        _check_location(tensor, where)
+        check_place(tensor, where)
 
 
 def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
@@ -123,36 +142,3 @@ def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
                 elif attribute.type == ir.AttributeType.TENSORS:
                     tensors.extend(attribute.as_tensors())
         yield from (tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
-
-
-def _check_location(tensor: ir.ExternalTensor, where: str) -> None:
-    location, folder = Path(tensor.location), Path(tensor.base_dir or ".")
-    if location.is_absolute() or ".." in location.parts:
-        raise _outside(tensor, where, "an absolute path or one with '..'")
-    path = folder / location
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise _outside(tensor, where, f"a link to {path.resolve()}")
-    if not path.is_file():
-        raise ModelError(
-            f"{where}: external data of tensor {tensor.name!r} is missing: expected the file "
-            f"{path}; put it beside "
-            "the model"
-        )
-    status = path.stat()
-    if status.st_nlink > 1:
-        raise _outside(tensor, where, f"a file with {status.st_nlink} hard links, which may lie anywhere")
-    end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
-    if (tensor.length or tensor.nbytes) < tensor.nbytes or status.st_size < end:
-        raise ModelError(
-            f"{where}: external data of tensor {tensor.name!r} is truncated: expected "
-            f"{tensor.nbytes} bytes at offset "
-            f"{tensor.offset or 0} of {path}, which has {status.st_size}; download it again"
-        )
-
-
-def _outside(tensor: ir.ExternalTensor, where: str, what: str) -> ModelError:
-    return ModelError(
-        f"{where}: external data of tensor {tensor.name!r} at {str(tensor.location)!r} is refused: "
-        "expected a file "
-        f"inside the model's folder, got {what}; copy the data beside the model"
-    )

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from graphopt.ir.graph import TensorType
 from graphopt.ir.onnx.dtypes import DATA_TYPES, NAMES
+from graphopt.ir.onnx.external import check_present
 from graphopt.ir.weights import Array, ArrayRef, LazyRef, TensorRef, numpy_dtype
 
 
@@ -25,9 +26,11 @@ def _array(tensor: ir.TensorProtocol, dtype: str) -> Array:
 
 def reopened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """`tensor`, or a new handle on the same file: an ExternalTensor keeps its mapping for life, and the
-    pages read through it would count as this process's memory."""
+    pages read through it would count as this process's memory. Raises ModelError if the file has changed so that
+    it cannot be read any more."""
     if not isinstance(tensor, ir.ExternalTensor):
         return tensor
+    check_present(tensor, "the model has changed since it was loaded")
     return ir.ExternalTensor(
         tensor.location,
         tensor.offset,

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from graphopt.errors import ModelError
 from graphopt.ir.onnx import graphsurgeon
 from graphopt.ir.onnx.check_tensors import check_tensors
-from graphopt.ir.onnx.checks import check_external, check_proto, check_structure
+from graphopt.ir.onnx.checks import check_external, check_functions, check_proto, check_structure
 from graphopt.ir.onnx.model import OnnxModel
 from graphopt.ir.onnx.save import Carried, to_proto
 from graphopt.ir.onnx.sparse import densified
@@ -50,6 +50,8 @@ def _from_path(path: Path) -> OnnxModel:
         raise ModelError(f"{path}: no such file; check the path") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}; expected an ONNX file") from error
+    except ValueError as error:
+        raise ModelError(f"{str(path)!r} is no path: {error}; check it") from error
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
@@ -85,6 +87,7 @@ def _from_proto(proto: onnx.ModelProto, where: str, folder: Path | None, export:
         raise ModelError(f"{where}: not a valid ONNX model: {cause}; check it with onnx.checker") from error
     check_external(model, where, folder)
     check_structure(model, where)
+    check_functions(model, where)
     return OnnxModel(model, carried, export)
 
 
@@ -109,4 +112,5 @@ def _from_ir(source: ir.Model) -> OnnxModel:
     model.meta.update(source.meta)
     check_external(model, "the onnx_ir.Model", None, named=True)
     check_structure(model, "the onnx_ir.Model")
+    check_functions(model, "the onnx_ir.Model")
     return OnnxModel(model)

@@ -210,6 +210,10 @@ class Reading:
         return None
 
 
+INVALID = (LookupError, ValueError, ArithmeticError, TypeError)
+"""What reading raises of a node that has no meaning, as one that names an axis which its operand does not have."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reader:
     """How nodes of one ONNX op are read: the vocabulary's op, the function, the number of outputs (None =
@@ -225,6 +229,8 @@ class Reader:
             operands, fields = self.read(reading)
         except CannotRead as reason:
             return Unreadable(str(reason))
+        except INVALID as error:
+            return Unreadable(f"it is no valid node: {error}")
         outputs = reading.output_count() if self.outputs is None else self.outputs
         reason_left = reading.leftover(outputs)
         if reason_left is not None:

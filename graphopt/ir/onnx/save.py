@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
+from graphopt.ir.model import check_folder
 from graphopt.ir.onnx.constants import reopened
 from graphopt.ir.onnx.shared import all_graphs
 from graphopt.ir.onnx.streaming import stream, write_proto
@@ -53,6 +54,8 @@ def _serialised(model: ir.Model) -> onnx.ModelProto:
         root: BaseException = error
         while root.__cause__ is not None:
             root = root.__cause__
+        if isinstance(root, ModelError):
+            raise root from error
         if isinstance(root, UnicodeError):
             raise ModelError(f"the model holds text that is not UTF-8: {root}; export it again") from error
         raise
@@ -88,9 +91,11 @@ def save_model(model: ir.Model, path: Path, carried: Carried, limit: int = PROTO
     """Write `model` to `path`, and its tensors to `<name>.data` beside it if they exceed `limit` bytes.
 
     Both files are written under temporary names in the same folder and then moved into place; on failure
-    neither is changed and nothing is left behind. Tensors are streamed one by one.
+    neither is changed and nothing is left behind. Tensors are streamed one by one. Raises ModelError if there is no
+    such folder, or if the file that a tensor lies in has gone.
     """
     path = Path(path)
+    check_folder(path)
     copy = model.clone()
     if sum(tensor.nbytes for tensor in _tensors(copy)) <= limit:
         _load_external(copy)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from graphopt.ir.graph import TensorType
 from graphopt.ir.onnx.dtypes import DATA_TYPES, NAMES
 from graphopt.ir.weights import Array, numpy_dtype
+from graphopt.verify.division import guarded
 
 Types = Sequence[TensorType | None]
 """Of the operands of a node; None for an absent one."""
@@ -101,7 +102,7 @@ def executed(
     narrow = _widen_bfloat16(model, result_types(node, opsets, types, data))
     given = {name: d.astype(np.float32) if d.dtype.name == "bfloat16" else d for name, d in given.items()}
     try:
-        session = _session(model.SerializeToString())
+        session = _session((guarded(model) or model).SerializeToString())
         if not all(o.type.startswith("tensor") for o in session.get_outputs()):
             return None
         results = _run_session(session, list(given), list(given.values()))

@@ -93,6 +93,12 @@ def test_all_ops_without_a_kernel_are_named_at_once():
         lowered(module, torch.rand(3))
 
 
+def test_an_op_that_torch_takes_apart_for_other_sizes_alone_is_named():
+    module = Function(lambda x: torch.nn.functional.adaptive_max_pool2d(x, (3, 2)))
+    with pytest.raises(UnsupportedError, match=r"no kernel for aten\.adaptive_max_pool2d\.default"):
+        lowered(module, torch.randn(1, 2, 7, 5))
+
+
 def test_a_program_that_writes_its_state_is_refused():
     with pytest.raises(UnsupportedError, match="count"):
         lowered(Counter(), torch.randn(3))

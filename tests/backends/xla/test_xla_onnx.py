@@ -243,3 +243,18 @@ def test_models_of_the_zoo_equal_onnxruntime(name):
         pytest.skip(f"{path} is not there: make zoo MODELS={name}")
     run = graphopt.lower(path, "xla")
     assert largest_error(str(path), run, make_inputs(entry.inputs[0], 0)) < 1e-5
+
+
+def test_a_function_of_another_opset_is_refused():
+    body = [node("Relu", ["a"], ["b"])]
+    function = helper.make_function("own", "F", ["a"], ["b"], body, [helper.make_opsetid("", 13)])
+    graph = helper.make_graph(
+        [node("F", ["x"], ["y"], domain="own")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3])],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    proto = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=8)
+    with pytest.raises(UnsupportedError, match=r"own::F.*version 13 in the function.*onnxruntime"):
+        graphopt.lower(proto, "xla")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -267,3 +269,19 @@ def test_what_torch_promotes_is_cast_and_then_read_and_computes_the_same_bits() 
     ops = [call.op for call in calls if not isinstance(call, Unreadable)]
     assert ops.count("cast") == 4 and {"add", "mul", "sub"} <= set(ops)
     assert torch.equal(graphopt.optimize(Mixed(), [], example_inputs=(x,)).model(x), Mixed()(x))
+
+
+def test_threads_may_take_models_at_once() -> None:
+    together = Barrier(4)
+
+    def optimised(seed: int) -> bool:
+        module = Net().eval()
+        example = torch.rand(seed + 1, 4)
+        together.wait()
+        result = graphopt.optimize(module, example_inputs=((example,), {"scale": SCALE}))
+        wanted, got = module(example, scale=SCALE), result.model(example, scale=SCALE)
+        lowered = result.lower("onnxruntime")(example, scale=SCALE)
+        return all(torch.allclose(wanted["y"], other["y"], atol=1e-5) for other in (got, lowered))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(optimised, range(4))) == [True] * 4

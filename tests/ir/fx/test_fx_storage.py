@@ -456,3 +456,8 @@ def test_the_fingerprint_does_not_depend_on_the_process() -> None:
         [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, env=environment
     )
     assert there.stdout.strip() == here, there.stderr
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Any) -> None:
+    with pytest.raises(ModelError, match="the folder .*none does not exist"):
+        load_torch(ConvNorm(), IMAGE).save(tmp_path / "none" / "m.pt2")

@@ -297,6 +297,25 @@ def test_cycle_is_refused():
 # ------------------------------------------------------------------------------------------
 
 
+def calling(*calls: tuple[str, str]) -> onnx.ModelProto:
+    """Functions of which each calls another, the first of them by the graph."""
+    model = parse("g (float[3] x) => (float[3] y) { y = custom.F(x) }")
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("custom", 1)]
+    for name, callee in calls:
+        domain = "" if callee == "Relu" else "custom"
+        body = [helper.make_node(callee, ["a"], ["b"], domain=domain)]
+        model.functions.append(helper.make_function("custom", name, ["a"], ["b"], body, opsets))
+    return model
+
+
+@pytest.mark.parametrize("as_ir", [False, True])
+def test_functions_that_call_themselves_are_refused(as_ir: bool):
+    take = ir.from_proto if as_ir else lambda model: model
+    refused(take(calling(("F", "F"))), "custom::F -> custom::F", "expected", "onnx.checker")
+    refused(take(calling(("F", "G"), ("G", "H"), ("H", "G"))), "custom::G", "custom::H", "call themselves")
+    load_onnx(take(calling(("F", "G"), ("G", "Relu"))))
+
+
 def external(folder: Path, location: str = "m.data", size: int = 4096, **overrides: str) -> Path:
     """A model whose weight lies in a file of its own."""
     folder.mkdir(exist_ok=True)
@@ -329,6 +348,37 @@ def test_missing_external_data_is_refused(tmp_path: Path):
 def test_short_external_data_is_refused(tmp_path: Path):
     refused(external(tmp_path, size=4000), "'w'", "truncated", "4096 bytes")
     refused(external(tmp_path, length="100"), "truncated")
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"location": "m\0data"}, "the name of a file"),
+        ({"location": ""}, "the name of a file"),
+        ({"offset": "-5"}, "offset '-5'; expected a number of bytes"),
+        ({"offset": "abc"}, "offset 'abc'; expected a number of bytes"),
+        ({"length": "-12"}, "length '-12'; expected a number of bytes"),
+        ({"offset": "9" * 30}, "truncated"),
+        ({"location": "x" * 5000}, "is missing"),
+    ],
+    ids=str,
+)
+def test_external_data_at_no_place_is_refused(tmp_path: Path, entry: dict[str, str], expected: str):
+    refused(external(tmp_path, **entry), "m.onnx", "'w'", expected)
+
+
+@pytest.mark.parametrize("entry", [{"location": "m\0data"}, {"offset": -5}, {"length": -12}], ids=str)
+def test_external_data_of_an_object_at_no_place_is_refused(tmp_path: Path, entry: dict[str, object]):
+    model = ir.load(external(tmp_path))
+    given = {"location": "m.data", "offset": 0, "length": 4096, **entry}
+    model.graph.initializers["w"].const_value = ir.ExternalTensor(
+        **given, dtype=ir.DataType.FLOAT, shape=ir.Shape([1024]), name="w", base_dir=str(tmp_path)
+    )
+    refused(model, "'w'", "damaged", "expected")
+
+
+def test_path_that_no_file_can_have_is_refused():
+    refused("m\0.onnx", "is no path")
 
 
 def test_external_data_outside_the_folder_is_refused(tmp_path: Path):

@@ -11,6 +11,8 @@ from onnx import numpy_helper
 from onnx_helpers import parse, run, same
 from test_onnx_load import external, normalised, rich_model
 
+from graphopt.compiler import optimize
+from graphopt.errors import ModelError
 from graphopt.ir.onnx import save
 from graphopt.ir.onnx.load import load_onnx
 from graphopt.ir.onnx.save import Carried, save_model
@@ -151,3 +153,33 @@ def test_metadata_of_tensors_is_written_once():
     for _ in range(2):
         model = load_onnx(model).export()
     assert [(p.key, p.value) for p in model.graph.initializer[0].metadata_props] == [("a", "b")]
+
+
+@pytest.mark.parametrize(("content", "reason"), [(None, "is missing"), (b"short", "is truncated")])
+@pytest.mark.parametrize("size", [4096, 1 << 18])
+def test_data_that_has_changed_since_is_named(tmp_path: Path, content: bytes | None, reason: str, size: int):
+    inside = external(tmp_path / "in")
+    if size > 4096:
+        proto = onnx.load(inside, load_external_data=False)
+        proto.graph.initializer[0].dims[:] = [size // 4096, 1024]
+        proto.graph.initializer[0].external_data[2].value = str(size)
+        del proto.graph.output[0].type.tensor_type.shape.dim[:]
+        inside.write_bytes(proto.SerializeToString())
+        inside.with_name("m.data").write_bytes(bytes(size))
+    result = optimize(inside, "clean-up")
+    data = inside.with_name("m.data")
+    data.unlink() if content is None else data.write_bytes(content)
+    (tmp_path / "out").mkdir()
+    for write in (lambda: result.save(tmp_path / "out" / "m.onnx"), result.lower):
+        with pytest.raises(ModelError, match=f"changed since it was loaded.*'w' {reason}.*m.data"):
+            write()
+    assert names(tmp_path / "out") == []
+
+
+def test_folder_that_does_not_exist_is_named(tmp_path: Path):
+    model = load_onnx(rich_model())
+    with pytest.raises(ModelError, match="the folder .*none does not exist"):
+        model.save(tmp_path / "none" / "m.onnx")
+    with pytest.raises(ModelError, match="got a folder"):
+        model.save(tmp_path)
+    assert names(tmp_path) == []
