@@ -15,6 +15,7 @@ import onnx
 import onnx.inliner
 from onnx import TensorProto, helper, numpy_helper
 
+from graphopt.ir.graph import Graph, Node
 from graphopt.ir.model import Model
 from graphopt.ir.weights import FLOATS, Array
 
@@ -42,15 +43,22 @@ def guarded(model: onnx.ModelProto) -> onnx.ModelProto | None:
 
 
 def may_divide(model: Model) -> bool:
-    """Whether a model of the ONNX storage may divide integers, told without writing it."""
-    for region in model.regions():
-        for node in region.nodes():
-            if region.raw_name(node) in ("ai.onnx::Div", "ai.onnx::Mod"):
-                known = [region.type(o) for o in region.raw_call(node).operands if o is not None]
-                if all(t is None or t.dtype not in FLOATS for t in known):
-                    return True
+    """Whether a model of the ONNX storage may divide integers by what is no divisor, told without writing it."""
+    if any(_may_end(region, node) for region in model.regions() for node in region.nodes()):
+        return True
     functions = model.main.shared.model.functions.values()  # type: ignore[attr-defined]
     return any(node.op_type in ("Div", "Mod") for function in functions for node in function.all_nodes())
+
+
+def _may_end(region: Graph, node: Node) -> bool:
+    if region.raw_name(node) not in ("ai.onnx::Div", "ai.onnx::Mod"):
+        return False
+    operands = [o for o in region.raw_call(node).operands if o is not None]
+    types = [region.type(o) for o in operands]
+    if any(t is not None and t.dtype in FLOATS for t in types):
+        return False
+    divisor = region.constant(operands[-1]) if operands else None
+    return divisor is None or not _is_divisor(divisor.numpy())
 
 
 def _is_float(node: onnx.NodeProto, types: Mapping[str, int]) -> bool:
@@ -112,9 +120,10 @@ class _Guarding:
         for node, known in zip(list(graph.node), inferred.node, strict=True):
             for body, same in zip(_bodies(node), _bodies(known), strict=True):
                 self.guard(body, same, types, stored)
-            type_ = next((types[name] for name in node.input if types.get(name)), None) if _is_division(node) else None
-            if type_ in _INTEGERS and not _is_harmless(stored.get(node.input[1])):
-                nodes += self._question(node, type_)
+            if _is_division(node):
+                type_ = next((types[name] for name in node.input if types.get(name)), TensorProto.UNDEFINED)
+                if type_ in _INTEGERS and not _is_harmless(stored.get(node.input[1])):
+                    nodes += self._question(node, type_)
             nodes.append(node)
         if len(nodes) > len(graph.node):
             copied = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
@@ -146,8 +155,11 @@ class _Guarding:
 
 
 def _is_harmless(tensor: onnx.TensorProto | None) -> bool:
-    """Whether any integer may be divided by what is stored."""
-    if tensor is None or tensor.data_location == TensorProto.EXTERNAL:
-        return False
-    numbers: Array = numpy_helper.to_array(tensor)
+    """Whether what is stored is known to be a divisor."""
+    held = tensor is not None and tensor.data_location != TensorProto.EXTERNAL
+    return held and _is_divisor(numpy_helper.to_array(tensor))
+
+
+def _is_divisor(numbers: Array) -> bool:
+    """Whether any integer may be divided by all of these."""
     return not bool(np.isin(numbers, (0, -1)).any())
