@@ -17,7 +17,6 @@ from graphopt.ir.model import Model
 from graphopt.ir.rowwise import evaluated
 from graphopt.ir.scratch import ScratchGraph, ScratchValue, float64_leaf
 from graphopt.ir.weights import FLOATS, Array, TensorRef
-from graphopt.verify.division import GUARD, REASON, guarded, may_divide
 from graphopt.verify.fragment import Fragment, Side
 
 Runner = Callable[[Sequence[Array]], list[Array]]
@@ -115,6 +114,8 @@ def onnx_runner(part: Graph, *, wide: bool = False) -> Runner:
     Where the runtime has no kernel for a low precision, or its Python interface cannot take it (bfloat16), the
     fragment runs in float32 and its results are rounded back; the runner's `note` says so.
     """
+    from graphopt.verify.division import guarded
+
     fed = _feed_large_constants(part)
     model = to_proto(part)
     model = guarded(model) or model
@@ -193,6 +194,8 @@ def model_runner(model: Model, *, optimised: bool = False) -> Runner:
     main = model.main
     if model.storage == "fx":
         return lambda feeds: _guarded(main.run, feeds)  # type: ignore[attr-defined]
+    from graphopt.verify.division import may_divide
+
     names = [main.name(v) for v in main.inputs()]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
@@ -206,6 +209,8 @@ def model_runner(model: Model, *, optimised: bool = False) -> Runner:
 def guard_file(path: Path) -> None:
     """Let the model in this file fail where a division of integers would end the process."""
     import onnx
+
+    from graphopt.verify.division import guarded
 
     if (model := guarded(onnx.load(path, load_external_data=False))) is not None:
         path.write_bytes(model.SerializeToString())
@@ -234,6 +239,8 @@ def _guarded(run: Callable[[Sequence[Array]], list[Array]], feeds: Sequence[Arra
 
 
 def _reason(error: Exception) -> str:
+    from graphopt.verify.division import GUARD, REASON
+
     if GUARD in str(error):
         return REASON
     return str(error).strip().splitlines()[0][:300] if str(error) else type(error).__name__
