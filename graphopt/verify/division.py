@@ -122,7 +122,7 @@ class _Guarding:
                 self.guard(body, same, types, stored)
             if _is_division(node):
                 type_ = next((types[name] for name in node.input if types.get(name)), TensorProto.UNDEFINED)
-                if type_ is not None and type_ in _INTEGERS and not _is_harmless(stored.get(node.input[1])):
+                if type_ in _INTEGERS and not _is_harmless(stored.get(node.input[1])):
                     nodes += self._question(node, type_)
             nodes.append(node)
         if len(nodes) > len(graph.node):
