@@ -44,6 +44,8 @@ def viewed(node: fx.Node) -> list[fx.Node]:
     places = _places(node.target) if node.op == "call_function" else ()
     if node.target is operator.getitem:
         operands = [several for several in node.args[:1] if viewed(several)]
+    elif node.target is torch.ops.aten.einsum.default and len(node.args[1]) > 1:
+        return []  # Of one operand it may be a transpose, of several it is a product.
     elif places is None:
         operands = node.all_input_nodes
     elif not places:
