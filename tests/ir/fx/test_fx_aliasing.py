@@ -70,8 +70,8 @@ CALLS: list[tuple[Any, ...]] = [
     (aten.atleast_3d.default, X), (aten.sum_to_size.default, X, [2, 3]), (aten.conj.default, X),
     (aten.clone.default, X), (aten.mul.Tensor, X, X), (aten.cat.default, [X]), (aten.repeat.default, X, [1, 1]),
     (aten._to_copy.default, X), (aten.constant_pad_nd.default, X, [0, 0]), (aten.roll.default, X, [0], [0]),
-    (aten.index_select.default, X, 0, torch.arange(2)), (aten.matmul.default, X, X.t()), (aten.einsum.default, "ij,kj->ik", [X, X]),
-    (aten.sum.default, X),
+    (aten.index_select.default, X, 0, torch.arange(2)), (aten.matmul.default, X, X.t()),
+    (aten.einsum.default, "ij,kj->ik", [X, X]), (aten.sum.default, X),
     (aten.nan_to_num.default, X), (aten.relu.default, X), (aten.diag.default, X), (aten.pad.default, X, [0, 0]),
 ]  # fmt: skip
 
