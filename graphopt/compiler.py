@@ -23,9 +23,6 @@ from graphopt.verify.budget import Budget
 from graphopt.verify.calibration import Calibration
 from graphopt.verify.verifier import LEVELS
 
-EXAMPLE_ID = "fuse-conv-bn/conv-batch-norm#3"
-"""What the id of an application looks like."""
-
 
 class Optimized:
     """The result of `optimize`."""
@@ -190,7 +187,9 @@ def check_arguments(verify: Any, prove: Any, limit: Any, skip: Any, instruments:
         raise PipelineError(f"limit={limit!r}: expected how many applications to keep at most, 0 or more, or None")
     ids = None if isinstance(skip, str) or not isinstance(skip, Iterable) else list(skip)
     if ids is None or not all(isinstance(i, str) for i in ids):
-        raise PipelineError(f"skip={skip!r}: expected a list of ids of applications, as {EXAMPLE_ID!r}, of the report")
+        raise PipelineError(
+            f"skip={skip!r}: expected a list of ids of applications, as 'fuse-conv-bn/conv-batch-norm#3', of the report"
+        )
     if not isinstance(instruments, Sequence) or not all(isinstance(i, Instrument) for i in instruments):
         raise PipelineError(f"instruments={instruments!r}: expected a list of graphopt.pipeline.instrument.Instrument")
     if repro is not None and not isinstance(repro, str | PathLike):

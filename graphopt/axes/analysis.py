@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from graphopt.axes.terms import DYNAMIC, Axis, Mask, Space, Term
-from graphopt.ir.graph import Call, Dim, Graph, Literal, Node, Value
+from graphopt.ir.graph import INVALID, Call, Dim, Graph, Literal, Node, Value
 from graphopt.ir.weights import FLOATS, Array, TensorRef
 from graphopt.verify.fragment import reads
 
@@ -79,11 +79,6 @@ class Shortened:
     """Nodes that make such copies, by the node that was replaced."""
     removed: set[Node] = field(default_factory=set)
     """What left the graph for good."""
-
-
-INVALID = (LookupError, ValueError, ArithmeticError, TypeError)
-"""What rules raise of a call that has no meaning, as one that names an axis which its operand does not have. Nothing
-keeps a file from holding one."""
 
 
 class NoRule(Exception):

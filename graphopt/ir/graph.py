@@ -100,6 +100,11 @@ class Call:
         return f"Call({self.op}, {len(self.operands)} operands, {dict(self.fields)})"
 
 
+INVALID = (LookupError, ValueError, ArithmeticError, TypeError)
+"""What reading raises of a node that has no meaning, as one that names an axis which its operand does not have. Nothing
+keeps a file from holding one."""
+
+
 class Unreadable:
     """Why a node cannot be said in the vocabulary. Falsy, so that `if call := graph.call(node)` reads well."""
 

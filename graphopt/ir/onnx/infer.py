@@ -7,16 +7,17 @@ can see. So the cost does not depend on the size of the weights, and nothing is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 import onnx_ir as ir
 
-from graphopt.ir.graph import TensorType
+from graphopt.ir.graph import TensorType, Value
 from graphopt.ir.onnx.doubt import certain
 from graphopt.ir.onnx.dtypes import DATA_TYPES, NAMES, declared_type
+from graphopt.ir.onnx.reading import Facts
 from graphopt.ir.onnx.shared import all_graphs
-from graphopt.ir.weights import Array
+from graphopt.ir.weights import TensorRef
 
 _INFERRED_DOMAINS = frozenset({"", "ai.onnx.ml"})
 """Domains whose ops onnx infers. Only for results of others does inference start from what the file declares."""
@@ -28,49 +29,50 @@ Resize."""
 
 
 def infer_types(
-    model: ir.Model,
-    known: Callable[[ir.Value], TensorType | None],
-    tensor: Callable[[ir.Value], ir.TensorProtocol | None],
+    model: ir.Model, facts: Facts
 ) -> tuple[dict[ir.Value, TensorType], dict[ir.Value, TensorType]]:
     """Types of the model's values outside functions, without sizes that runtimes may compute otherwise; and those of
     the values from which such sizes were taken. Empty if inference fails: types are optional everywhere.
 
-    Args:
-        known: what is known of a value beforehand.
-        tensor: the data of a constant.
+    `facts`: what is known of the values beforehand.
     """
     corrected: dict[ir.Value, TensorType] = {}
     while True:
-        skeleton = _Skeleton(model, known, corrected)
+        skeleton = _Skeleton(model, facts, corrected)
         try:
             inferred = onnx.shape_inference.infer_shapes(skeleton.proto(), data_prop=True)
         except Exception:  # noqa: BLE001  inference raises many things on models that run all the same
             return {}, {}
         types = dict(skeleton.read_back(inferred.graph))
-        doubtful = dict(_doubtful(types, known, tensor))
+        doubtful = dict(_doubtful(_Inferred(facts, types)))
         if doubtful.items() <= corrected.items():
             return types, corrected
         corrected |= doubtful
 
 
-def _doubtful(
-    types: Mapping[ir.Value, TensorType],
-    known: Callable[[ir.Value], TensorType | None],
-    tensor: Callable[[ir.Value], ir.TensorProtocol | None],
-) -> Iterator[tuple[ir.Value, TensorType]]:
+class _Inferred:
+    """Facts, with the types that inference has found."""
+
+    def __init__(self, facts: Facts, types: Mapping[ir.Value, TensorType]) -> None:
+        self.types = types
+        self._facts = facts
+
+    def type(self, value: Value) -> TensorType | None:
+        return self.types.get(value) or self._facts.type(value)
+
+    def inferred_type(self, value: ir.Value) -> TensorType | None:
+        return self.types.get(value)
+
+    def constant(self, value: Value) -> TensorRef | None:
+        return self._facts.constant(value)
+
+
+def _doubtful(found: _Inferred) -> Iterator[tuple[ir.Value, TensorType]]:
     """The values some of whose sizes are in doubt, without these."""
-
-    def content(value: ir.Value | None) -> Array | None:
-        stored = None if value is None else tensor(value)
-        return None if stored is None else stored.numpy()
-
-    def of(value: ir.Value | None) -> TensorType | None:
-        return None if value is None else types.get(value) or known(value)
-
-    for value, inferred in types.items():
+    for value, inferred in found.types.items():
         node = value.producer()
         if node is not None and value is node.outputs[0]:
-            believed = certain(node, inferred, of, content)
+            believed = certain(node, inferred, found)
             if believed != inferred:
                 yield value, believed
 
@@ -98,12 +100,12 @@ class _Skeleton:
     def __init__(
         self,
         model: ir.Model,
-        known: Callable[[ir.Value], TensorType | None],
+        facts: Facts,
         corrected: Mapping[ir.Value, TensorType],
     ) -> None:
         """`corrected`: types of which inference is not asked."""
         self._model = model
-        self._known = known
+        self._known = facts.type
         self._corrected = corrected
         self._names: dict[ir.Value, str] = {}
         self._values: dict[str, ir.Value] = {}

@@ -67,12 +67,12 @@ class OnnxModel(Model):
     def _infer(self) -> None:
         shared = self.shared
         shared.set_inferred({})
-        types, doubted = infer_types(self.ir, shared.type, shared.tensor)
+        types, doubted = infer_types(self.ir, self.main)
         if shared.believed and any(refutes(t, value, doubted=value in doubted) for value, t in types.items()):
             # As when only the inputs of a model were edited, so that it takes batches of any size.
             shared.believed = False
             shared.set_inferred({})
-            types, _ = infer_types(self.ir, shared.type, shared.tensor)
+            types, _ = infer_types(self.ir, self.main)
         shared.set_inferred(types)
 
     def _drop_unused(self, graph: ir.Graph, needed: Container[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.ir.graph import Call, Dim, Literal, TensorType, Unreadable, Value
+from graphopt.ir.graph import INVALID, Call, Dim, Literal, TensorType, Unreadable, Value
 from graphopt.ir.weights import Array, TensorRef
 
 
@@ -208,10 +208,6 @@ class Reading:
             if value.name and (value.is_graph_output() or value.uses()):
                 return f"output {index} is used"
         return None
-
-
-INVALID = (LookupError, ValueError, ArithmeticError, TypeError)
-"""What reading raises of a node that has no meaning, as one that names an axis which its operand does not have."""
 
 
 @dataclass(frozen=True, slots=True)
