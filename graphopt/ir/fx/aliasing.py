@@ -25,12 +25,15 @@ _UNDECLARED = frozenset({
 """Operators that may return an operand, or a view of one, although their schemas do not say so."""
 
 
+_EINSUM = torch.ops.aten.einsum.default
+
+
 @cache
 def _places(target: Any) -> tuple[tuple[int, str], ...] | None:
     """Where an operator takes what its result may be a view of, by position and name; None if that may be anything."""
     if not isinstance(target, torch._ops.OpOverload):
-        # A body may return what it is given.
-        return None if isinstance(target, torch._ops.HigherOrderOperator) else ()
+        # A body may return what it is given, and one of several results is a view if they are.
+        return None if isinstance(target, torch._ops.HigherOrderOperator) or target is operator.getitem else ()
     schema = target._schema
     if schema.name.partition("::")[2] in _UNDECLARED:
         return None
@@ -42,14 +45,14 @@ def _places(target: Any) -> tuple[tuple[int, str], ...] | None:
 def viewed(node: fx.Node) -> list[fx.Node]:
     """The operands whose memory the result of `node`, or one of several, may share."""
     places = _places(node.target) if node.op == "call_function" else ()
+    if places == ():
+        return []  # As most do: nothing else is looked at for them.
     if node.target is operator.getitem:
         operands = [several for several in node.args[:1] if viewed(several)]
-    elif node.target is torch.ops.aten.einsum.default and len(node.args[1]) > 1:
+    elif node.target is _EINSUM and len(node.args[1]) > 1:
         return []  # Of one operand it may be a transpose, of several it is a product.
     elif places is None:
         operands = node.all_input_nodes
-    elif not places:
-        return []
     else:
         given = [node.args[i] if i < len(node.args) else node.kwargs.get(name) for i, name in places]
         operands = [o for value in given for o in (value if isinstance(value, (list, tuple)) else (value,))]
