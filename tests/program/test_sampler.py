@@ -56,8 +56,14 @@ SCHEDULERS = {
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_unet_with_guidance_in_one_batch_equals_the_loop_of_diffusers(name):
+    # Clipping magnifies rounding: in float32 the loop of diffusers itself moves by 2e-5 with the last bit of the noise.
+    dtype = torch.float64 if name == "ddim clipped" else torch.float32
     unet, inputs = tiny("unet")
-    noise, text, negative = draw(2, 4, 16, 16), inputs["encoder_hidden_states"], draw(2, 6, 24, seed=5)
+    unet = unet.to(dtype)
+    inputs = {k: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in inputs.items()}
+    noise, text, negative = (
+        x.to(dtype) for x in (draw(2, 4, 16, 16), inputs["encoder_hidden_states"], draw(2, 6, 24, seed=5))
+    )
     program = graphopt.Sampler(unet, SCHEDULERS[name](), STEPS, example_inputs=inputs, guidance=3.0)
 
     def predict(x, t):
