@@ -22,6 +22,7 @@ from torch.export.graph_signature import (
 from torch.utils import _pytree as pytree
 
 from graphopt.errors import ModelError
+from graphopt.ir.fx.constants import unused_weights
 from graphopt.ir.fx.extract import INPUT_KINDS, extract_program, in_state_dict, input_spec
 from graphopt.ir.fx.guards import keep_guards
 from graphopt.ir.fx.storage import FxGraph
@@ -98,7 +99,7 @@ class FxModel(Model):
     def program(self) -> ExportedProgram:
         """The model as it is now, as an ExportedProgram that shares nothing but weights with this object."""
         root = _copied_module(self._main.module)
-        unused = {n.name for n in self._main.unused_weights()}
+        unused = {n.name for n in unused_weights(self._main)}
         for node in root.graph.find_nodes(op="placeholder"):
             if node.name in unused:
                 root.graph.erase_node(node)

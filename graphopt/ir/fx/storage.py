@@ -11,20 +11,21 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphopt.ir.fx.aliasing import exposes, returned_views, views
+from graphopt.ir.fx.aliasing import exposes, returned_views
+from graphopt.ir.fx.constants import add_constant, unused_weights
 from graphopt.ir.fx.fake import compute
 from graphopt.ir.fx.names import Names
 from graphopt.ir.fx.read import read
+from graphopt.ir.fx.redirect import redirect
 from graphopt.ir.fx.schema import bodies_of, has_effects, raw_name_of, split_arguments
-from graphopt.ir.fx.strides import NOTHING, check_kept, read_by
-from graphopt.ir.fx.tensors import LiteralRef, TorchRef, tensor_identity, to_torch, type_of
+from graphopt.ir.fx.strides import NOTHING, read_by
+from graphopt.ir.fx.tensors import LiteralRef, TorchRef, type_of
 from graphopt.ir.fx.vocabulary import Target
 from graphopt.ir.fx.weight import Weight
 from graphopt.ir.fx.write import cannot_emit, check_types, plan
-from graphopt.ir.graph import Branches, Call, CannotEmit, Graph, Literal, Node, TensorType, Undo, Unreadable, Value
-from graphopt.ir.weights import FLOATS, Array, TensorRef
+from graphopt.ir.graph import Branches, Call, Graph, Literal, Node, TensorType, Undo, Unreadable, Value
+from graphopt.ir.weights import Array, TensorRef
 
-_IDENTITY = torch.ops.aten.clone.default
 _set_attribute = object.__setattr__
 _UNASKED: Any = object()
 _PROVENANCE = ("stack_trace", "nn_module_stack", "from_node", "torch_fn")
@@ -58,8 +59,8 @@ class FxGraph(Graph):
         self.hidden_outputs = hidden_outputs
         self.prefix = prefix
         self.output_node: fx.Node = self.graph.output_node()
-        self._names = Names(w.name for w in self.weights.values())
-        self._calls: dict[fx.Node, Call | Unreadable] = {}
+        self.names = Names(w.name for w in self.weights.values())
+        self.calls: dict[fx.Node, Call | Unreadable] = {}
         self._types: dict[fx.Node, TensorType | None] = {}
         self._constants: dict[fx.Node, TensorRef] = {}
         self._bodies: dict[str, FxGraph] = {}
@@ -97,11 +98,13 @@ class FxGraph(Graph):
                 self._read = max(self._read, known.strides)
         return known
 
-    def _reads_strides(self) -> int:
+    def reads_strides(self) -> int:
         """The most that an operator of this region or of its bodies may read of strides."""
-        operators = {id(node.target): node.target for node in self.graph.nodes}
-        bodies = [self.body(n) for n in self.graph.find_nodes(op="get_attr") if self.is_body(n)]
-        return max([NOTHING, *map(read_by, operators.values()), *(body._reads_strides() for body in bodies)])
+        if self._read is None:
+            operators = {id(node.target): node.target for node in self.graph.nodes}
+            bodies = [self.body(n) for n in self.graph.find_nodes(op="get_attr") if self.is_body(n)]
+            self._read = max([NOTHING, *map(read_by, operators.values()), *(b.reads_strides() for b in bodies)])
+        return self._read
 
     def operand_keys(self, node: Node) -> tuple[str, ...]:
         keys = []
@@ -114,10 +117,10 @@ class FxGraph(Graph):
         return self.target(node.target).raw_name
 
     def call(self, node: Node) -> Call | Unreadable:
-        found = self._calls.get(node)
+        found = self.calls.get(node)
         if found is None:
             target = self._targets.get(id(node.target)) or self.target(node.target)
-            found = self._calls[node] = read(self, node, target)
+            found = self.calls[node] = read(self, node, target)
         return found
 
     def raw_call(self, node: Node) -> Call:
@@ -277,34 +280,22 @@ class FxGraph(Graph):
         several = isinstance(computed, (tuple, list))
         if types:
             check_types(op, computed if several else [computed], types)
-        node = self._create(planned.target, planned.args, planned.kwargs, computed, before, before)
+        node = self.create(planned.target, planned.args, planned.kwargs, computed, before, before)
         if planned.same_type:
             self._types[node] = given[0]
         if not several:
-            return [node], [node], partial(self._erase, node)
+            return [node], [node], partial(self.erase, node)
         pick = operator.getitem
-        results = [self._create(pick, (node, i), {}, v, before, before) for i, v in enumerate(computed)]
+        results = [self.create(pick, (node, i), {}, v, before, before) for i, v in enumerate(computed)]
 
         def undo() -> None:
             for written in (*reversed(results), node):
-                self._erase(written)
+                self.erase(written)
 
         return [*results], [node], undo
 
     def add_constant(self, data: TensorRef, name: str) -> tuple[Value, Undo]:
-        if self.prefix:
-            raise CannotEmit("a control-flow body takes its weights as operands and cannot hold its own")
-        tensor = data.tensor.detach() if isinstance(data, TorchRef) else to_torch(data.numpy())
-        fresh = self._names.constant(name)
-        kind = "parameter" if data.dtype in FLOATS else "buffer"
-        if kind == "parameter":
-            tensor = torch.nn.Parameter(tensor, requires_grad=False)
-        with self.graph.inserting_before(self._after_weights()):
-            node = self.graph.placeholder("p_" + fresh.replace(".", "_"))
-        node.target = node.name
-        node.meta["val"] = self.fake(tensor)
-        self.weights[node] = Weight(fresh, tensor, kind)
-
+        node = add_constant(self, data, name)
         return node, partial(self._erase_weight, node)
 
     def store(self, value: Value, data: TensorRef) -> Undo:
@@ -323,10 +314,10 @@ class FxGraph(Graph):
 
         def give(new: Any) -> None:
             node.meta["val"] = new
-            for cache in (self._types, self._constants, self._calls):
+            for cache in (self._types, self._constants, self.calls):
                 cache.pop(node, None)
             for user in node.users:
-                self._calls.pop(user, None)
+                self.calls.pop(user, None)
 
         give(value)
         return lambda: give(before)
@@ -335,40 +326,20 @@ class FxGraph(Graph):
         return self.redirect(old, new)[1]
 
     def redirect(self, old: Value, new: Value) -> tuple[Sequence[Node], Undo]:
-        if self._read is None:
-            self._read = self._reads_strides()
-        if self._read != NOTHING:
-            check_kept(self._read, old, new)
-        returned = self.output_node in old.users
-        copied, reading = self._copied(old, new)
-        users, edited = sorted(old.users), []
-        for user in users:
-            edited.append((user, user.args, user.kwargs))
-            user.replace_input_with(old, copied if copied is not None and user in reading else new)
-            self._calls.pop(user, None)
-
-        def undo() -> None:
-            for user, args, kwargs in reversed(edited):
-                user.args = args
-                user.kwargs = kwargs
-                self._calls.pop(user, None)
-            if copied is not None:
-                self._erase(copied)
-
-        return users[:-1] if returned else users, undo
+        return redirect(self, old, new)
 
     def remove(self, node: Node) -> None:
         if node.users:
             for user in list(node.users):
                 if user.target is operator.getitem:
-                    self._erase(user)
-        self._erase(node)
+                    self.erase(user)
+        self.erase(node)
 
     def remove_unread(self, nodes: Iterable[Node]) -> list[Node]:
         removed = []
         for node in nodes:
             if not node.users:
-                self._erase(node)
+                self.erase(node)
             elif self.is_unread(node):
                 self.remove(node)
             else:
@@ -376,30 +347,11 @@ class FxGraph(Graph):
             removed.append(node)
         return removed
 
-    def unused_weights(self) -> list[fx.Node]:
-        """The weights that nothing reads, under this name or, being tied, under another, and nothing writes."""
-        read = {tensor_identity(w.tensor) for n, w in self.weights.items() if n.users or w.mutable}
-        return [n for n, w in self.weights.items() if not n.users and tensor_identity(w.tensor) not in read]
-
     def drop_unused_weights(self) -> None:
-        for node in self.unused_weights():
+        for node in unused_weights(self):
             self._erase_weight(node)
 
-    def _copied(self, old: fx.Node, new: fx.Node) -> tuple[fx.Node | None, list[fx.Node]]:
-        """A copy of `new` where returning it, or views of it, would hand out memory that `old` did not share; and the
-        readers of `old` that are to read the copy."""
-        output = self.output_node
-        seen = returned_views(old, output)
-        if not seen:
-            return None, []
-        twice = old in seen and (new.op != "call_function" or output in new.users)  # the node that is returned is one
-        if not twice and not exposes(old, new, seen, output):
-            return None, []
-        reading = [view for view in views(old) if returned_views(view, output)]
-        reading = sorted([*reading, output] if old in seen else reading)
-        return self._create(_IDENTITY, (new,), {}, new.meta.get("val"), new, reading[0]), reading
-
-    def _after_weights(self) -> fx.Node:
+    def behind_weights(self) -> fx.Node:
         """The node in front of which a new weight goes: the first input, or the first node without one."""
         if self._first_input is not None:
             return self._first_input
@@ -411,7 +363,7 @@ class FxGraph(Graph):
                 return node
         return self.output_node
 
-    def _create(
+    def create(
         self,
         target: Callable[..., Any],
         args: tuple[Any, ...],
@@ -436,15 +388,15 @@ class FxGraph(Graph):
         meta["val"] = value
         return node
 
-    def _erase(self, node: fx.Node) -> None:
-        self._calls.pop(node, None)
+    def erase(self, node: fx.Node) -> None:
+        self.calls.pop(node, None)
         self._types.pop(node, None)
         self.graph.erase_node(node)
 
     def _erase_weight(self, node: fx.Node) -> None:
-        self._names.release(self.weights.pop(node).name)
+        self.names.release(self.weights.pop(node).name)
         self._constants.pop(node, None)
-        self._erase(node)
+        self.erase(node)
 
     def fake(self, tensor: torch.Tensor) -> Any:
         """`tensor` without its data, in the mode of the graph."""
