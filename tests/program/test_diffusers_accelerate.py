@@ -6,6 +6,7 @@ import json
 import diffusers
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers_pairs import BOUND, Pair, images, pair, relative
 from tiny_pipelines import stable_diffusion, unet
 
@@ -74,6 +75,37 @@ def test_changed_modules_are_noticed(sd):
     assert relative(before, images(sd.fast)) <= BOUND
 
 
+class Scaled:
+    """An attention processor with scales that are written in place, as those of IP adapters and LoRA are."""
+
+    def __init__(self):
+        self.inner = AttnProcessor2_0()
+        self.scales = {"first": [1.0]}
+
+    def __call__(self, *args, **kwargs):
+        return self.inner(*args, **kwargs) * self.scales["first"][0]
+
+
+def test_scales_that_processors_hold_are_noticed(sd):
+    own = Pair(copy.copy(sd.plain), pair(sd.plain).fast)
+    own.plain.unet = own.fast.unet = unet(seed=98)
+    own.plain.unet.set_attn_processor(Scaled())
+    assert own.error() <= BOUND
+    before, processor = images(own.fast), next(iter(own.plain.unet.attn_processors.values()))
+    processor.scales["first"][0] = 0.2
+    assert own.error() <= BOUND and relative(before, images(own.fast)) > 10 * BOUND
+    processor.scales = {"first": [1.0]}
+    assert relative(before, images(own.fast)) <= BOUND
+
+
+def test_hooks_on_a_part_of_the_denoiser_are_noticed(sd):
+    before = images(sd.fast)
+    hook = sd.plain.unet.conv_in.register_forward_hook(lambda module, inputs, output: output * 0.5)
+    assert sd.error() <= BOUND and relative(before, images(sd.fast)) > 10 * BOUND
+    hook.remove()
+    assert relative(before, images(sd.fast)) <= BOUND
+
+
 def test_another_denoiser_may_be_set(sd):
     own = Pair(copy.copy(sd.plain), pair(sd.plain).fast)
     own.plain.unet = own.fast.unet = unet(seed=99)
@@ -110,6 +142,15 @@ def test_what_cannot_be_accelerated_is_refused(sd):
     hooked.register_forward_hook(lambda module, inputs, output: output)
     with pytest.raises(UnsupportedError, match="hooks around its forward"):
         sd.fast.unet = hooked
+
+
+def test_a_hook_that_the_denoiser_is_given_later_is_refused(sd):
+    assert sd.error() <= BOUND
+    hook = sd.plain.unet.register_forward_hook(lambda module, inputs, output: output)
+    with pytest.raises(UnsupportedError, match="unet has hooks around its forward"):
+        images(sd.fast)
+    hook.remove()
+    assert sd.error() <= BOUND
 
 
 def test_autocast_is_refused(sd):

@@ -95,6 +95,7 @@ class Accelerator:
     def _check_weights(self) -> None:
         """Forget what was compiled if a denoiser is not what it was."""
         for name, denoiser in self._denoisers.items():
+            _require_no_hooks(name, denoiser)
             if name not in self._states or not self._states[name].still(denoiser):
                 self._compiled.clear()
                 self._states[name] = ModuleState(denoiser)
@@ -122,8 +123,7 @@ class Accelerator:
         module = unrouted(getattr(given, "_orig_mod", given))
         if not isinstance(module, torch.nn.Module):
             raise UnsupportedError(f"{name} is a {type(module).__name__} and no torch module")
-        if "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks:
-            raise UnsupportedError(f"{name} has hooks around its forward (offloading or caching); remove them first")
+        _require_no_hooks(name, module)
         self._denoisers[name] = routed(copy.copy(module), self, ("forward",))
         self._states.pop(name, None)
         return self._denoisers[name]
@@ -175,6 +175,11 @@ class Accelerator:
     def __deepcopy__(self, memo: Any) -> Accelerator:
         """A copy of a component is one more component of the same pipeline."""
         return self
+
+
+def _require_no_hooks(name: str, module: torch.nn.Module) -> None:
+    if "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks:
+        raise UnsupportedError(f"{name} has hooks around its forward (offloading or caching); remove them first")
 
 
 _MORE = "it reads more of its scheduler's step than the sample"

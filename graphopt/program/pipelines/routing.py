@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_ROUTE = "_graphopt"
+ROUTE = "_graphopt"
+"""The attribute of a routed component that holds its accelerator."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def routed(component: Any, accelerator: Any, methods: tuple[str, ...]) -> Any:
     # Name and module are what save_pretrained writes.
     subclass = type(base.__name__, (base,), {**own, "__module__": base.__module__, "_graphopt_base": base})
     object.__setattr__(component, "__class__", subclass)
-    component.__dict__[_ROUTE] = accelerator
+    component.__dict__[ROUTE] = accelerator
     return component
 
 
@@ -58,7 +59,7 @@ def unrouted(component: Any) -> Any:
     if base is None:
         return component
     plain = base.__new__(base)
-    plain.__dict__.update({name: value for name, value in component.__dict__.items() if name != _ROUTE})
+    plain.__dict__.update({name: value for name, value in component.__dict__.items() if name != ROUTE})
     return plain
 
 
@@ -67,7 +68,7 @@ def _route(method: Any, name: str) -> Any:
 
     @functools.wraps(method)
     def route(self: Any, *args: Any, **kwargs: Any) -> Any:
-        accelerator = self.__dict__.get(_ROUTE)
+        accelerator = self.__dict__.get(ROUTE)
         if accelerator is None:  # made from the class, not by an accelerated pipeline
             return method(self, *args, **kwargs)
         return getattr(accelerator, name)(Call(self, method, args, kwargs, signature))

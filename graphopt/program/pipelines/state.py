@@ -4,28 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 
 from graphopt.program.pipelines.calls import version_of
+from graphopt.program.pipelines.routing import ROUTE
 
 _CONTENTS = ("_parameters", "_buffers", "_modules")
+_OPAQUE = (type, ModuleType, FunctionType, MethodType, torch.Tensor)
+"""What has attributes that are no settings."""
 
 
 class ModuleState:
     """A snapshot of a module: which submodules, attributes and weights it has, and how often these were written to.
 
-    Everything is held, so that no address can be used again for something else.
+    Attributes are followed into containers and plain objects (attention processors, scales of adapters, hooks), which
+    may be written in place. Everything is held, so that no address can be used again for something else.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
-        self._attributes = list(_attributes(module))
-        self._weights = [(w, w.detach(), w.data_ptr(), version_of(w)) for w in _weights(module)]
+        self._attributes, weights = _contents(module)
+        self._weights = [(w, w.detach(), w.data_ptr(), version_of(w)) for w in weights]
 
     def still(self, module: torch.nn.Module) -> bool:
         """Whether nothing has changed."""
-        attributes, weights = list(_attributes(module)), list(_weights(module))
+        attributes, weights = _contents(module)
         return (
             len(attributes) == len(self._attributes)
             and len(weights) == len(self._weights)
@@ -37,18 +42,52 @@ class ModuleState:
         )
 
 
-def _attributes(module: torch.nn.Module) -> Iterable[Any]:
-    for submodule in module.modules():
-        yield type(submodule)
-        for name, value in submodule.__dict__.items():
-            if name not in _CONTENTS:
-                yield value
+def _contents(module: torch.nn.Module) -> tuple[list[Any], list[torch.Tensor]]:
+    """All values that a module holds, and the tensors among them."""
+    found = _Contents(module)
+    return found.values, [value for value in found.values if isinstance(value, torch.Tensor)]
 
 
-def _weights(module: torch.nn.Module) -> Iterable[torch.Tensor]:
-    for submodule in module.modules():
-        for own in (submodule._parameters, submodule._buffers):
-            yield from (weight for weight in own.values() if weight is not None)
+class _Contents:
+    """What a module holds, in an order of its own; what is met again is listed and not followed."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.values: list[Any] = []
+        self._seen: set[int] = set()
+        self._pending: list[Any] = []
+        """No recursion: objects may be linked to each other in long chains."""
+        self._enter(module)
+        while self._pending:
+            self._follow(self._pending.pop())
+
+    def _enter(self, module: torch.nn.Module) -> None:
+        for submodule in module.modules():
+            self._seen.add(id(submodule))
+            self.values.append(type(submodule))
+            for name, value in submodule.__dict__.items():
+                if name in _CONTENTS:
+                    self.values.extend(w for w in value.values() if isinstance(w, torch.Tensor))
+                elif name != ROUTE:
+                    self._pending.append(value)
+
+    def _follow(self, value: Any) -> None:
+        self.values.append(value)
+        if id(value) in self._seen:
+            return
+        self._seen.add(id(value))
+        if isinstance(value, torch.nn.Module):
+            self._enter(value)  # hidden in an attribute
+        else:
+            self._pending.extend(_inside(value))
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    """The contents of a container, and the attributes of a plain object."""
+    if isinstance(value, Mapping):
+        return [*value, *value.values()]
+    if isinstance(value, list | tuple | set):
+        return value
+    return () if isinstance(value, _OPAQUE) else getattr(value, "__dict__", {}).values()
 
 
 def numbers_of(scheduler: Any) -> dict[str, bytes]:
