@@ -71,17 +71,20 @@ class RowWriter:
         return op("Add", adjusted, op("Mul", number(1.0 - guidance.rescale, self._dtype), guided))
 
     def _deviation(self, value: ir.Value) -> ir.Value:
-        """Sample standard deviation of every batch element, over all other axes."""
+        """Sample standard deviation of every batch element, over all other axes; as torch, half precision is summed in
+        float32, where neither the number of elements nor their sum overflows."""
         op, shape = self._builder.op, self._program.interface.sample.shape
         assert shape is not None
-        sizes = [d for d in shape[1:] if isinstance(d, int)]
-        axes = self._builder.ints(*range(1, len(shape)))
-        count = self._builder.number(float(np.prod(sizes)), self._dtype)
-        freedom = self._builder.number(float(np.prod(sizes)) - 1.0, self._dtype)
-        mean = op("Div", op("ReduceSum", value, axes, keepdims=1), count)
+        dtype = "float32" if self._dtype in ("float16", "bfloat16") else self._dtype
+        if dtype != self._dtype:
+            value = op("Cast", value, to=ir.DataType.FLOAT)
+        elements = float(np.prod([d for d in shape[1:] if isinstance(d, int)]))
+        axes, number = self._builder.ints(*range(1, len(shape))), self._builder.number
+        mean = op("Div", op("ReduceSum", value, axes, keepdims=1), number(elements, dtype))
         centred = op("Sub", value, mean)
         squares = op("ReduceSum", op("Mul", centred, centred), axes, keepdims=1)
-        return op("Sqrt", op("Div", squares, freedom))
+        deviation = op("Sqrt", op("Div", squares, number(elements - 1.0, dtype)))
+        return deviation if dtype == self._dtype else op("Cast", deviation, to=ir.DataType[self._dtype.upper()])
 
     def update(self, state: Sequence[ir.Value], prediction: ir.Value, step_noise: ir.Value | None) -> list[ir.Value]:
         """The live tensors after the row."""

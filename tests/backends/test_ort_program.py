@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from diffusers import PixArtTransformer2DModel
+from diffusers import DDIMScheduler, PixArtTransformer2DModel
 from sampling_programs import (
     GIVEN,
     GUIDED,
@@ -72,6 +72,38 @@ def test_guided_programs_equal_diffusers_and_the_reference(guidance):
     assert distance(results[0], expected) <= 1e-6
     assert distance(results[0], program(NOISE, **GUIDED)) <= 1e-6
     assert torch.equal(*results)
+
+
+class Pointwise(torch.nn.Module):
+    """A denoiser that is cheap at any size."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.eye(4) + 0.3)
+
+    def forward(self, sample, timestep, condition):
+        mixed = torch.einsum("bchw,cd->bdhw", sample, self.weight) + condition
+        return 1.5 * torch.tanh(mixed * (1 + 0.001 * timestep).to(sample.dtype))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rescaled_guidance_in_half_precision_does_not_overflow(form):
+    noise = torch.randn(1, 4, 128, 128, generator=torch.Generator().manual_seed(0))  # elements: 2 ** 16
+
+    def program(dtype):
+        condition = torch.ones(1, 4, 1, 1, dtype=dtype)
+        example = {"sample": noise.to(dtype), "timestep": torch.tensor(1.0), "condition": condition}
+        net, scheduler = Pointwise().eval().to(dtype), DDIMScheduler(clip_sample=False)
+        return graphopt.Sampler(net, scheduler, 4, example_inputs=example, guidance=Guidance(5.0, rescale=0.7))
+
+    def given(dtype):
+        condition = torch.ones(1, 4, 1, 1, dtype=dtype)
+        return {"condition": condition, "negative_condition": 0 * condition}
+
+    exact = program(torch.float64)(noise.double(), **given(torch.float64))
+    half, rough = program(torch.float16), given(torch.float16)
+    allowed = 4 * distance(half(noise.half(), **rough), exact)
+    assert distance(lower(half, form=form)(noise.half(), **rough), exact) <= allowed <= 0.1
 
 
 def test_pixart_with_its_learned_variance_equals_diffusers():
