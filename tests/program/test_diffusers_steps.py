@@ -70,6 +70,19 @@ def test_numbers_of_a_scheduler_that_its_configuration_does_not_give_are_used(sd
     sd.use(before)
 
 
+def test_settings_of_a_scheduler_that_its_configuration_does_not_give_are_used(sd):
+    before = sd.plain.scheduler
+    changed = diffusers.UniPCMultistepScheduler.from_config(before.config)
+    sd.use(changed)
+    assert sd.error() <= BOUND and sd.reason == ""
+    assert sd.error() <= BOUND and sd.reason == ""  # What a run leaves behind is no setting.
+    changed.disable_corrector = [1, 2]
+    sd.use(changed)
+    assert sd.error() <= BOUND
+    assert "disable_corrector" in sd.reason
+    sd.use(before)
+
+
 @pytest.mark.parametrize("channels", [4, 9])
 def test_inpainting(folder, channels):
     both = pair(stable_diffusion(folder, diffusers.StableDiffusionInpaintPipeline, channels))

@@ -90,13 +90,24 @@ def _inside(value: Any) -> Iterable[Any]:
     return () if isinstance(value, _OPAQUE) else getattr(value, "__dict__", {}).values()
 
 
-def numbers_of(scheduler: Any) -> dict[str, bytes]:
-    """The tables and scalars of a scheduler as bytes, by name; not the samples that it keeps while it runs."""
-    return {
+def numbers_of(scheduler: Any) -> dict[str, Any]:
+    """The tables and scalars of a scheduler as bytes, and the attributes that its configuration names as well, hashable
+    and by name; not the samples and counts that it keeps while it runs."""
+    own = vars(scheduler)
+    tables = {
         name: value.detach().reshape(-1).cpu().view(torch.uint8).numpy().tobytes()
-        for name, value in sorted(vars(scheduler).items())
+        for name, value in sorted(own.items())
         if isinstance(value, torch.Tensor) and value.ndim <= 1
     }
+    settings = sorted(name for name in scheduler.config if name in own and _is_plain(own[name]))
+    return tables | {name: frozen(own[name]) for name in settings}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it says the same whoever made it: functions and other schedulers do not."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, float | int | str | None)
 
 
 def frozen(value: Any) -> Any:
