@@ -170,7 +170,10 @@ def _equal_constants(graph: Graph, settled: set[Hashable]) -> dict[Value, Value]
         data = graph.constant(value)
         if data is None or graph.producer(value) is not None or graph.may_be_returned(value):
             continue
-        original = first.setdefault(constant_key(data), value)
+        # Parameters that are equal by chance go on being several: each has a gradient of its own, and what a statistic
+        # becomes must have none.
+        key = ("trainable", data.identity) if data.trainable else constant_key(data)
+        original = first.setdefault(key, value)
         if original is not value:
             pairs[value] = original
     return pairs

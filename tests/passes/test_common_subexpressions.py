@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from clean_up_graphs import assert_same_results, clean, kept_rules, onnx_model, op_types
 
+import graphopt
 from graphopt.ir.weights import ArrayRef
 from graphopt.passes.common_subexpressions import attribute_key, constant_key
 
@@ -121,3 +122,14 @@ def test_attributes_are_told_apart_by_type_and_sign() -> None:
     assert attribute_key([1, "a"]) == attribute_key((1, "a"))
     assert len({attribute_key(v) for v in (1, 1.0, True, "1", None, (1,))}) == 6
     assert attribute_key(0.0) != attribute_key(-0.0)
+
+
+def test_parameters_that_are_equal_by_chance_stay_apart_from_each_other_and_from_statistics() -> None:
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.BatchNorm2d(4)).eval()  # the bias is zero, as is the mean
+    image = torch.arange(-8.0, 8.0).reshape(1, 4, 2, 2)
+    result = graphopt.optimize(module, ["clean-up"], example_inputs=image).model
+    assert {"1.weight", "1.bias"} == dict(result.named_parameters()).keys()
+    assert torch.equal(result(image), module(image))  # with gradients, which a statistic must not have
+    result(image).sum().backward()
+    assert not torch.equal(result.get_parameter("1.weight").grad, result.get_parameter("1.bias").grad)
