@@ -230,6 +230,22 @@ def test_a_denoiser_in_training_mode_is_refused():
         graphopt.Sampler(Counting(), DDIMScheduler(), 2, example_inputs=EXAMPLE)
 
 
+def test_a_denoiser_of_which_a_layer_drops_at_random_is_refused():
+    class Dropping(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = torch.nn.Dropout()
+
+        def forward(self, sample, timestep):
+            return self.drop(sample) * timestep
+
+    graphopt.Sampler(Dropping().eval(), DDIMScheduler(), 2, example_inputs=EXAMPLE)
+    module = Dropping().eval()
+    module.drop.train()
+    with pytest.raises(UnsupportedError, match="draws random numbers in aten.native_dropout"):
+        graphopt.Sampler(module, DDIMScheduler(), 2, example_inputs=EXAMPLE)
+
+
 class PerToken(torch.nn.Module):
     def forward(self, sample, timestep):
         return sample * timestep[:, :, None]

@@ -182,4 +182,9 @@ def operator_has_effects(target: torch._ops.OpOverload) -> bool:
         return True
     # torch judges a node; of one that runs an operator it looks at nothing but the operator.
     alone = fx.Graph().call_function(target)
-    return torch.Tag.nondeterministic_seeded in target.tags or bool(alone.is_impure())
+    return draws(alone) or bool(alone.is_impure())
+
+
+def draws(node: Node) -> bool:
+    """Whether the operator of `node` may draw random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
