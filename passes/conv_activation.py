@@ -6,8 +6,9 @@ approximated: the kernel applies the activation to each element before it is sto
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from graphopt.ir.graph import Value
 from graphopt.rewrite.contract import Rounding
@@ -96,6 +97,10 @@ class ConvHardSigmoid(ConvThenActivation):
     parameters = ("alpha", "beta")
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+"""A bound that is absent, as Clip has it: infinities become the largest number."""
+
+
 @rule(contract=Rounding())
 class ConvClamp(ConvThenActivation):
     """clamp(conv) with constant bounds as one op: relu6 and its like."""
@@ -113,8 +118,8 @@ class ConvClamp(ConvThenActivation):
             if bound is not None and bound.size != 1:
                 m.fail("the {} bound is not one number", name)
         return (
-            -math.inf if m.low is None else float(m.low.item()),
-            math.inf if m.high is None else float(m.high.item()),
+            -_LARGEST if m.low is None else float(m.low.item()),
+            _LARGEST if m.high is None else float(m.high.item()),
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
-from test_fuse_conv_bn_onnx import Chain, fused, kept, ops, refusals
+from test_fuse_conv_bn_onnx import Chain, fused, kept, ops, refusals, run
 
 from graphopt.compiler import optimize
 from graphopt.errors import PipelineError
@@ -63,8 +63,21 @@ def test_a_clamp_with_constant_bounds_becomes_the_epilogue(low: float | None, hi
     chain.then("Clip", *bounds)
     model, record = fused(chain.model(), (2, 4, 7, 7), target="onnxruntime")
     assert kept(record) == ["conv-clamp"]
-    wanted = [-np.inf if low is None else low, np.inf if high is None else high]
+    largest = float(np.finfo(np.float32).max)
+    wanted = [-largest if low is None else low, largest if high is None else high]
     assert attributes(model.graph.node[0])["activation_params"] == wanted
+
+
+@pytest.mark.parametrize("bounds", [("", "high"), ("high",), ()])
+def test_infinities_become_the_largest_numbers_where_a_bound_is_absent_as_clip_has_it(bounds: tuple[str, ...]) -> None:
+    chain = Chain(1, 1, 2, 4)
+    chain.then("Conv", chain.weight(1, 1, 1, 1))
+    chain.weights["high"] = np.array(3, np.float32)
+    chain.then("Clip", *bounds)
+    model, record = fused(chain.model(), (1, 1, 2, 4), target="onnxruntime")
+    assert kept(record) == ["conv-clamp"]
+    x = np.array([[[[np.inf, -np.inf, np.nan, 1], [-1, 0, -np.inf, np.inf]]]], np.float32)
+    np.testing.assert_array_equal(run(model, {"x": x}), run(chain.model(), {"x": x}))
 
 
 def test_without_a_target_only_standard_ops_are_written() -> None:
