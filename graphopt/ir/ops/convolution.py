@@ -20,6 +20,7 @@ from graphopt.ir.ops.spec import Fill, op
 
 _BLOCK = 1 << 22
 """Elements of the unfolded input that a convolution holds at a time (32 MB of float64)."""
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 # ---- convolution -------------------------------------------------------------------------------------------
@@ -105,8 +106,8 @@ def fused_conv(
 ) -> Tensor:
     """activation(conv(x, w, b)).
 
-    activation with its parameters: relu, sigmoid, tanh (), leaky_relu (slope), clamp (low, high),
-    hard_sigmoid (alpha, beta).
+    activation with its parameters: relu, sigmoid, tanh (), leaky_relu (slope), clamp (low, high), of which the least
+    and the largest float32 do not bind, hard_sigmoid (alpha, beta).
     """
     y = conv(d, x, w, b, stride=stride, pads=pads, dilation=dilation, groups=groups)
     match activation, parameters:
@@ -115,7 +116,8 @@ def fused_conv(
         case "leaky_relu", (slope,):
             return elementwise.leaky_relu(d, y, slope=slope)
         case "clamp", (low, high):
-            return elementwise.clamp(d, y, d.number(low), d.number(high))
+            lowest = None if low <= -_LARGEST else d.number(low)
+            return elementwise.clamp(d, y, lowest, None if high >= _LARGEST else d.number(high))
         case "hard_sigmoid", (alpha, beta):
             return elementwise.hard_sigmoid(d, y, alpha=alpha, beta=beta)
     raise ValueError(f"fused_conv: no activation {activation!r} with parameters {parameters}")
