@@ -61,7 +61,7 @@ def trace(
 
     Raises:
         ModelError: it cannot be traced, or its inputs have no static sizes.
-        UnsupportedError: its graph writes to buffers or draws random numbers.
+        UnsupportedError: its graph writes to buffers, or a layer is in training mode and draws random numbers.
     """
     if is_torch(denoiser) and not hasattr(denoiser, "graph_signature"):
         return _trace_module(denoiser, example, timestep_dtype, role_of, doubled)
@@ -88,19 +88,21 @@ def _trace_module(
             f"{title} returns a dict of {', '.join(model.result_keys)}: it is unclear which of them is the prediction; "
             "return a tensor, a tuple whose first element is the prediction, or a dict whose first entry is 'sample'"
         )
-    _require_no_draws(title, model.main)
+    if any(part.training for part in module.modules()):
+        _require_no_draws(title, model.main)
     found = _describe(title, model, single, None, role_of, doubled)
     return Denoiser(title, found.model, found.names, found.roles, found.types, timestep_scale_of(module))
 
 
 def _require_no_draws(title: str, graph: Any) -> None:
+    """That no part of a denoiser drops anything at random because it was left in training mode."""
     from graphopt.ir.fx.schema import draws
 
     for node in graph.nodes():
         if draws(node) and not graph.is_pure(node):
             raise UnsupportedError(
-                f"the graph of {title} draws random numbers in {graph.raw_name(node)} ({graph.node_name(node)}): its "
-                "samples could not be compared; call .eval() on it if a layer is in training mode"
+                f"{title} has layers in training mode, and its graph draws random numbers in {graph.raw_name(node)} "
+                f"({graph.node_name(node)}) in every step; call .eval() on it first"
             )
 
 
