@@ -51,7 +51,7 @@ class Accelerator:
         """
         if self._whole is not None or self._stepwise is not None:
             raise UnsupportedError("an accelerated pipeline was called while it was running; make one for each thread")
-        self._check_weights()
+        self._check_denoisers()
         started, compiled = time.perf_counter(), len(self.report.compiled)
         reason = next((f"{name} is given" for name in CALLBACKS if given.get(name) is not None), "")
         if not reason:
@@ -92,8 +92,8 @@ class Accelerator:
         finally:
             self._stepwise = None
 
-    def _check_weights(self) -> None:
-        """Forget what was compiled if a denoiser is not what it was."""
+    def _check_denoisers(self) -> None:
+        """Forget what was compiled if a denoiser is not what it was. Raises UnsupportedError if it has hooks by now."""
         for name, denoiser in self._denoisers.items():
             _require_no_hooks(name, denoiser)
             if name not in self._states or not self._states[name].still(denoiser):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType, ModuleType, NoneType
 from typing import Any
 
 import torch
@@ -12,9 +12,8 @@ import torch
 from graphopt.program.pipelines.calls import version_of
 from graphopt.program.pipelines.routing import ROUTE
 
-_CONTENTS = ("_parameters", "_buffers", "_modules")
-_OPAQUE = (type, ModuleType, FunctionType, MethodType, torch.Tensor)
-"""What has attributes that are no settings."""
+_OPAQUE = (NoneType, int, float, str, type, ModuleType, FunctionType, MethodType, torch.Tensor)
+"""What has no attributes, or none that are settings."""
 
 
 class ModuleState:
@@ -25,69 +24,50 @@ class ModuleState:
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
-        self._attributes, weights = _contents(module)
-        self._weights = [(w, w.detach(), w.data_ptr(), version_of(w)) for w in weights]
+        self._contents = _contents(module)
+        self._weights = [(w, w.detach(), w.data_ptr(), version_of(w)) for w in _tensors(self._contents)]
 
     def still(self, module: torch.nn.Module) -> bool:
         """Whether nothing has changed."""
-        attributes, weights = _contents(module)
+        contents = _contents(module)
         return (
-            len(attributes) == len(self._attributes)
-            and len(weights) == len(self._weights)
-            and all(a is b for a, b in zip(attributes, self._attributes, strict=True))
+            len(contents) == len(self._contents)
+            and all(now is then for now, then in zip(contents, self._contents, strict=True))
             and all(
-                now is then and now.data_ptr() == address and now.dtype == kept.dtype and version_of(now) == version
-                for now, (then, kept, address, version) in zip(weights, self._weights, strict=True)
+                w.data_ptr() == address and w.dtype == kept.dtype and version_of(w) == version
+                for w, kept, address, version in self._weights
             )
         )
 
 
-def _contents(module: torch.nn.Module) -> tuple[list[Any], list[torch.Tensor]]:
-    """All values that a module holds, and the tensors among them."""
-    found = _Contents(module)
-    return found.values, [value for value in found.values if isinstance(value, torch.Tensor)]
+def _tensors(values: Iterable[Any]) -> list[torch.Tensor]:
+    return [value for value in values if isinstance(value, torch.Tensor)]
 
 
-class _Contents:
-    """What a module holds, in an order of its own; what is met again is listed and not followed."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.values: list[Any] = []
-        self._seen: set[int] = set()
-        self._pending: list[Any] = []
-        """No recursion: objects may be linked to each other in long chains."""
-        self._enter(module)
-        while self._pending:
-            self._follow(self._pending.pop())
-
-    def _enter(self, module: torch.nn.Module) -> None:
-        for submodule in module.modules():
-            self._seen.add(id(submodule))
-            self.values.append(type(submodule))
-            for name, value in submodule.__dict__.items():
-                if name in _CONTENTS:
-                    self.values.extend(w for w in value.values() if isinstance(w, torch.Tensor))
-                elif name != ROUTE:
-                    self._pending.append(value)
-
-    def _follow(self, value: Any) -> None:
-        self.values.append(value)
-        if id(value) in self._seen:
-            return
-        self._seen.add(id(value))
-        if isinstance(value, torch.nn.Module):
-            self._enter(value)  # hidden in an attribute
-        else:
-            self._pending.extend(_inside(value))
+def _contents(module: torch.nn.Module) -> list[Any]:
+    """Everything that a module holds, in an order of its own; what is met again is listed and not followed."""
+    values: list[Any] = []
+    seen: set[int] = set()
+    pending: list[Any] = [module]  # no recursion: objects may be linked to each other in long chains
+    while pending:
+        value = pending.pop()
+        values.append(value)
+        if id(value) not in seen:
+            seen.add(id(value))
+            pending.extend(_inside(value))
+    return values
 
 
 def _inside(value: Any) -> Iterable[Any]:
-    """The contents of a container, and the attributes of a plain object."""
-    if isinstance(value, Mapping):
+    """The contents of a container, and the class and attributes of a module or a plain object."""
+    if isinstance(value, dict):
         return [*value, *value.values()]
-    if isinstance(value, list | tuple | set):
+    if isinstance(value, (list, tuple, set)):
         return value
-    return () if isinstance(value, _OPAQUE) else getattr(value, "__dict__", {}).values()
+    if isinstance(value, _OPAQUE):
+        return ()
+    attributes = getattr(value, "__dict__", {})
+    return [type(value), *(inner for name, inner in attributes.items() if name != ROUTE)]
 
 
 def numbers_of(scheduler: Any) -> dict[str, Any]:
