@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from graphopt.ir.graph import Value
+from graphopt.ir.ops.elementwise import LARGEST
 from graphopt.rewrite.contract import Rounding
 from graphopt.rewrite.pattern import OpPattern, PatternOps, Var, any_, const, opt
 from graphopt.rewrite.rule import Match, rule
@@ -97,10 +96,6 @@ class ConvHardSigmoid(ConvThenActivation):
     parameters = ("alpha", "beta")
 
 
-_LARGEST = float(np.finfo(np.float32).max)
-"""A bound that is absent, as Clip has it: infinities become the largest number."""
-
-
 @rule(contract=Rounding())
 class ConvClamp(ConvThenActivation):
     """clamp(conv) with constant bounds as one op: relu6 and its like."""
@@ -117,9 +112,10 @@ class ConvClamp(ConvThenActivation):
         for name, bound in bounds.items():
             if bound is not None and bound.size != 1:
                 m.fail("the {} bound is not one number", name)
+        # As Clip has it where a bound is absent, which makes numbers of infinities.
         return (
-            -_LARGEST if m.low is None else float(m.low.item()),
-            _LARGEST if m.high is None else float(m.high.item()),
+            -LARGEST if m.low is None else float(m.low.item()),
+            LARGEST if m.high is None else float(m.high.item()),
         )
 
 

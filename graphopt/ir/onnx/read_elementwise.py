@@ -8,8 +8,7 @@ import numpy as np
 
 from graphopt.ir.onnx.dtypes import NAMES
 from graphopt.ir.onnx.reading import AnyReader, CannotRead, PlainReader, Reader, Reading, Said
-
-_LARGEST = float(np.finfo(np.float32).max)
+from graphopt.ir.ops.elementwise import LARGEST
 
 
 def unary(n: Reading) -> Said:
@@ -127,11 +126,11 @@ def clip(n: Reading) -> Said:
     x = n.operand(0)
     if n.opset >= 11:
         return (x, n.optional(1), n.optional(2)), {}
-    low, high = n.attr_float("min", -_LARGEST), n.attr_float("max", _LARGEST)
+    low, high = n.attr_float("min", -LARGEST), n.attr_float("max", LARGEST)
     return (
         x,
-        None if low <= -_LARGEST else n.literal(low, x),
-        None if high >= _LARGEST else n.literal(high, x),
+        None if low <= -LARGEST else n.literal(low, x),
+        None if high >= LARGEST else n.literal(high, x),
     ), {}
 
 

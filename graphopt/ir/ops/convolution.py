@@ -20,7 +20,6 @@ from graphopt.ir.ops.spec import Fill, op
 
 _BLOCK = 1 << 22
 """Elements of the unfolded input that a convolution holds at a time (32 MB of float64)."""
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 # ---- convolution -------------------------------------------------------------------------------------------
@@ -116,8 +115,8 @@ def fused_conv(
         case "leaky_relu", (slope,):
             return elementwise.leaky_relu(d, y, slope=slope)
         case "clamp", (low, high):
-            lowest = None if low <= -_LARGEST else d.number(low)
-            return elementwise.clamp(d, y, lowest, None if high >= _LARGEST else d.number(high))
+            lowest = None if low <= -elementwise.LARGEST else d.number(low)
+            return elementwise.clamp(d, y, lowest, None if high >= elementwise.LARGEST else d.number(high))
         case "hard_sigmoid", (alpha, beta):
             return elementwise.hard_sigmoid(d, y, alpha=alpha, beta=beta)
     raise ValueError(f"fused_conv: no activation {activation!r} with parameters {parameters}")

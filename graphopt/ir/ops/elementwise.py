@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from graphopt.ir.ops.domain import Domain, Tensor
 from graphopt.ir.ops.spec import op
 
@@ -114,6 +116,10 @@ def maximum(d: Domain, x: Tensor, y: Tensor) -> Tensor:
 def minimum(d: Domain, x: Tensor, y: Tensor) -> Tensor:
     """The lesser of x and y; NaN if either is NaN."""
     return d.minimum(x, y)
+
+
+LARGEST = float(np.finfo(np.float32).max)
+"""The bound, and its negative, that ONNX's Clip has where none is given: no finite float32 is beyond it."""
 
 
 @op()
