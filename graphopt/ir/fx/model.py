@@ -22,7 +22,7 @@ from torch.export.graph_signature import (
 from torch.utils import _pytree as pytree
 
 from graphopt.errors import ModelError
-from graphopt.ir.fx.constants import unused_weights
+from graphopt.ir.fx.constants import drop_unused_weights, unused_weights
 from graphopt.ir.fx.extract import INPUT_KINDS, extract_program, in_state_dict, input_spec
 from graphopt.ir.fx.guards import keep_guards
 from graphopt.ir.fx.storage import FxGraph
@@ -89,7 +89,7 @@ class FxModel(Model):
         return [str(key) for key in returned.context] if returned is not None and returned.type is dict else None
 
     def refresh(self) -> None:
-        self._main.drop_unused_weights()
+        drop_unused_weights(self._main)
 
     def export(self) -> ExportedProgram | fx.GraphModule:
         """An ExportedProgram if one was given, else the module that runs it, called as the original was."""

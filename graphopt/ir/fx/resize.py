@@ -5,9 +5,10 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import fx
 
 from graphopt.ir.fx.fake import recompute
 from graphopt.ir.fx.tensors import TorchRef, to_torch
@@ -27,7 +28,7 @@ def store(graph: FxGraph, value: Value, data: TensorRef) -> Undo:
     tensor = data.tensor if isinstance(data, TorchRef) else to_torch(data.numpy())
     if isinstance(weight.tensor, torch.nn.Parameter) and not isinstance(tensor, torch.nn.Parameter):
         tensor = torch.nn.Parameter(tensor, requires_grad=weight.tensor.requires_grad)
-    restore = graph.give_value(value, graph.fake(tensor))
+    restore = _give(graph, value, graph.fake(tensor))
     graph.weights[value] = replace(weight, tensor=tensor)
 
     def undo() -> None:
@@ -42,13 +43,25 @@ def retype(graph: FxGraph, node: Node, types: Sequence[TensorType | None]) -> Un
     computed = recompute(node, graph.fake_mode)
     several = isinstance(computed, (tuple, list))
     check_types(graph.raw_name(node), computed if several else [computed], types)
-    undos = [graph.give_value(node, computed)]
+    undos = [_give(graph, node, computed)]
     for user in list(node.users) if several else ():
         if user.target is operator.getitem:
-            undos.append(graph.give_value(user, computed[user.args[1]]))
+            undos.append(_give(graph, user, computed[user.args[1]]))
 
     def undo() -> None:
         for step in reversed(undos):
             step()
 
     return undo
+
+
+def _give(graph: FxGraph, node: fx.Node, value: Any) -> Undo:
+    """Let `node` be known to give `value`, a fake tensor or several."""
+    before = node.meta.get("val")
+
+    def give(new: Any) -> None:
+        node.meta["val"] = new
+        graph.forget(node)
+
+    give(value)
+    return lambda: give(before)

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from graphopt.ir.fx.aliasing import exposes, returned_views
-from graphopt.ir.fx.constants import add_constant, unused_weights
+from graphopt.ir.fx.constants import add_constant
 from graphopt.ir.fx.fake import compute
 from graphopt.ir.fx.names import Names
 from graphopt.ir.fx.read import read
@@ -66,7 +66,8 @@ class FxGraph(Graph):
         self._bodies: dict[str, FxGraph] = {}
         self._targets: dict[int, Target] = {}
         """By the id of the target, which they hold so that its id stays its own."""
-        self._first_input: fx.Node | None = None
+        self.first_input: fx.Node | None = None
+        """Once it was asked for."""
         self._read: int | None = None
         """The most that an operator of the graph may read of strides, once that was asked."""
 
@@ -296,7 +297,7 @@ class FxGraph(Graph):
 
     def add_constant(self, data: TensorRef, name: str) -> tuple[Value, Undo]:
         node = add_constant(self, data, name)
-        return node, partial(self._erase_weight, node)
+        return node, partial(self.erase_weight, node)
 
     def store(self, value: Value, data: TensorRef) -> Undo:
         from graphopt.ir.fx.resize import store
@@ -308,19 +309,12 @@ class FxGraph(Graph):
 
         return retype(self, node, types)
 
-    def give_value(self, node: fx.Node, value: Any) -> Undo:
-        """Let `node` be known to give `value`, a fake tensor or several."""
-        before = node.meta.get("val")
-
-        def give(new: Any) -> None:
-            node.meta["val"] = new
-            for cache in (self._types, self._constants, self.calls):
-                cache.pop(node, None)
-            for user in node.users:
-                self.calls.pop(user, None)
-
-        give(value)
-        return lambda: give(before)
+    def forget(self, node: fx.Node) -> None:
+        """Read `node` and its users anew: what it gives has changed."""
+        for cache in (self._types, self._constants, self.calls):
+            cache.pop(node, None)
+        for user in node.users:
+            self.calls.pop(user, None)
 
     def replace(self, old: Value, new: Value) -> Undo:
         return self.redirect(old, new)[1]
@@ -346,22 +340,6 @@ class FxGraph(Graph):
                 continue
             removed.append(node)
         return removed
-
-    def drop_unused_weights(self) -> None:
-        for node in unused_weights(self):
-            self._erase_weight(node)
-
-    def behind_weights(self) -> fx.Node:
-        """The node in front of which a new weight goes: the first input, or the first node without one."""
-        if self._first_input is not None:
-            return self._first_input
-        for node in self.graph.nodes:
-            if node.op == "placeholder" and node not in self.weights:
-                # Inputs never leave, and nothing but weights is ever put before them.
-                self._first_input = node
-            if node.op != "placeholder" or node not in self.weights:
-                return node
-        return self.output_node
 
     def create(
         self,
@@ -393,7 +371,7 @@ class FxGraph(Graph):
         self._types.pop(node, None)
         self.graph.erase_node(node)
 
-    def _erase_weight(self, node: fx.Node) -> None:
+    def erase_weight(self, node: fx.Node) -> None:
         self.names.release(self.weights.pop(node).name)
         self._constants.pop(node, None)
         self.erase(node)
