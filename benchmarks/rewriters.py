@@ -40,6 +40,15 @@ def sum_of(level: list[Any], emit: Emit) -> Any:
     return level[0]
 
 
+IDLE_OPS = (
+    *("exp", "log", "sqrt", "rsqrt", "erf", "sin", "cos", "floor", "ceil", "round"),
+    *("reciprocal", "silu", "mish"),
+)
+"""Ops that the graphs do not hold."""
+IDLE_PAIRS = [(outer, inner) for inner in IDLE_OPS for outer in ("neg", "relu", "tanh", "abs")]
+"""Patterns `outer(inner(x))` that are tried on the graphs' ops but never match: the rules beside the first."""
+
+
 @dataclass(frozen=True)
 class Rewriter:
     """One engine."""
@@ -84,13 +93,13 @@ def fake_mode() -> Any:
     return FakeTensorMode()
 
 
-def prepare_inductor(shape: Shape, nodes: int) -> Job:
+def prepare_inductor(shape: Shape, nodes: int, rules: int) -> Job:
     graph = fx_module(shape, nodes).graph
-    return lambda: _inductor_pass().apply(graph)
+    return lambda: _inductor_pass(rules).apply(graph)
 
 
 @cache
-def _inductor_pass() -> Any:
+def _inductor_pass(rules: int) -> Any:
     import torch
     from torch._inductor.pattern_matcher import (
         CallFunction,
@@ -112,6 +121,9 @@ def _inductor_pass() -> Any:
         old.replace_all_uses_with(new)
         match.erase_nodes()
 
+    for outer, inner in IDLE_PAIRS[: rules - 1]:
+        idle = CallFunction(getattr(aten, outer).default, CallFunction(getattr(aten, inner).default, KeywordArg("x")))
+        register_graph_pattern(idle, pass_dict=passes)(lambda match, x: None)
     return passes
 
 
@@ -173,12 +185,21 @@ def onnx_model(shape: Shape, nodes: int) -> Any:
     return ir.Model(graph, ir_version=10)
 
 
-def prepare_onnxscript(shape: Shape, nodes: int) -> Job:
+def prepare_onnxscript(shape: Shape, nodes: int, rules: int) -> Job:
+    model = onnx_model(shape, nodes)
+    return lambda: _onnxscript_rules(rules).apply_to_model(model)
+
+
+@cache
+def _onnxscript_rules(count: int) -> Any:
     from onnxscript.rewriter import pattern
 
-    rule = pattern.RewriteRule(lambda op, x: op.Relu(op.Neg(x)), lambda op, x: op.Sigmoid(x))
-    rules, model = pattern.RewriteRuleSet([rule]), onnx_model(shape, nodes)
-    return lambda: rules.apply_to_model(model)
+    def pair(outer: str, inner: str) -> Callable[[Any, Any], Any]:
+        return lambda op, x: getattr(op, outer.capitalize())(getattr(op, inner.capitalize())(x))
+
+    rules = [pattern.RewriteRule(pair("relu", "neg"), lambda op, x: op.Sigmoid(x))]
+    rules += [pattern.RewriteRule(pair(*ops), lambda op, x: op.Identity(x)) for ops in IDLE_PAIRS[: count - 1]]
+    return pattern.RewriteRuleSet(rules)
 
 
 def prepare_bare_onnx(shape: Shape, nodes: int) -> Job:
@@ -256,13 +277,6 @@ def _driver_job(graph: Any, rules: int) -> Job:
     return job
 
 
-IDLE_OPS = (
-    *("exp", "log", "sqrt", "rsqrt", "erf", "sin", "cos", "floor", "ceil", "round"),
-    *("reciprocal", "silu", "mish"),
-)
-"""Ops that the graphs do not hold."""
-
-
 @cache
 def graphopt_rules(count: int) -> Sequence[Any]:
     """The rule, and `count - 1` others that are tried on the graphs' ops but never match."""
@@ -278,8 +292,7 @@ def graphopt_rules(count: int) -> Sequence[Any]:
         def rewrite(self, m: Any, build: Any) -> Any:
             return build.sigmoid(m.x)
 
-    pairs = [(outer, inner) for inner in IDLE_OPS for outer in ("neg", "relu", "tanh", "abs")]
-    return (ReluOfNeg, *(idle_rule(*pair) for pair in pairs[: count - 1]))
+    return (ReluOfNeg, *(idle_rule(*pair) for pair in IDLE_PAIRS[: count - 1]))
 
 
 def idle_rule(outer: str, inner: str) -> Any:
@@ -303,9 +316,15 @@ REWRITERS: Mapping[str, Rewriter] = {
     "graphopt fx, 50 rules": Rewriter(lambda shape, nodes: prepare_fx(shape, nodes, 50), int),
     "graphopt onnx": Rewriter(lambda shape, nodes: prepare_onnx(shape, nodes, 1), int),
     "graphopt onnx, 50 rules": Rewriter(lambda shape, nodes: prepare_onnx(shape, nodes, 50), int),
-    "Inductor PatternMatcherPass": Rewriter(prepare_inductor, int),
+    "Inductor PatternMatcherPass": Rewriter(lambda shape, nodes: prepare_inductor(shape, nodes, 1), int),
+    "Inductor PatternMatcherPass, 50 rules": Rewriter(
+        lambda shape, nodes: prepare_inductor(shape, nodes, 50), int, most=16_000
+    ),
     "torch.fx replace_pattern": Rewriter(prepare_replace_pattern, int, most=4_000),
-    "onnxscript rewriter": Rewriter(prepare_onnxscript, int),
+    "onnxscript rewriter": Rewriter(lambda shape, nodes: prepare_onnxscript(shape, nodes, 1), int),
+    "onnxscript rewriter, 50 rules": Rewriter(
+        lambda shape, nodes: prepare_onnxscript(shape, nodes, 50), int, most=16_000
+    ),
     "edits alone, torch.fx": Rewriter(prepare_bare_fx, int),
     "edits alone, onnx_ir": Rewriter(prepare_bare_onnx, int),
     "tinygrad graph_rewrite": Rewriter(prepare_tinygrad, hits_tinygrad, shapes=(chain,)),
