@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from graphopt.errors import GraphoptError
 from graphopt.ir.graph import Graph, Node, Value
-from graphopt.passes.hoist_check import check_split
+from graphopt.passes.hoist_check import Whole, check_split
 from graphopt.passes.hoist_cost import Prices, keep
 from graphopt.passes.hoist_split import Place, Split, split
 from graphopt.pipeline.context import RunContext
@@ -53,12 +53,13 @@ class Hoist(ProgramPass):
         for name, body in program.bodies.items():
             if name in program.calls:
                 _note_stages(context, name, body)
-                program = self._take_out(program, name, "prologue", context)
-                program = self._take_out(program, name, "table", context)
+                whole = Whole(body)
+                program = self._take_out(program, name, "prologue", context, whole)
+                program = self._take_out(program, name, "table", context, whole)
                 _note_share(context, name, body, program.bodies[name])
         return program
 
-    def _take_out(self, program: Program, name: str, place: Place, context: RunContext) -> Program:
+    def _take_out(self, program: Program, name: str, place: Place, context: RunContext, whole: Whole) -> Program:
         """The program with one part of a body outside of its step, or as it is if that is not possible."""
         body = program.bodies[name]
         if getattr(body, place) is not None:
@@ -78,7 +79,7 @@ class Hoist(ProgramPass):
         if not kept:
             return program
         stats.matched += 1
-        return _apply(program, name, place, Split(staging, kept), context)
+        return _apply(program, name, place, Split(staging, kept), context, whole)
 
     def _keep(self, staging: Staging, place: Place, rows: int) -> list[Value]:
         graph = staging.graph
@@ -103,7 +104,7 @@ def _all_read(graph: Graph, returned: Sequence[Node], movable: set[Node]) -> lis
     return [v for v in values if v in read]
 
 
-def _apply(program: Program, name: str, place: Place, cut: Split, context: RunContext) -> Program:
+def _apply(program: Program, name: str, place: Place, cut: Split, context: RunContext, whole: Whole) -> Program:
     """Split, verify and record; what fails is undone alone, which is to return the program as it was."""
     body = program.bodies[name]
 
@@ -112,7 +113,7 @@ def _apply(program: Program, name: str, place: Place, cut: Split, context: RunCo
         made = (
             replace(body, step=rest, prologue=first) if place == "prologue" else replace(body, step=rest, table=first)
         )
-        return made, check_split(program, body, made, name, context.verify)
+        return made, check_split(program, whole, made, name, context.verify)
 
     changed = context.apply(place, tuple(cut.graph.node_name(n) for n in cut.moved()), change, what="split")
     if changed is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from graphopt.errors import GraphoptError, UnsupportedError
-from graphopt.passes.hoist_check import check_split
+from graphopt.passes.hoist_check import Whole, check_split
 from graphopt.passes.timestep_choices import Choice, decided, find_choices, selected
 from graphopt.pipeline.context import RunContext
 from graphopt.pipeline.pass_ import ProgramPass
@@ -139,5 +139,6 @@ def _with_bodies(program: Program, name: str, made: dict[str, Body], calls: Sequ
 
 def _check(routed: Program, body: Body, names: Sequence[str], verify: str) -> Evidence:
     """Each body against the one that it is made of, at rows that call it."""
-    found = [check_split(routed, body, routed.bodies[name], name, verify) for name in names]
+    whole = Whole(body)
+    found = [check_split(routed, whole, routed.bodies[name], name, verify) for name in names]
     return replace(found[0], inputs=sum(evidence.inputs for evidence in found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -14,8 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import graphopt
 from graphopt.compiler import OptimizedProgram
+from graphopt.ir.model import Model
+from graphopt.passes import hoist_check
 from graphopt.program.guidance import Guidance
 from graphopt.program.program import Program
+from graphopt.program.reference import RunUnit, run_unit
 
 ROWS = 4
 LEAVING = {
@@ -90,6 +94,27 @@ def test_two_applications_are_executed_and_bit_equal(pair) -> None:
         ("hoist/table#1", "kept", "bit-equal"),
     ]
     assert all(a.evidence.inputs == 6 for a in result.report.kept), "two requests at three timesteps each"
+
+
+def test_the_whole_denoiser_runs_once_for_each_sample_though_two_splits_are_held_against_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs: list[int] = []
+
+    def counting(model: Model) -> RunUnit:
+        run, nodes = run_unit(model), len(list(model.main.nodes()))
+
+        def counted(feeds: Sequence[Any]) -> Sequence[Any]:
+            runs.append(nodes)
+            return run(feeds)
+
+        return counted
+
+    monkeypatch.setattr(hoist_check, "run_unit", counting)
+    program, _ = sampler("dit")
+    graphopt.optimize(program, "hoist")
+    whole = len(list(program.bodies["denoiser"].step.model.main.nodes()))
+    assert runs.count(whole) == 6
 
 
 def test_two_requests_differ_by_nothing_at_all(pair) -> None:
