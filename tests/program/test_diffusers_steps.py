@@ -128,6 +128,8 @@ class Loop(diffusers.DiffusionPipeline):
                     first, second = self.unet(seen, time, encoder_hidden_states=words).sample.chunk(2)
                 scale = 3.0 + (i if habit == "guidance changes" else 0)
                 prediction = first + scale * (second - first)
+            if habit == "extrapolates":
+                prediction, previous = prediction + 0.5 * (prediction - previous if i else 0), prediction
             if habit == "clips the prediction":
                 prediction = prediction.clamp(-1, 1)
             if habit == "unpacks the step":
@@ -153,6 +155,7 @@ HABITS = {
     "two timesteps": "several timesteps",
     "no call": "without calling its denoiser",
     "guidance changes": "guidance changes",
+    "extrapolates": "guidance changes",
     "clips the prediction": "guidance is not the usual one",
     "reads more": "'pred_original_sample'",
     "unpacks the step": "more of its scheduler's step",

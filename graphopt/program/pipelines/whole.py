@@ -47,7 +47,8 @@ class WholeRequest:
         self._denoisers: dict[str, CompiledDenoiser] = {}
         self._names: list[str] = []
         """The denoiser that each row calls."""
-        self._made = 0
+        self._answers: list[torch.Tensor] = []
+        """What the denoiser has answered in this step."""
         self._timesteps: list[float] = []
         self.finished = False
 
@@ -67,10 +68,11 @@ class WholeRequest:
         return self._start.scaled(sample)
 
     def denoise(self, name: str, call: DenoiserCall) -> torch.Tensor:
-        """The answer of the denoiser of that name: random numbers."""
+        """The answer of the denoiser of that name: random numbers, others in every step, or what a pipeline makes of
+        the predictions of several steps would look as if it were of one."""
         if self.finished:
             raise Deviation("it calls its denoiser after the last step")
-        number, self._made = self._made, self._made + 1
+        number = len(self._answers)
         if number and name != self._names[-1]:
             raise Deviation("it calls several denoisers in a step")
         if self._start is None:
@@ -81,7 +83,8 @@ class WholeRequest:
         if number == 0:
             self._timesteps.append(timestep)
             self._names.append(name)
-        return self._denoiser_of(name, call).probes[number].clone()
+        self._answers.append(self._denoiser_of(name, call).made_up(self._random))
+        return self._answers[-1].clone()
 
     def _denoiser_of(self, name: str, call: DenoiserCall) -> CompiledDenoiser:
         if name not in self._denoisers:
@@ -110,8 +113,8 @@ class WholeRequest:
 
     def step(self, scheduler: Any, setup: Mapping[str, Any], arguments: Mapping[str, Any]) -> torch.Tensor:
         """The sample that the scheduler's step returns."""
-        made, self._made = self._made, 0
-        if not made or made != len(self._calls):
+        answers, self._answers = self._answers, []
+        if not answers or len(answers) != len(self._calls):
             raise Deviation("it steps without calling its denoiser, or calls it less often than in the first step")
         output, timestep, sample = (arguments[name] for name in ("model_output", "timestep", "sample"))
         options = {k: v for k, v in arguments.items() if k not in _OWN}
@@ -122,7 +125,7 @@ class WholeRequest:
         else:
             self._start.check_step(options, generator, timestep, sample)
         name = self._names[-1]
-        self._start.check_guidance(name, self._denoisers[name].probes[:made], output, self._hints())
+        self._start.check_guidance(name, answers, output, self._hints())
         if self._start.row + 1 < len(self._start.schedule):
             return self._start.next_sample(self._random)
         return self._sample(self._start)
@@ -161,7 +164,6 @@ class _Start:
         self._version = version_of(sample)
         self._randomness = Randomness(generators_in(generator))
         self._made_up = sample
-        self._expected: dict[str, torch.Tensor] = {}
         if len(self._times) - begin != len(self.schedule):
             raise Deviation("its scheduler has another number of steps than its configuration gives")
 
@@ -193,10 +195,9 @@ class _Start:
             raise Deviation("it hands its scheduler a prediction of another size than the sample")
         if name not in self._guidances:
             self._guidances[name] = found = read_guidance(probes, output, hints)
-            self._expected[name] = guided(probes, output, found)
             if _kind(found) != _kind(next(iter(self._guidances.values()))):
                 raise Deviation("its guidance changes from step to step")
-        elif not agrees(output, self._expected[name]):
+        elif not agrees(output, guided(probes, output, self._guidances[name])):
             raise Deviation("its guidance changes from step to step")
 
     def guidance(self) -> Guidance | None:
