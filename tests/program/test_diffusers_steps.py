@@ -128,8 +128,6 @@ class Loop(diffusers.DiffusionPipeline):
                     first, second = self.unet(seen, time, encoder_hidden_states=words).sample.chunk(2)
                 scale = 3.0 + (i if habit == "guidance changes" else 0)
                 prediction = first + scale * (second - first)
-            if habit == "extrapolates":
-                prediction, previous = prediction + 0.5 * (prediction - previous if i else 0), prediction
             if habit == "clips the prediction":
                 prediction = prediction.clamp(-1, 1)
             if habit == "unpacks the step":
@@ -155,7 +153,6 @@ HABITS = {
     "two timesteps": "several timesteps",
     "no call": "without calling its denoiser",
     "guidance changes": "guidance changes",
-    "extrapolates": "guidance changes",
     "clips the prediction": "guidance is not the usual one",
     "reads more": "'pred_original_sample'",
     "unpacks the step": "more of its scheduler's step",
@@ -184,3 +181,46 @@ def test_a_loop_with_guidance_in_one_batch_or_two_calls_is_one_program(loops, ha
 def test_a_habit_of_the_loop_is_noticed(loops, habit):
     assert relative(sample_of(loops.plain, habit), sample_of(loops.fast, habit)) <= BOUND
     assert HABITS[habit] in loops.reason
+
+
+class LoopOverSteps(diffusers.DiffusionPipeline):
+    """A pipeline that does with the samples and predictions of several steps what a program cannot say."""
+
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self, habit, text, generator):
+        self.scheduler.set_timesteps(4)
+        sample = torch.randn(1, 4, 8, 8, generator=generator)
+        samples, buffer, before = [], torch.zeros(4, 4, 8, 8), None
+        for i, t in enumerate(self.scheduler.timesteps):
+            prediction = own = self.unet(sample, t, encoder_hidden_states=text[:1]).sample
+            if habit == "extrapolates" and i:
+                prediction = own + 0.5 * (own - before)
+            if habit == "negates":
+                prediction = -own
+            if habit == "decides by numbers" and i and (sample * 2).std() > 1.9:
+                prediction = prediction * 0.5
+            sample, before = self.scheduler.step(prediction, t, sample, generator=generator).prev_sample, own
+            samples.append(sample.clone())
+            if habit == "fills a buffer":
+                buffer[i] = sample[0]
+        return {"fills a buffer": buffer, "returns all samples": torch.stack(samples)}.get(habit, sample)
+
+
+@pytest.mark.parametrize(
+    ("habit", "reason"),
+    {
+        "negates": "something else of its denoiser's output",
+        "extrapolates": "guidance changes",
+        "decides by numbers": "looks at numbers",
+        "returns all samples": "returns samples",
+        "fills a buffer": "tensor of its own",
+    }.items(),
+)
+def test_made_up_numbers_of_the_steps_become_no_result_and_decide_nothing(habit, reason):
+    both = pair(quiet(LoopOverSteps(unet(), diffusers.DDPMScheduler(clip_sample=False))))
+    assert relative(sample_of(both.plain, habit), sample_of(both.fast, habit)) <= BOUND
+    assert reason in both.reason

@@ -13,6 +13,7 @@ from graphopt.errors import UnsupportedError
 from graphopt.program.pipelines.cache import Cache
 from graphopt.program.pipelines.calls import DenoiserCall, Deviation
 from graphopt.program.pipelines.compiled import CompiledDenoiser, Settings
+from graphopt.program.pipelines.made_up import holds_made_up, looked_at
 from graphopt.program.pipelines.report import AccelerationReport, RequestRecord
 from graphopt.program.pipelines.routing import Call, routed, unrouted
 from graphopt.program.pipelines.schedules import Schedules, placeholder
@@ -83,6 +84,8 @@ class Accelerator:
             self._whole = None
         if whole.started and not whole.finished:
             raise Deviation("its loop ends before the scheduler's last step")
+        if holds_made_up(result):
+            raise Deviation("it returns samples or predictions of its loop")
         return result
 
     def _step_by_step(self, call: Callable[[], Any]) -> Any:
@@ -139,7 +142,7 @@ class Accelerator:
         if name is None or (self._whole is None and self._stepwise is None):
             return call.pass_on()
         named = "return_dict" in call.signature.parameters
-        given = DenoiserCall.of(call.arguments(), named, self._scheduler.timesteps.dtype)
+        given = DenoiserCall.of(looked_at(call.arguments()), named, self._scheduler.timesteps.dtype)
         sample = self._whole.denoise(name, given) if self._whole is not None else self._predict(name, given)
         return _output(sample) if given.return_dict else (sample,)
 
@@ -168,7 +171,7 @@ class Accelerator:
         """The pipeline takes a step of its scheduler."""
         if self._whole is None or call.component is not self._scheduler:
             return call.pass_on()
-        arguments = call.arguments()
+        arguments = looked_at(call.arguments())
         sample = self._whole.step(self._scheduler, self._setup, arguments)
         return OnlySampleOutput(sample) if arguments.get("return_dict", True) else OnlySample((sample,))
 

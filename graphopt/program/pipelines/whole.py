@@ -4,7 +4,8 @@ The pipeline's own code runs as ever, but its denoiser answers with random numbe
 numbers. From what the pipeline makes of them follows all that the program needs: conditions, timesteps, how the sample
 is scaled and doubled, the guidance. Every step must be what the program will do; anything else is a `Deviation`, upon
 which the request starts again step by step. At the last step the program runs from the first step's sample, and its
-result is what the scheduler returns. No made-up number can become a result: a loop that ends early is a deviation.
+result is what the scheduler returns. No made-up number can become a result, nor decide what the pipeline does: a loop
+that ends early is a deviation, and so is looking at one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from graphopt.program.guidance import Guidance
 from graphopt.program.pipelines.calls import DenoiserCall, Deviation, same, version_of
 from graphopt.program.pipelines.compiled import CompiledDenoiser
 from graphopt.program.pipelines.guidance import agrees, guided, read_guidance
+from graphopt.program.pipelines.made_up import made_up
 from graphopt.program.pipelines.schedules import Schedules
 from graphopt.program.pipelines.state import Randomness, generators_in
 
@@ -84,7 +86,7 @@ class WholeRequest:
             self._timesteps.append(timestep)
             self._names.append(name)
         self._answers.append(self._denoiser_of(name, call).made_up(self._random))
-        return self._answers[-1].clone()
+        return made_up(self._answers[-1])
 
     def _denoiser_of(self, name: str, call: DenoiserCall) -> CompiledDenoiser:
         if name not in self._denoisers:
@@ -222,7 +224,7 @@ class _Start:
         self.row += 1
         like = self.sample
         self._made_up = torch.randn(like.shape, generator=random).to(like.dtype)
-        return self._made_up.clone()
+        return made_up(self._made_up)
 
     def check_untouched(self) -> None:
         if version_of(self.sample) != self._version:
