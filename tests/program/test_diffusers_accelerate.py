@@ -98,6 +98,52 @@ def test_scales_that_processors_hold_are_noticed(sd):
     assert relative(before, images(own.fast)) <= BOUND
 
 
+def test_scales_that_a_callback_writes_count_from_the_next_step_on(sd):
+    own = Pair(copy.copy(sd.plain), pair(sd.plain).fast)
+    own.plain.unet = own.fast.unet = unet(seed=98)
+    processor = Scaled()
+    own.plain.unet.set_attn_processor(processor)
+
+    def fade(pipe, step, timestep, tensors):
+        processor.scales["first"][0] = 1.0 if step == 3 else 0.2
+        return tensors
+
+    before = images(own.fast)
+    assert own.error(callback_on_step_end=fade) <= BOUND
+    assert relative(before, images(own.fast, callback_on_step_end=fade)) > 10 * BOUND
+    assert relative(before, images(own.fast)) <= BOUND
+
+
+def test_processors_that_the_pipeline_sets_before_its_loop_are_noticed(tmp_path):
+    options = {"pag_applied_layers": ["down_blocks.0"]}
+    both = pair(stable_diffusion(tmp_path, diffusers.StableDiffusionPAGPipeline, **options))
+    for request in ({"pag_scale": 0.0}, {"guidance_scale": 0.0, "pag_scale": 3.0}, {"pag_scale": 0.0}):
+        assert both.error(**request) <= BOUND and both.reason == ""
+
+
+class Fading(diffusers.DiffusionPipeline):
+    """Writes to its denoiser within its loop."""
+
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self, text):
+        self.scheduler.set_timesteps(3)
+        sample = torch.ones(1, 4, 8, 8)
+        for t in self.scheduler.timesteps:
+            sample = self.scheduler.step(self.unet(sample, t, text).sample, t, sample).prev_sample
+            self.unet.conv_in.weight.mul_(0.9)
+        return sample
+
+
+def test_a_pipeline_that_writes_to_its_denoiser_within_its_loop_is_refused(sd):
+    both = pair(Fading(unet(), diffusers.DDIMScheduler()))
+    with pytest.raises(UnsupportedError, match="changes its unet within its loop"):
+        both.fast(torch.ones(1, 9, 16))
+
+
 def test_hooks_on_a_part_of_the_denoiser_are_noticed(sd):
     before = images(sd.fast)
     hook = sd.plain.unet.conv_in.register_forward_hook(lambda module, inputs, output: output * 0.5)

@@ -52,7 +52,8 @@ class Accelerator:
         """
         if self._whole is not None or self._stepwise is not None:
             raise UnsupportedError("an accelerated pipeline was called while it was running; make one for each thread")
-        self._check_denoisers()
+        for name in self.denoiser_names:
+            _require_no_hooks(name, self._denoisers[name])
         started, compiled = time.perf_counter(), len(self.report.compiled)
         reason = next((f"{name} is given" for name in CALLBACKS if given.get(name) is not None), "")
         if not reason:
@@ -95,13 +96,23 @@ class Accelerator:
         finally:
             self._stepwise = None
 
-    def _check_denoisers(self) -> None:
-        """Forget what was compiled if a denoiser is not what it was. Raises UnsupportedError if it has hooks by now."""
-        for name, denoiser in self._denoisers.items():
-            _require_no_hooks(name, denoiser)
-            if name not in self._states or not self._states[name].still(denoiser):
-                self._compiled.clear()
-                self._states[name] = ModuleState(denoiser)
+    def _check_denoiser(self, name: str) -> None:
+        """Forget what was compiled if a denoiser is not what it was.
+
+        Raises:
+            UnsupportedError: it changed since the loop that is watched called it.
+        """
+        denoiser = self._denoisers[name]
+        if name in self._states and self._states[name].still(denoiser):
+            return
+        if self._whole is not None and self._whole.called(name):
+            # The change has happened by now: from the start again the first steps would have it too.
+            raise UnsupportedError(
+                f"the pipeline changes its {name} within its loop (weights, adapters, attention processors); give a "
+                "callback_on_step_end, which makes it run step by step from the start"
+            )
+        self._compiled.forget(lambda key: key[0] == name)
+        self._states[name] = ModuleState(denoiser)
 
     def _denoiser_for(self, name: str, call: DenoiserCall) -> CompiledDenoiser:
         def build() -> CompiledDenoiser:
@@ -141,6 +152,7 @@ class Accelerator:
         name = next((name for name, module in self._denoisers.items() if module is call.component), None)
         if name is None or (self._whole is None and self._stepwise is None):
             return call.pass_on()
+        self._check_denoiser(name)
         named = "return_dict" in call.signature.parameters
         given = DenoiserCall.of(looked_at(call.arguments()), named, self._scheduler.timesteps.dtype)
         sample = self._whole.denoise(name, given) if self._whole is not None else self._predict(name, given)

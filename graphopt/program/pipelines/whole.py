@@ -59,6 +59,10 @@ class WholeRequest:
         """Whether the loop has begun."""
         return bool(self._calls)
 
+    def called(self, name: str) -> bool:
+        """Whether the denoiser of that name has been called."""
+        return name in self._denoisers
+
     @property
     def stepped(self) -> bool:
         """Whether the first step is behind; until then the scheduler itself scales samples."""
