@@ -42,15 +42,16 @@ class DenoiserCall:
         Args:
             arguments: taken over.
             return_dict: what the denoiser does if they do not say.
-            timestep_dtype: of a timestep that is given as a number.
+            timestep_dtype: of a timestep that is given as a number, if it holds it; float32 otherwise.
 
         Raises:
             UnsupportedError: an argument is neither a tensor nor a number nor a list or mapping of those.
         """
         return_dict = bool(arguments.pop("return_dict", return_dict))
         sample_name, timestep_name = (_one_of(names, arguments) for names in (SAMPLE, TIMESTEP))
-        if not isinstance(arguments[timestep_name], torch.Tensor):
-            arguments[timestep_name] = torch.tensor(arguments[timestep_name], dtype=timestep_dtype)
+        if not isinstance(number := arguments[timestep_name], torch.Tensor):
+            fractional = isinstance(number, float) and not timestep_dtype.is_floating_point
+            arguments[timestep_name] = torch.tensor(number, dtype=torch.float32 if fractional else timestep_dtype)
         leaves, constants = {}, []
         for path, value in _leaves("", arguments):
             if isinstance(value, torch.Tensor):
