@@ -4,7 +4,9 @@ import diffusers
 import pytest
 import torch
 from diffusers_pairs import BOUND, pair, relative
-from tiny_pipelines import quiet, stable_diffusion, stable_diffusion_3, unet
+from tiny_pipelines import quiet, randomised, stable_diffusion, stable_diffusion_3, unet
+
+from graphopt.errors import UnsupportedError
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +226,54 @@ def test_made_up_numbers_of_the_steps_become_no_result_and_decide_nothing(habit,
     both = pair(quiet(LoopOverSteps(unet(), diffusers.DDPMScheduler(clip_sample=False))))
     assert relative(sample_of(both.plain, habit), sample_of(both.fast, habit)) <= BOUND
     assert reason in both.reason
+
+
+class Plain(torch.nn.Module):
+    """A denoiser that is no model of diffusers."""
+
+    def __init__(self, returns):
+        super().__init__()
+        self.config = {}
+        self.conv = torch.nn.Conv2d(4, 4, 3, padding=1)
+        self.returns = returns
+
+    def forward(self, sample, timestep):
+        return self.returns(self.conv(sample) * torch.cos(timestep * 0.01))
+
+
+class OwnDenoiser(diffusers.DiffusionPipeline):
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self, read):
+        self.scheduler.set_timesteps(3)
+        sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        for t in self.scheduler.timesteps:
+            sample = self.scheduler.step(read(self.unet(sample, t)), t, sample).prev_sample
+        return sample
+
+
+def own_denoiser(returns):
+    return pair(quiet(OwnDenoiser(randomised(Plain(returns), 1), diffusers.DDIMScheduler(clip_sample=False))))
+
+
+@pytest.mark.parametrize(
+    ("returns", "read"),
+    [
+        (lambda x: x, lambda result: result),
+        (lambda x: (x,), lambda result: result[0]),
+        (lambda x: {"noise": x}, lambda result: result["noise"]),
+        (lambda x: (x, 2 * x), lambda result: result[0]),
+    ],
+)
+def test_a_denoiser_returns_what_it_ever_returned(returns, read):
+    both = own_denoiser(returns)
+    assert relative(both.plain(read), both.fast(read)) <= BOUND
+    assert both.reason == ""
+
+
+def test_reading_more_of_a_denoiser_than_its_prediction_is_refused():
+    with pytest.raises(UnsupportedError, match="Plain returns more than its prediction"):
+        own_denoiser(lambda x: (x, 2 * x)).fast(lambda result: result[1])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from graphopt.errors import UnsupportedError
 from graphopt.program.pipelines.cache import Cache
-from graphopt.program.pipelines.calls import DenoiserCall, Deviation
+from graphopt.program.pipelines.calls import DenoiserCall, Deviation, OnlyFirst
 from graphopt.program.pipelines.compiled import CompiledDenoiser, Settings
 from graphopt.program.pipelines.made_up import holds_made_up, looked_at
 from graphopt.program.pipelines.report import AccelerationReport, RequestRecord
@@ -155,15 +155,14 @@ class Accelerator:
         self._check_denoiser(name)
         named = "return_dict" in call.signature.parameters
         given = DenoiserCall.of(looked_at(call.arguments()), named, self._scheduler.timesteps.dtype)
-        sample = self._whole.denoise(name, given) if self._whole is not None else self._predict(name, given)
-        return _output(sample) if given.return_dict else (sample,)
+        return self._whole.denoise(name, given) if self._whole is not None else self._predict(name, given)
 
-    def _predict(self, name: str, call: DenoiserCall) -> torch.Tensor:
+    def _predict(self, name: str, call: DenoiserCall) -> Any:
         assert self._stepwise is not None
         denoiser = self._denoiser_for(name, call)
         if denoiser not in self._stepwise:
             self._stepwise[denoiser] = denoiser.stepper.request()
-        return self._stepwise[denoiser](call)
+        return denoiser.answer(call, self._stepwise[denoiser](call))
 
     def set_timesteps(self, call: Call) -> Any:
         """The pipeline sets its scheduler up."""
@@ -185,7 +184,8 @@ class Accelerator:
             return call.pass_on()
         arguments = looked_at(call.arguments())
         sample = self._whole.step(self._scheduler, self._setup, arguments)
-        return OnlySampleOutput(sample) if arguments.get("return_dict", True) else OnlySample((sample,))
+        as_tuple = not arguments.get("return_dict", True)
+        return OnlyFirst((sample,), Deviation(_MORE)) if as_tuple else OnlySampleOutput(sample)
 
     def __deepcopy__(self, memo: Any) -> Accelerator:
         """A copy of a component is one more component of the same pipeline."""
@@ -198,18 +198,6 @@ def _require_no_hooks(name: str, module: torch.nn.Module) -> None:
 
 
 _MORE = "it reads more of its scheduler's step than the sample"
-
-
-class OnlySample(tuple[Any, ...]):
-    """What a scheduler's step returns as a tuple, of which only the sample exists."""
-
-    def __getitem__(self, index: Any) -> Any:
-        if index != 0:
-            raise Deviation(_MORE)
-        return super().__getitem__(index)
-
-    def __iter__(self) -> Iterator[Any]:
-        raise Deviation(_MORE)
 
 
 class OnlySampleOutput:
@@ -225,9 +213,3 @@ class OnlySampleOutput:
 
     def __getattr__(self, name: str) -> Any:
         raise Deviation(f"it reads {name!r} of its scheduler's step")
-
-
-def _output(sample: torch.Tensor) -> Any:
-    from diffusers.models.modeling_outputs import Transformer2DModelOutput
-
-    return Transformer2DModelOutput(sample=sample)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,25 @@ _LEAVES = (torch.Tensor, type(None), bool, int, float, str)
 
 class Deviation(Exception):
     """The pipeline does something that a sampling program does not say; the message is what it does."""
+
+
+class OnlyFirst(tuple[Any, ...]):
+    """What is returned as a tuple, of which only the first entry exists: reading others is an error."""
+
+    _error: Exception
+
+    def __new__(cls, known: Iterable[Any], error: Exception) -> OnlyFirst:
+        made = super().__new__(cls, known)
+        made._error = error
+        return made
+
+    def __getitem__(self, index: Any) -> Any:
+        if index != 0:
+            raise self._error
+        return super().__getitem__(index)
+
+    def __iter__(self) -> Iterator[Any]:
+        raise self._error
 
 
 @dataclass(frozen=True)

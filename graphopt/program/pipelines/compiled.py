@@ -9,6 +9,8 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch.utils import _pytree as pytree
 
 from graphopt.compiler import make_backend, optimize
 from graphopt.errors import ModelError, UnsupportedError
@@ -18,7 +20,7 @@ from graphopt.program.denoiser import trace
 from graphopt.program.guidance import Guidance
 from graphopt.program.interface import NEGATIVE, Interface, halved
 from graphopt.program.pipelines.cache import Cache
-from graphopt.program.pipelines.calls import DenoiserCall, Deviation, same
+from graphopt.program.pipelines.calls import DenoiserCall, Deviation, OnlyFirst, same
 from graphopt.program.pipelines.state import undisturbed
 from graphopt.program.pipelines.stepper import Stepper
 from graphopt.program.program import Program
@@ -52,6 +54,8 @@ class CompiledDenoiser:
         self._settings = settings
         with undisturbed():
             program = _program(module, call, schedule)
+            traced: Any = program.bodies[BODY].step.model
+            self._structure = traced.result_structure
             result = optimize(program, settings.passes, target=settings.backend, verify=settings.verify)
         if set(result.program.bodies) != {BODY}:
             raise UnsupportedError(
@@ -75,6 +79,16 @@ class CompiledDenoiser:
     def made_up(self, random: torch.Generator) -> torch.Tensor:
         """Random numbers of the type of the denoiser's output."""
         return torch.randn(self._output.shape, generator=random).to(self._output.dtype)
+
+    def answer(self, call: DenoiserCall, prediction: torch.Tensor) -> Any:
+        """What the denoiser returns for a call, in the containers in which it returns it."""
+        if call.return_dict:
+            return Transformer2DModelOutput(sample=prediction)
+        if self._structure is None:
+            return (prediction,)
+        if self._structure.num_leaves != 1:
+            return OnlyFirst((prediction,), UnsupportedError(f"{self._program.name} {_MORE}"))
+        return pytree.tree_unflatten([prediction], self._structure)
 
     @cached_property
     def stepper(self) -> Stepper:
@@ -157,6 +171,9 @@ class CompiledDenoiser:
         shared = [c.name for c in self._program.interface.conditions if not c.branched]
         names = [first.sample_name, first.timestep_name, *shared]
         return first.signature == second.signature and all(same(first.leaves[n], second.leaves[n]) for n in names)
+
+
+_MORE = "returns more than its prediction, and the pipeline reads it: only the prediction is compiled"
 
 
 def _keywords(function: Any) -> set[str]:

@@ -73,7 +73,7 @@ class WholeRequest:
         assert self._start is not None
         return self._start.scaled(sample)
 
-    def denoise(self, name: str, call: DenoiserCall) -> torch.Tensor:
+    def denoise(self, name: str, call: DenoiserCall) -> Any:
         """The answer of the denoiser of that name: random numbers, others in every step, or what a pipeline makes of
         the predictions of several steps would look as if it were of one."""
         if self.finished:
@@ -89,8 +89,9 @@ class WholeRequest:
         if number == 0:
             self._timesteps.append(timestep)
             self._names.append(name)
-        self._answers.append(self._denoiser_of(name, call).made_up(self._random))
-        return made_up(self._answers[-1])
+        denoiser = self._denoiser_of(name, call)
+        self._answers.append(denoiser.made_up(self._random))
+        return denoiser.answer(call, made_up(self._answers[-1]))
 
     def _denoiser_of(self, name: str, call: DenoiserCall) -> CompiledDenoiser:
         if name not in self._denoisers:
