@@ -4,6 +4,7 @@ import copy
 import json
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
@@ -81,9 +82,10 @@ class Scaled:
     def __init__(self):
         self.inner = AttnProcessor2_0()
         self.scales = {"first": [1.0]}
+        self.shares = np.ones(2)
 
     def __call__(self, *args, **kwargs):
-        return self.inner(*args, **kwargs) * self.scales["first"][0]
+        return self.inner(*args, **kwargs) * (self.scales["first"][0] * float(self.shares[0]))
 
 
 def test_scales_that_processors_hold_are_noticed(sd):
@@ -96,6 +98,8 @@ def test_scales_that_processors_hold_are_noticed(sd):
     assert own.error() <= BOUND and relative(before, images(own.fast)) > 10 * BOUND
     processor.scales = {"first": [1.0]}
     assert relative(before, images(own.fast)) <= BOUND
+    processor.shares[0] = 0.2
+    assert own.error() <= BOUND and relative(before, images(own.fast)) > 10 * BOUND
 
 
 def test_scales_that_a_callback_writes_count_from_the_next_step_on(sd):
@@ -176,6 +180,12 @@ def test_the_report_counts_requests_and_shows_what_was_compiled(sd):
     assert dict(report.requests) == {("program", ""): 2, ("steps", "callback_on_step_end is given"): 1}
     assert report.last.mode == "steps" and len(report.compiled) == 1
     assert "2 requests as one program\n1 request step by step, because callback_on_step_end is given" in str(report)
+
+
+def test_a_deep_copy_does_not_say_that_it_ran_as_a_program(sd):
+    copied = copy.deepcopy(sd.fast)
+    assert relative(images(sd.plain), images(copied)) <= BOUND
+    assert "calls no denoiser" in copied.graphopt_report.last.reason
 
 
 def test_what_cannot_be_accelerated_is_refused(sd):

@@ -59,12 +59,13 @@ class Accelerator:
         if not reason:
             before = Randomness(generators_in(given))
             try:
-                result = self._as_program(pipe, call)
+                result, idle = self._as_program(pipe, call)
             except Deviation as deviation:
                 reason = str(deviation)
                 before.restore()
         if reason:
-            result = self._step_by_step(call)
+            result, idle = self._step_by_step(call), ""
+        reason = reason or idle
         now = RequestRecord(
             mode="steps" if reason else "program",
             reason=reason,
@@ -74,7 +75,9 @@ class Accelerator:
         self.report.add(now)
         return result
 
-    def _as_program(self, pipe: Any, call: Callable[[], Any]) -> Any:
+    def _as_program(self, pipe: Any, call: Callable[[], Any]) -> tuple[Any, str]:
+        """The result, and why it did not run as a program after all: there was nothing to run."""
+
         def hints() -> tuple[Any, Any]:
             return getattr(pipe, "guidance_scale", None), getattr(pipe, "guidance_rescale", None)
 
@@ -87,7 +90,7 @@ class Accelerator:
             raise Deviation("its loop ends before the scheduler's last step")
         if holds_made_up(result):
             raise Deviation("it returns samples or predictions of its loop")
-        return result
+        return result, "" if whole.started else "it calls no denoiser of this pipeline (that of a copy, for example)"
 
     def _step_by_step(self, call: Callable[[], Any]) -> Any:
         self._stepwise = {}

@@ -9,6 +9,7 @@ from operator import is_
 from types import FunctionType, MethodType, ModuleType, NoneType
 from typing import Any
 
+import numpy as np
 import torch
 
 from graphopt.program.pipelines.calls import version_of
@@ -31,6 +32,8 @@ class ModuleState:
         self._empty: list[Any] = []
         self._full: list[tuple[Any, list[Any]]] = []
         """With what they hold."""
+        self._arrays: list[tuple[Any, Any]] = []
+        """With copies, since numpy counts no writes."""
         self._weights: list[tuple[torch.Tensor, torch.Tensor, int, int]] = []
         seen: set[int] = set()
         pending: list[Any] = [module]  # no recursion: objects may be linked to each other in long chains
@@ -48,6 +51,7 @@ class ModuleState:
             and all(type(value) is kind and _attributes(value) is own for value, kind, own in self._objects)
             and not any(self._empty)
             and all(_holds(container, contents) for container, contents in self._full)
+            and all(array.tobytes() == copy for array, copy in self._arrays)
             and all(
                 w.data_ptr() == address and w.dtype == kept.dtype and version_of(w) == version
                 for w, kept, address, version in self._weights
@@ -58,6 +62,8 @@ class ModuleState:
         """Take a value down; what is in it."""
         if isinstance(value, torch.Tensor):
             self._weights.append((value, value.detach(), value.data_ptr(), version_of(value)))
+        if isinstance(value, np.ndarray):
+            self._arrays.append((value, value.tobytes()))
         if isinstance(value, (dict, list, tuple, set)):
             return self._note_container(value)
         if isinstance(value, _OPAQUE):
