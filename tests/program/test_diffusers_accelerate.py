@@ -188,6 +188,12 @@ def test_a_deep_copy_does_not_say_that_it_ran_as_a_program(sd):
     assert "calls no denoiser" in copied.graphopt_report.last.reason
 
 
+def test_two_of_one_pipeline_do_not_make_each_other_compile_again(sd):
+    both = [pair(sd.plain) for _ in range(2)]
+    for _ in range(2):
+        assert all(one.error() <= BOUND and one.compiled == 1 for one in both)
+
+
 def test_what_cannot_be_accelerated_is_refused(sd):
     with pytest.raises(UnsupportedError, match="accelerated already"):
         accelerate(sd.fast)

@@ -93,9 +93,15 @@ def _contents(container: Any) -> Iterable[Any]:
 
 
 def _holds(container: Any, contents: list[Any]) -> bool:
-    """Whether a container holds the very same."""
+    """Whether a container holds the very same, or tuples of the same: tracing a module makes its tuples anew."""
     size = 2 * len(container) if isinstance(container, dict) else len(container)
-    return size == len(contents) and all(map(is_, _contents(container), contents))
+    if size != len(contents):
+        return False
+    return all(map(is_, _contents(container), contents)) or all(map(_same, _contents(container), contents))
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (type(a) is type(b) is tuple and len(a) == len(b) and all(map(_same, a, b)))
 
 
 def numbers_of(scheduler: Any) -> dict[str, Any]:
