@@ -277,3 +277,22 @@ def test_a_denoiser_returns_what_it_ever_returned(returns, read):
 def test_reading_more_of_a_denoiser_than_its_prediction_is_refused():
     with pytest.raises(UnsupportedError, match="Plain returns more than its prediction"):
         own_denoiser(lambda x: (x, 2 * x)).fast(lambda result: result[1])
+
+
+class WritesItsLatents(LoopOverSteps):
+    @torch.no_grad()
+    def __call__(self, text, latents):
+        self.scheduler.set_timesteps(4)
+        latents.mul_(0.5)
+        for t in self.scheduler.timesteps:
+            prediction = self.unet(latents, t, encoder_hidden_states=text).sample
+            latents = self.scheduler.step(-prediction, t, latents).prev_sample
+        return latents
+
+
+def test_a_request_that_starts_again_starts_with_what_it_was_given():
+    both = pair(quiet(WritesItsLatents(unet(), diffusers.DDIMScheduler(clip_sample=False))))
+    text = torch.ones(1, 9, 16)
+    results = [pipe(text, torch.ones(1, 4, 8, 8)) for pipe in (both.plain, both.fast)]
+    assert relative(*results) <= BOUND
+    assert both.reason

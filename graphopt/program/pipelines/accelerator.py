@@ -13,11 +13,11 @@ from graphopt.errors import UnsupportedError
 from graphopt.program.pipelines.cache import Cache
 from graphopt.program.pipelines.calls import DenoiserCall, Deviation, OnlyFirst
 from graphopt.program.pipelines.compiled import CompiledDenoiser, Settings
-from graphopt.program.pipelines.made_up import holds_made_up, looked_at
+from graphopt.program.pipelines.made_up import holds_made_up, looked_at, tensors_in
 from graphopt.program.pipelines.report import AccelerationReport, RequestRecord
 from graphopt.program.pipelines.routing import Call, routed, unrouted
 from graphopt.program.pipelines.schedules import Schedules, placeholder
-from graphopt.program.pipelines.state import ModuleState, Randomness, generators_in
+from graphopt.program.pipelines.state import ModuleState, Randomness, Values, generators_in
 from graphopt.program.pipelines.stepper import StepwiseRequest
 from graphopt.program.pipelines.whole import WholeRequest
 
@@ -57,12 +57,13 @@ class Accelerator:
         started, compiled = time.perf_counter(), len(self.report.compiled)
         reason = next((f"{name} is given" for name in CALLBACKS if given.get(name) is not None), "")
         if not reason:
-            before = Randomness(generators_in(given))
+            before = (Randomness(generators_in(given)), Values(tensors_in(given)))
             try:
                 result, idle = self._as_program(pipe, call)
             except Deviation as deviation:
                 reason = str(deviation)
-                before.restore()
+                for state in before:
+                    state.restore()
         if reason:
             result, idle = self._step_by_step(call), ""
         reason = reason or idle

@@ -26,7 +26,7 @@ class MadeUp(torch.Tensor):  # type: ignore[misc]
     ) -> Any:
         if func.__name__ in _READS:
             raise Deviation("it looks at numbers of its loop's samples or predictions")
-        others = [(tensor, tensor._version) for tensor in _tensors((args, kwargs)) if not isinstance(tensor, MadeUp)]
+        others = [(tensor, tensor._version) for tensor in tensors_in((args, kwargs)) if not isinstance(tensor, MadeUp)]
         result = super().__torch_function__(func, types, args, dict(kwargs or {}))
         if any(tensor._version != version for tensor, version in others):
             raise Deviation("it writes samples or predictions of its loop into a tensor of its own")
@@ -52,14 +52,15 @@ def looked_at(value: Any) -> Any:
 
 def holds_made_up(value: Any) -> bool:
     """Whether a `MadeUp` is in a value, its lists and mappings included, as outputs of pipelines are."""
-    return any(isinstance(tensor, MadeUp) for tensor in _tensors(value))
+    return any(isinstance(tensor, MadeUp) for tensor in tensors_in(value))
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in a value, its lists and mappings included."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
+        yield from tensors_in(list(value.values()))
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _tensors(inner)
+            yield from tensors_in(inner)

@@ -168,6 +168,19 @@ class Randomness:
             generator.set_state(state)
 
 
+class Values:
+    """What tensors hold, to be restored."""
+
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        self._values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    def restore(self) -> None:
+        with torch.no_grad():
+            for tensor, value in self._values:
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Leaves torch's own generator as it was, so that what is compiled on the way changes no sample."""
