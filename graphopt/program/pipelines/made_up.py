@@ -26,7 +26,11 @@ class MadeUp(torch.Tensor):  # type: ignore[misc]
     ) -> Any:
         if func.__name__ in _READS:
             raise Deviation("it looks at numbers of its loop's samples or predictions")
-        others = [(tensor, tensor._version) for tensor in tensors_in((args, kwargs)) if not isinstance(tensor, MadeUp)]
+        others = [
+            (tensor, tensor._version)
+            for tensor in tensors_in((args, kwargs))
+            if not isinstance(tensor, MadeUp) and not tensor.is_inference()  # these have no versions
+        ]
         result = super().__torch_function__(func, types, args, dict(kwargs or {}))
         if any(tensor._version != version for tensor, version in others):
             raise Deviation("it writes samples or predictions of its loop into a tensor of its own")
