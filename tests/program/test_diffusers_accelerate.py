@@ -4,6 +4,7 @@ import copy
 import json
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
@@ -81,9 +82,10 @@ class Scaled:
     def __init__(self):
         self.inner = AttnProcessor2_0()
         self.scales = {"first": [1.0]}
+        self.shares = np.ones(2)
 
     def __call__(self, *args, **kwargs):
-        return self.inner(*args, **kwargs) * self.scales["first"][0]
+        return self.inner(*args, **kwargs) * (self.scales["first"][0] * float(self.shares[0]))
 
 
 def test_scales_that_processors_hold_are_noticed(sd):
@@ -96,6 +98,54 @@ def test_scales_that_processors_hold_are_noticed(sd):
     assert own.error() <= BOUND and relative(before, images(own.fast)) > 10 * BOUND
     processor.scales = {"first": [1.0]}
     assert relative(before, images(own.fast)) <= BOUND
+    processor.shares[0] = 0.2
+    assert own.error() <= BOUND and relative(before, images(own.fast)) > 10 * BOUND
+
+
+def test_scales_that_a_callback_writes_count_from_the_next_step_on(sd):
+    own = Pair(copy.copy(sd.plain), pair(sd.plain).fast)
+    own.plain.unet = own.fast.unet = unet(seed=98)
+    processor = Scaled()
+    own.plain.unet.set_attn_processor(processor)
+
+    def fade(pipe, step, timestep, tensors):
+        processor.scales["first"][0] = 1.0 if step == 3 else 0.2
+        return tensors
+
+    before = images(own.fast)
+    assert own.error(callback_on_step_end=fade) <= BOUND
+    assert relative(before, images(own.fast, callback_on_step_end=fade)) > 10 * BOUND
+    assert relative(before, images(own.fast)) <= BOUND
+
+
+def test_processors_that_the_pipeline_sets_before_its_loop_are_noticed(tmp_path):
+    options = {"pag_applied_layers": ["down_blocks.0"]}
+    both = pair(stable_diffusion(tmp_path, diffusers.StableDiffusionPAGPipeline, **options))
+    for request in ({"pag_scale": 0.0}, {"guidance_scale": 0.0, "pag_scale": 3.0}, {"pag_scale": 0.0}):
+        assert both.error(**request) <= BOUND and both.reason == ""
+
+
+class Fading(diffusers.DiffusionPipeline):
+    """Writes to its denoiser within its loop."""
+
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self, text):
+        self.scheduler.set_timesteps(3)
+        sample = torch.ones(1, 4, 8, 8)
+        for t in self.scheduler.timesteps:
+            sample = self.scheduler.step(self.unet(sample, t, text).sample, t, sample).prev_sample
+            self.unet.conv_in.weight.mul_(0.9)
+        return sample
+
+
+def test_a_pipeline_that_writes_to_its_denoiser_within_its_loop_is_refused(sd):
+    both = pair(Fading(unet(), diffusers.DDIMScheduler()))
+    with pytest.raises(UnsupportedError, match="changes its unet within its loop"):
+        both.fast(torch.ones(1, 9, 16))
 
 
 def test_hooks_on_a_part_of_the_denoiser_are_noticed(sd):
@@ -130,6 +180,18 @@ def test_the_report_counts_requests_and_shows_what_was_compiled(sd):
     assert dict(report.requests) == {("program", ""): 2, ("steps", "callback_on_step_end is given"): 1}
     assert report.last.mode == "steps" and len(report.compiled) == 1
     assert "2 requests as one program\n1 request step by step, because callback_on_step_end is given" in str(report)
+
+
+def test_a_deep_copy_does_not_say_that_it_ran_as_a_program(sd):
+    copied = copy.deepcopy(sd.fast)
+    assert relative(images(sd.plain), images(copied)) <= BOUND
+    assert "calls no denoiser" in copied.graphopt_report.last.reason
+
+
+def test_two_of_one_pipeline_do_not_make_each_other_compile_again(sd):
+    both = [pair(sd.plain) for _ in range(2)]
+    for _ in range(2):
+        assert all(one.error() <= BOUND and one.compiled == 1 for one in both)
 
 
 def test_what_cannot_be_accelerated_is_refused(sd):

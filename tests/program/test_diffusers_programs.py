@@ -4,7 +4,7 @@ import diffusers
 import pytest
 import torch
 from diffusers_pairs import BOUND, images, pair, relative
-from tiny_pipelines import flux, pixart, stable_diffusion, stable_diffusion_3
+from tiny_pipelines import flux, pixart, quiet, stable_diffusion, stable_diffusion_3, unet
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +152,26 @@ def test_guidance_by_two_calls_and_timesteps_that_the_pipeline_scales():
     for request in ({"true_cfg_scale": 2.5}, {"true_cfg_scale": 4.0, "guidance_scale": 2.0}, {"true_cfg_scale": 1.0}):
         check(both, prompt=None, height=16, width=16, **text, **request)
     assert both.compiled == 1
+
+
+class Between(diffusers.DiffusionPipeline):
+    """Gives its denoiser timesteps as numbers between those of the scheduler."""
+
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self, text):
+        self.scheduler.set_timesteps(3)
+        sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        for t in self.scheduler.timesteps:
+            sample = self.scheduler.step(self.unet(sample, float(t) + 0.5, text).sample, t, sample).prev_sample
+        return sample
+
+
+def test_a_fractional_timestep_given_as_a_number_is_not_cut_to_the_whole_ones_of_the_scheduler():
+    both = pair(quiet(Between(unet(), diffusers.DDIMScheduler(clip_sample=False))))
+    text = torch.randn(1, 9, 16, generator=torch.Generator().manual_seed(2))
+    assert relative(both.plain(text), both.fast(text)) <= BOUND
+    assert both.reason == ""

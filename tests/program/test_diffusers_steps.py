@@ -4,7 +4,9 @@ import diffusers
 import pytest
 import torch
 from diffusers_pairs import BOUND, pair, relative
-from tiny_pipelines import quiet, stable_diffusion, stable_diffusion_3, unet
+from tiny_pipelines import quiet, randomised, stable_diffusion, stable_diffusion_3, unet
+
+from graphopt.errors import UnsupportedError
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +183,126 @@ def test_a_loop_with_guidance_in_one_batch_or_two_calls_is_one_program(loops, ha
 def test_a_habit_of_the_loop_is_noticed(loops, habit):
     assert relative(sample_of(loops.plain, habit), sample_of(loops.fast, habit)) <= BOUND
     assert HABITS[habit] in loops.reason
+
+
+class LoopOverSteps(diffusers.DiffusionPipeline):
+    """A pipeline that does with the samples and predictions of several steps what a program cannot say."""
+
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self, habit, text, generator):
+        self.scheduler.set_timesteps(4)
+        sample = torch.randn(1, 4, 8, 8, generator=generator)
+        samples, buffer, before = [], torch.zeros(4, 4, 8, 8), None
+        for i, t in enumerate(self.scheduler.timesteps):
+            prediction = own = self.unet(sample, t, encoder_hidden_states=text[:1]).sample
+            if habit == "extrapolates" and i:
+                prediction = own + 0.5 * (own - before)
+            if habit == "weighs":
+                with torch.inference_mode():
+                    weight = torch.ones(1)
+                prediction = own * weight
+            if habit == "negates":
+                prediction = -own
+            if habit == "decides by numbers" and i and (sample * 2).std() > 1.9:
+                prediction = prediction * 0.5
+            sample, before = self.scheduler.step(prediction, t, sample, generator=generator).prev_sample, own
+            samples.append(sample.clone())
+            if habit == "fills a buffer":
+                buffer[i] = sample[0]
+        return {"fills a buffer": buffer, "returns all samples": torch.stack(samples)}.get(habit, sample)
+
+
+@pytest.mark.parametrize(
+    ("habit", "reason"),
+    {
+        "negates": "something else of its denoiser's output",
+        "extrapolates": "guidance changes",
+        "decides by numbers": "looks at numbers",
+        "returns all samples": "returns samples",
+        "fills a buffer": "tensor of its own",
+    }.items(),
+)
+def test_made_up_numbers_of_the_steps_become_no_result_and_decide_nothing(habit, reason):
+    both = pair(quiet(LoopOverSteps(unet(), diffusers.DDPMScheduler(clip_sample=False))))
+    assert relative(sample_of(both.plain, habit), sample_of(both.fast, habit)) <= BOUND
+    assert reason in both.reason
+
+
+class Plain(torch.nn.Module):
+    """A denoiser that is no model of diffusers."""
+
+    def __init__(self, returns):
+        super().__init__()
+        self.config = {}
+        self.conv = torch.nn.Conv2d(4, 4, 3, padding=1)
+        self.returns = returns
+
+    def forward(self, sample, timestep):
+        return self.returns(self.conv(sample) * torch.cos(timestep * 0.01))
+
+
+class OwnDenoiser(diffusers.DiffusionPipeline):
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self, read):
+        self.scheduler.set_timesteps(3)
+        sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        for t in self.scheduler.timesteps:
+            sample = self.scheduler.step(read(self.unet(sample, t)), t, sample).prev_sample
+        return sample
+
+
+def own_denoiser(returns):
+    return pair(quiet(OwnDenoiser(randomised(Plain(returns), 1), diffusers.DDIMScheduler(clip_sample=False))))
+
+
+@pytest.mark.parametrize(
+    ("returns", "read"),
+    [
+        (lambda x: x, lambda result: result),
+        (lambda x: (x,), lambda result: result[0]),
+        (lambda x: {"noise": x}, lambda result: result["noise"]),
+        (lambda x: (x, 2 * x), lambda result: result[0]),
+    ],
+)
+def test_a_denoiser_returns_what_it_ever_returned(returns, read):
+    both = own_denoiser(returns)
+    assert relative(both.plain(read), both.fast(read)) <= BOUND
+    assert both.reason == ""
+
+
+def test_reading_more_of_a_denoiser_than_its_prediction_is_refused():
+    with pytest.raises(UnsupportedError, match="Plain returns more than its prediction"):
+        own_denoiser(lambda x: (x, 2 * x)).fast(lambda result: result[1])
+
+
+class WritesItsLatents(LoopOverSteps):
+    @torch.no_grad()
+    def __call__(self, text, latents):
+        self.scheduler.set_timesteps(4)
+        latents.mul_(0.5)
+        for t in self.scheduler.timesteps:
+            prediction = self.unet(latents, t, encoder_hidden_states=text).sample
+            latents = self.scheduler.step(-prediction, t, latents).prev_sample
+        return latents
+
+
+def test_a_request_that_starts_again_starts_with_what_it_was_given():
+    both = pair(quiet(WritesItsLatents(unet(), diffusers.DDIMScheduler(clip_sample=False))))
+    text = torch.ones(1, 9, 16)
+    results = [pipe(text, torch.ones(1, 4, 8, 8)) for pipe in (both.plain, both.fast)]
+    assert relative(*results) <= BOUND
+    assert both.reason
+
+
+def test_tensors_without_versions_may_meet_made_up_numbers():
+    both = pair(quiet(LoopOverSteps(unet(), diffusers.DDPMScheduler(clip_sample=False))))
+    assert relative(sample_of(both.plain, "weighs"), sample_of(both.fast, "weighs")) <= BOUND
+    assert both.reason == ""

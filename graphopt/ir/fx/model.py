@@ -88,6 +88,11 @@ class FxModel(Model):
         returned = self._program.call_spec.out_spec
         return [str(key) for key in returned.context] if returned is not None and returned.type is dict else None
 
+    @property
+    def result_structure(self) -> pytree.TreeSpec | None:
+        """In which containers the outputs are returned; None if that is not known."""
+        return self._program.call_spec.out_spec
+
     def refresh(self) -> None:
         drop_unused_weights(self._main)
 

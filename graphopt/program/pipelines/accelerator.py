@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from graphopt.errors import UnsupportedError
 from graphopt.program.pipelines.cache import Cache
-from graphopt.program.pipelines.calls import DenoiserCall, Deviation
+from graphopt.program.pipelines.calls import DenoiserCall, Deviation, OnlyFirst
 from graphopt.program.pipelines.compiled import CompiledDenoiser, Settings
+from graphopt.program.pipelines.made_up import holds_made_up, looked_at, tensors_in
 from graphopt.program.pipelines.report import AccelerationReport, RequestRecord
 from graphopt.program.pipelines.routing import Call, routed, unrouted
 from graphopt.program.pipelines.schedules import Schedules, placeholder
-from graphopt.program.pipelines.state import ModuleState, Randomness, generators_in
+from graphopt.program.pipelines.state import ModuleState, Randomness, Values, generators_in
 from graphopt.program.pipelines.stepper import StepwiseRequest
 from graphopt.program.pipelines.whole import WholeRequest
 
@@ -51,18 +52,21 @@ class Accelerator:
         """
         if self._whole is not None or self._stepwise is not None:
             raise UnsupportedError("an accelerated pipeline was called while it was running; make one for each thread")
-        self._check_denoisers()
+        for name in self.denoiser_names:
+            _require_no_hooks(name, self._denoisers[name])
         started, compiled = time.perf_counter(), len(self.report.compiled)
         reason = next((f"{name} is given" for name in CALLBACKS if given.get(name) is not None), "")
         if not reason:
-            before = Randomness(generators_in(given))
+            before = (Randomness(generators_in(given)), Values(tensors_in(given)))
             try:
-                result = self._as_program(pipe, call)
+                result, idle = self._as_program(pipe, call)
             except Deviation as deviation:
                 reason = str(deviation)
-                before.restore()
+                for state in before:
+                    state.restore()
         if reason:
-            result = self._step_by_step(call)
+            result, idle = self._step_by_step(call), ""
+        reason = reason or idle
         now = RequestRecord(
             mode="steps" if reason else "program",
             reason=reason,
@@ -72,7 +76,9 @@ class Accelerator:
         self.report.add(now)
         return result
 
-    def _as_program(self, pipe: Any, call: Callable[[], Any]) -> Any:
+    def _as_program(self, pipe: Any, call: Callable[[], Any]) -> tuple[Any, str]:
+        """The result, and why it did not run as a program after all: there was nothing to run."""
+
         def hints() -> tuple[Any, Any]:
             return getattr(pipe, "guidance_scale", None), getattr(pipe, "guidance_rescale", None)
 
@@ -83,7 +89,9 @@ class Accelerator:
             self._whole = None
         if whole.started and not whole.finished:
             raise Deviation("its loop ends before the scheduler's last step")
-        return result
+        if holds_made_up(result):
+            raise Deviation("it returns samples or predictions of its loop")
+        return result, "" if whole.started else "it calls no denoiser of this pipeline (that of a copy, for example)"
 
     def _step_by_step(self, call: Callable[[], Any]) -> Any:
         self._stepwise = {}
@@ -92,13 +100,23 @@ class Accelerator:
         finally:
             self._stepwise = None
 
-    def _check_denoisers(self) -> None:
-        """Forget what was compiled if a denoiser is not what it was. Raises UnsupportedError if it has hooks by now."""
-        for name, denoiser in self._denoisers.items():
-            _require_no_hooks(name, denoiser)
-            if name not in self._states or not self._states[name].still(denoiser):
-                self._compiled.clear()
-                self._states[name] = ModuleState(denoiser)
+    def _check_denoiser(self, name: str) -> None:
+        """Forget what was compiled if a denoiser is not what it was.
+
+        Raises:
+            UnsupportedError: it changed since the loop that is watched called it.
+        """
+        denoiser = self._denoisers[name]
+        if name in self._states and self._states[name].still(denoiser):
+            return
+        if self._whole is not None and self._whole.called(name):
+            # The change has happened by now: from the start again the first steps would have it too.
+            raise UnsupportedError(
+                f"the pipeline changes its {name} within its loop (weights, adapters, attention processors); give a "
+                "callback_on_step_end, which makes it run step by step from the start"
+            )
+        self._compiled.forget(lambda key: key[0] == name)
+        self._states[name] = ModuleState(denoiser)
 
     def _denoiser_for(self, name: str, call: DenoiserCall) -> CompiledDenoiser:
         def build() -> CompiledDenoiser:
@@ -138,17 +156,17 @@ class Accelerator:
         name = next((name for name, module in self._denoisers.items() if module is call.component), None)
         if name is None or (self._whole is None and self._stepwise is None):
             return call.pass_on()
+        self._check_denoiser(name)
         named = "return_dict" in call.signature.parameters
-        given = DenoiserCall.of(call.arguments(), named, self._scheduler.timesteps.dtype)
-        sample = self._whole.denoise(name, given) if self._whole is not None else self._predict(name, given)
-        return _output(sample) if given.return_dict else (sample,)
+        given = DenoiserCall.of(looked_at(call.arguments()), named, self._scheduler.timesteps.dtype)
+        return self._whole.denoise(name, given) if self._whole is not None else self._predict(name, given)
 
-    def _predict(self, name: str, call: DenoiserCall) -> torch.Tensor:
+    def _predict(self, name: str, call: DenoiserCall) -> Any:
         assert self._stepwise is not None
         denoiser = self._denoiser_for(name, call)
         if denoiser not in self._stepwise:
             self._stepwise[denoiser] = denoiser.stepper.request()
-        return self._stepwise[denoiser](call)
+        return denoiser.answer(call, self._stepwise[denoiser](call))
 
     def set_timesteps(self, call: Call) -> Any:
         """The pipeline sets its scheduler up."""
@@ -168,9 +186,10 @@ class Accelerator:
         """The pipeline takes a step of its scheduler."""
         if self._whole is None or call.component is not self._scheduler:
             return call.pass_on()
-        arguments = call.arguments()
+        arguments = looked_at(call.arguments())
         sample = self._whole.step(self._scheduler, self._setup, arguments)
-        return OnlySampleOutput(sample) if arguments.get("return_dict", True) else OnlySample((sample,))
+        as_tuple = not arguments.get("return_dict", True)
+        return OnlyFirst((sample,), Deviation(_MORE)) if as_tuple else OnlySampleOutput(sample)
 
     def __deepcopy__(self, memo: Any) -> Accelerator:
         """A copy of a component is one more component of the same pipeline."""
@@ -183,18 +202,6 @@ def _require_no_hooks(name: str, module: torch.nn.Module) -> None:
 
 
 _MORE = "it reads more of its scheduler's step than the sample"
-
-
-class OnlySample(tuple[Any, ...]):
-    """What a scheduler's step returns as a tuple, of which only the sample exists."""
-
-    def __getitem__(self, index: Any) -> Any:
-        if index != 0:
-            raise Deviation(_MORE)
-        return super().__getitem__(index)
-
-    def __iter__(self) -> Iterator[Any]:
-        raise Deviation(_MORE)
 
 
 class OnlySampleOutput:
@@ -210,9 +217,3 @@ class OnlySampleOutput:
 
     def __getattr__(self, name: str) -> Any:
         raise Deviation(f"it reads {name!r} of its scheduler's step")
-
-
-def _output(sample: torch.Tensor) -> Any:
-    from diffusers.models.modeling_outputs import Transformer2DModelOutput
-
-    return Transformer2DModelOutput(sample=sample)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -25,5 +25,7 @@ class Cache(Generic[T]):
         self._values.move_to_end(key)
         return self._values[key]
 
-    def clear(self) -> None:
-        self._values.clear()
+    def forget(self, which: Callable[[Any], bool]) -> None:
+        """Drop the values whose keys are such."""
+        for key in list(filter(which, self._values)):
+            del self._values[key]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,25 @@ _LEAVES = (torch.Tensor, type(None), bool, int, float, str)
 
 class Deviation(Exception):
     """The pipeline does something that a sampling program does not say; the message is what it does."""
+
+
+class OnlyFirst(tuple[Any, ...]):
+    """What is returned as a tuple, of which only the first entry exists: reading others is an error."""
+
+    _error: Exception
+
+    def __new__(cls, known: Iterable[Any], error: Exception) -> OnlyFirst:
+        made = super().__new__(cls, known)
+        made._error = error
+        return made
+
+    def __getitem__(self, index: Any) -> Any:
+        if index != 0:
+            raise self._error
+        return super().__getitem__(index)
+
+    def __iter__(self) -> Iterator[Any]:
+        raise self._error
 
 
 @dataclass(frozen=True)
@@ -42,15 +61,16 @@ class DenoiserCall:
         Args:
             arguments: taken over.
             return_dict: what the denoiser does if they do not say.
-            timestep_dtype: of a timestep that is given as a number.
+            timestep_dtype: of a timestep that is given as a number, if it holds it; float32 otherwise.
 
         Raises:
             UnsupportedError: an argument is neither a tensor nor a number nor a list or mapping of those.
         """
         return_dict = bool(arguments.pop("return_dict", return_dict))
         sample_name, timestep_name = (_one_of(names, arguments) for names in (SAMPLE, TIMESTEP))
-        if not isinstance(arguments[timestep_name], torch.Tensor):
-            arguments[timestep_name] = torch.tensor(arguments[timestep_name], dtype=timestep_dtype)
+        if not isinstance(number := arguments[timestep_name], torch.Tensor):
+            fractional = isinstance(number, float) and not timestep_dtype.is_floating_point
+            arguments[timestep_name] = torch.tensor(number, dtype=torch.float32 if fractional else timestep_dtype)
         leaves, constants = {}, []
         for path, value in _leaves("", arguments):
             if isinstance(value, torch.Tensor):

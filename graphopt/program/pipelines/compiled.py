@@ -9,6 +9,8 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch.utils import _pytree as pytree
 
 from graphopt.compiler import make_backend, optimize
 from graphopt.errors import ModelError, UnsupportedError
@@ -18,7 +20,7 @@ from graphopt.program.denoiser import trace
 from graphopt.program.guidance import Guidance
 from graphopt.program.interface import NEGATIVE, Interface, halved
 from graphopt.program.pipelines.cache import Cache
-from graphopt.program.pipelines.calls import DenoiserCall, Deviation, same
+from graphopt.program.pipelines.calls import DenoiserCall, Deviation, OnlyFirst, same
 from graphopt.program.pipelines.state import undisturbed
 from graphopt.program.pipelines.stepper import Stepper
 from graphopt.program.program import Program
@@ -52,6 +54,8 @@ class CompiledDenoiser:
         self._settings = settings
         with undisturbed():
             program = _program(module, call, schedule)
+            traced: Any = program.bodies[BODY].step.model
+            self._structure = traced.result_structure
             result = optimize(program, settings.passes, target=settings.backend, verify=settings.verify)
         if set(result.program.bodies) != {BODY}:
             raise UnsupportedError(
@@ -64,15 +68,27 @@ class CompiledDenoiser:
         self._samplers: Cache[Callable[..., Any]] = Cache(4)
 
     @cached_property
-    def probes(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Random numbers of the type of the denoiser's output, for each of at most two calls in a step."""
+    def _output(self) -> torch.Tensor:
+        """A tensor without values, of the type of what the denoiser returns."""
         model = self._program.bodies[BODY].step.model.main
         type_ = model.type(model.outputs()[0])
         if type_ is None or type_.shape is None or not type_.is_static:
             raise ModelError(f"the output of {self._program.name} is {type_}: a program has static sizes")
-        drawn = torch.randn((2, *type_.shape), generator=torch.Generator().manual_seed(0))
-        drawn = drawn.to(getattr(torch, type_.dtype))
-        return drawn[0], drawn[1]
+        return torch.empty(type_.shape, dtype=getattr(torch, type_.dtype), device="meta")
+
+    def made_up(self, random: torch.Generator) -> torch.Tensor:
+        """Random numbers of the type of the denoiser's output."""
+        return torch.randn(self._output.shape, generator=random).to(self._output.dtype)
+
+    def answer(self, call: DenoiserCall, prediction: torch.Tensor) -> Any:
+        """What the denoiser returns for a call, in the containers in which it returns it."""
+        if call.return_dict:
+            return Transformer2DModelOutput(sample=prediction)
+        if self._structure is None:
+            return (prediction,)
+        if self._structure.num_leaves != 1:
+            return OnlyFirst((prediction,), UnsupportedError(f"{self._program.name} {_MORE}"))
+        return pytree.tree_unflatten([prediction], self._structure)
 
     @cached_property
     def stepper(self) -> Stepper:
@@ -116,7 +132,7 @@ class CompiledDenoiser:
                 schedule=rows,
                 calls=tuple(calls),
                 guidance=guidance,
-                interface=_sampling_interface(self._program.interface, self.probes[0], guidance),
+                interface=_sampling_interface(self._program.interface, self._output, guidance),
             )
             with undisturbed():
                 return program.lower(self._settings.backend, **self._settings.options)
@@ -146,7 +162,7 @@ class CompiledDenoiser:
 
     def alike(self, other: CompiledDenoiser) -> bool:
         """Whether both are called alike and predict the same type."""
-        mine, its = self.probes[0], other.probes[0]
+        mine, its = self._output, other._output
         same_output = mine.shape == its.shape and mine.dtype == its.dtype
         return same_output and self._program.interface == other._program.interface
 
@@ -155,6 +171,9 @@ class CompiledDenoiser:
         shared = [c.name for c in self._program.interface.conditions if not c.branched]
         names = [first.sample_name, first.timestep_name, *shared]
         return first.signature == second.signature and all(same(first.leaves[n], second.leaves[n]) for n in names)
+
+
+_MORE = "returns more than its prediction, and the pipeline reads it: only the prediction is compiled"
 
 
 def _keywords(function: Any) -> set[str]:
@@ -188,7 +207,7 @@ def _roles(call: DenoiserCall) -> dict[str, str]:
     return roles | {call.sample_name: "sample", call.timestep_name: "timestep"}
 
 
-def _sampling_interface(interface: Interface, probe: torch.Tensor, guidance: Guidance | None) -> Interface:
+def _sampling_interface(interface: Interface, output: torch.Tensor, guidance: Guidance | None) -> Interface:
     """The interface of a program that samples, from that of a denoiser's call.
 
     Raises:
@@ -196,10 +215,10 @@ def _sampling_interface(interface: Interface, probe: torch.Tensor, guidance: Gui
     """
     sample = interface.sample
     assert sample.shape is not None
-    same_sizes = len(sample.shape) == probe.ndim and sample.shape[2:] == tuple(probe.shape[2:])
-    if not same_sizes or not isinstance(sample.shape[1], int) or probe.shape[1] < sample.shape[1]:
-        raise Deviation(f"its denoiser predicts {list(probe.shape)} for an input of {list(sample.shape)}")
-    channels = None if tuple(probe.shape) == sample.shape else sample.shape[1]
+    same_sizes = len(sample.shape) == output.ndim and sample.shape[2:] == tuple(output.shape[2:])
+    if not same_sizes or not isinstance(sample.shape[1], int) or output.shape[1] < sample.shape[1]:
+        raise Deviation(f"its denoiser predicts {list(output.shape)} for an input of {list(sample.shape)}")
+    channels = None if tuple(output.shape) == sample.shape else sample.shape[1]
     if guidance is None or guidance.mode == "calls":
         return replace(interface, prediction_channels=channels)
     return replace(

@@ -30,7 +30,7 @@ def read_guidance(probes: Sequence[torch.Tensor], output: torch.Tensor, hints: t
     if len(probes) == 1 and same(probes[0][:, : output.shape[1]], output):
         return None
     first, second = branches(probes, output)
-    if first.shape != output.shape:
+    if not first.shape == second.shape == output.shape:
         raise Deviation("it makes something else of its denoiser's output than guidance of two branches")
     scale, rescale = _solve(first.double(), second.double(), output.double(), hints)
     if not 0.0 <= rescale <= 1.0 or not agrees(output, combine(first, second, scale, rescale)):

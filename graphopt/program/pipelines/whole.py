@@ -4,7 +4,8 @@ The pipeline's own code runs as ever, but its denoiser answers with random numbe
 numbers. From what the pipeline makes of them follows all that the program needs: conditions, timesteps, how the sample
 is scaled and doubled, the guidance. Every step must be what the program will do; anything else is a `Deviation`, upon
 which the request starts again step by step. At the last step the program runs from the first step's sample, and its
-result is what the scheduler returns. No made-up number can become a result: a loop that ends early is a deviation.
+result is what the scheduler returns. No made-up number can become a result, nor decide what the pipeline does: a loop
+that ends early is a deviation, and so is looking at one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from graphopt.program.guidance import Guidance
 from graphopt.program.pipelines.calls import DenoiserCall, Deviation, same, version_of
 from graphopt.program.pipelines.compiled import CompiledDenoiser
 from graphopt.program.pipelines.guidance import agrees, guided, read_guidance
+from graphopt.program.pipelines.made_up import made_up
 from graphopt.program.pipelines.schedules import Schedules
 from graphopt.program.pipelines.state import Randomness, generators_in
 
@@ -47,7 +49,8 @@ class WholeRequest:
         self._denoisers: dict[str, CompiledDenoiser] = {}
         self._names: list[str] = []
         """The denoiser that each row calls."""
-        self._made = 0
+        self._answers: list[torch.Tensor] = []
+        """What the denoiser has answered in this step."""
         self._timesteps: list[float] = []
         self.finished = False
 
@@ -55,6 +58,10 @@ class WholeRequest:
     def started(self) -> bool:
         """Whether the loop has begun."""
         return bool(self._calls)
+
+    def called(self, name: str) -> bool:
+        """Whether the denoiser of that name has been called."""
+        return name in self._denoisers
 
     @property
     def stepped(self) -> bool:
@@ -66,11 +73,12 @@ class WholeRequest:
         assert self._start is not None
         return self._start.scaled(sample)
 
-    def denoise(self, name: str, call: DenoiserCall) -> torch.Tensor:
-        """The answer of the denoiser of that name: random numbers."""
+    def denoise(self, name: str, call: DenoiserCall) -> Any:
+        """The answer of the denoiser of that name: random numbers, others in every step, or what a pipeline makes of
+        the predictions of several steps would look as if it were of one."""
         if self.finished:
             raise Deviation("it calls its denoiser after the last step")
-        number, self._made = self._made, self._made + 1
+        number = len(self._answers)
         if number and name != self._names[-1]:
             raise Deviation("it calls several denoisers in a step")
         if self._start is None:
@@ -81,7 +89,9 @@ class WholeRequest:
         if number == 0:
             self._timesteps.append(timestep)
             self._names.append(name)
-        return self._denoiser_of(name, call).probes[number].clone()
+        denoiser = self._denoiser_of(name, call)
+        self._answers.append(denoiser.made_up(self._random))
+        return denoiser.answer(call, made_up(self._answers[-1]))
 
     def _denoiser_of(self, name: str, call: DenoiserCall) -> CompiledDenoiser:
         if name not in self._denoisers:
@@ -110,8 +120,8 @@ class WholeRequest:
 
     def step(self, scheduler: Any, setup: Mapping[str, Any], arguments: Mapping[str, Any]) -> torch.Tensor:
         """The sample that the scheduler's step returns."""
-        made, self._made = self._made, 0
-        if not made or made != len(self._calls):
+        answers, self._answers = self._answers, []
+        if not answers or len(answers) != len(self._calls):
             raise Deviation("it steps without calling its denoiser, or calls it less often than in the first step")
         output, timestep, sample = (arguments[name] for name in ("model_output", "timestep", "sample"))
         options = {k: v for k, v in arguments.items() if k not in _OWN}
@@ -122,7 +132,7 @@ class WholeRequest:
         else:
             self._start.check_step(options, generator, timestep, sample)
         name = self._names[-1]
-        self._start.check_guidance(name, self._denoisers[name].probes[:made], output, self._hints())
+        self._start.check_guidance(name, answers, output, self._hints())
         if self._start.row + 1 < len(self._start.schedule):
             return self._start.next_sample(self._random)
         return self._sample(self._start)
@@ -161,7 +171,6 @@ class _Start:
         self._version = version_of(sample)
         self._randomness = Randomness(generators_in(generator))
         self._made_up = sample
-        self._expected: dict[str, torch.Tensor] = {}
         if len(self._times) - begin != len(self.schedule):
             raise Deviation("its scheduler has another number of steps than its configuration gives")
 
@@ -193,10 +202,9 @@ class _Start:
             raise Deviation("it hands its scheduler a prediction of another size than the sample")
         if name not in self._guidances:
             self._guidances[name] = found = read_guidance(probes, output, hints)
-            self._expected[name] = guided(probes, output, found)
             if _kind(found) != _kind(next(iter(self._guidances.values()))):
                 raise Deviation("its guidance changes from step to step")
-        elif not agrees(output, self._expected[name]):
+        elif not agrees(output, guided(probes, output, self._guidances[name])):
             raise Deviation("its guidance changes from step to step")
 
     def guidance(self) -> Guidance | None:
@@ -221,7 +229,7 @@ class _Start:
         self.row += 1
         like = self.sample
         self._made_up = torch.randn(like.shape, generator=random).to(like.dtype)
-        return self._made_up.clone()
+        return made_up(self._made_up)
 
     def check_untouched(self) -> None:
         if version_of(self.sample) != self._version:
