@@ -19,8 +19,10 @@ def flatten_concats(editor: Editor, settled: set[Hashable]) -> bool:
     graph, kept = editor.graph, False
     gone: set[Node] = set()
     for node in reversed([n for n in graph.nodes() if graph.key(n) == "concat"]):
+        if node in settled or node in gone or editor.ledger.exhausted:
+            continue
         call = graph.call(node)
-        if node in settled or node in gone or not isinstance(call, Call) or editor.ledger.exhausted:
+        if not isinstance(call, Call):
             continue
         inner, operands = _contained(graph, call)
         if not inner:

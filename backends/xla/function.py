@@ -9,6 +9,7 @@ axis, which no dtype cuts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import jax
@@ -146,10 +147,12 @@ def function_of(program: ExportedProgram) -> Callable[[Sequence[Any], Sequence[A
         UnsupportedError: an op gives another dtype or other sizes in JAX than in torch.
     """
     specs, constants = program.graph_signature.input_specs, constants_of(program.graph_module)
+    computed = [isinstance(value, torch.fx.Node) for value in program.graph.output_node().args[0]]
 
     def function(weights: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         args = arguments(specs, weights, inputs)
         results = Interpreter(program.graph_module, constants).run(*args, enable_io_processing=False)
-        return list(layout.plain(results))
+        # Numbers and texts are part of what the program returns, and JAX would make arrays of them or refuse them.
+        return list(compress(layout.plain(results), computed))
 
     return function

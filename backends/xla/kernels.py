@@ -261,6 +261,18 @@ def repeat_interleave(x: Any, repeats: int, dim: int | None = None, *, output_si
     return jnp.repeat(x.reshape(-1) if dim is None else x, repeats, axis=0 if dim is None else dim)
 
 
+def divide(x: Any, y: Any, *, rounding_mode: str | None = None) -> Any:
+    """aten.div with a rounding mode. torchax rounds the quotient of 64-bit integers to a float first."""
+    if rounding_mode == "trunc" and jnp.issubdtype(jnp.result_type(x, y), jnp.integer):
+        return jnp.floor_divide(x - jnp.fmod(x, y), y)
+    return _torchax()[torch.ops.aten.div].func(x, y, rounding_mode)
+
+
+def sign(x: Any) -> Any:
+    """aten.sign: that of NaN is 0 to torch."""
+    return jnp.nan_to_num(jnp.sign(x), nan=0.0)
+
+
 OWN: dict[str, Kernel] = {
     "aten.convolution.default": convolution,
     **{f"aten.conv{n}d.default": _conv(False) for n in (1, 2, 3)},
@@ -280,6 +292,10 @@ OWN: dict[str, Kernel] = {
     "aten.max.other": jnp.maximum,
     "aten.constant_pad_nd.default": constant_pad,
     "aten.repeat_interleave.self_int": repeat_interleave,
+    # torchax subtracts y times a rounded quotient, which is another remainder where that is rounded to an integer.
+    **{f"aten.fmod.{overload}": jnp.fmod for overload in ("Tensor", "Scalar")},
+    **{f"aten.div.{overload}_mode": divide for overload in ("Tensor", "Scalar")},
+    "aten.sign.default": sign,
     "aten.sym_size.int": lambda x, dim: x.shape[dim],
     "aten.sym_numel.default": lambda x: x.size,
     "aten._assert_scalar.default": lambda *_: None,

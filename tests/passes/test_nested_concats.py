@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from clean_up_graphs import assert_same_results, clean, kept_rules, onnx_model, op_types
 
 FEEDS = {name: np.full((2, 3), i, np.float32) for i, name in enumerate("xyz")}
@@ -40,3 +41,16 @@ def test_another_axis_another_reader_and_an_output_keep_a_concat() -> None:
         assert kept_rules(result)["flatten-concats"] == 0
         assert sorted(op_types(result.model)) == sorted(op_types(model))
         assert_same_results(model, result.model, FEEDS)
+
+
+def test_a_nest_in_a_torch_model_is_flattened() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([torch.cat([x, -x], 1), torch.cat([x, torch.cat([x, x * 2], 1)], 1)], 1)
+
+    module, x = Module(), torch.ones(2, 3)
+    result = clean(module, example_inputs=(x,))
+    assert kept_rules(result)["flatten-concats"] == 1
+    assert torch.equal(result.model(x), module(x))

@@ -79,6 +79,21 @@ def test_groups_are_normalised_without_a_loop(dtype):
     assert "while" not in jax.jit(kernels.group_norm, static_argnums=1).lower(x.float().numpy(), 3).as_text()
 
 
+def test_remainders_and_quotients_are_exact():
+    # 1 / 0.1 in float32 is rounded to 10, 1e8 / 0.3 to an integer that is off, 2**62 / 3 in float64.
+    floats = torch.tensor([1.0, -1.0, 0.3, 1e8, 1e38]), torch.tensor([0.1, 0.1, 0.1, 0.3, 7.0])
+    integers = torch.tensor([2**62 + 1, -(2**62) - 1, 7, -7]), torch.tensor([3, 3, -2, 2])
+    for x, y in (floats, integers, [i.int() for i in integers]):
+        assert checked(lambda x, y: (torch.fmod(x, y), torch.fmod(x, 3)), x, y) == 2
+        assert checked(lambda x, y: (torch.div(x, y, rounding_mode="trunc"), x // y), x, y) == 2
+    assert checked(lambda x: torch.div(x, 3, rounding_mode="trunc"), integers[0]) == 1
+
+
+def test_the_sign_of_nan_is_zero():
+    x = torch.tensor([float("nan"), float("inf"), -2.0, -0.0])
+    assert checked(torch.sign, x) == checked(torch.sign, x.bfloat16()) == checked(torch.sign, x[1:3].sign().int()) == 1
+
+
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_gelu_is_as_exact_as_its_formula(dtype, approximate):
