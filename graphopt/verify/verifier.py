@@ -322,7 +322,8 @@ def _contract_ratio(change: Change, old: Array, new: Array, wide: Array | None) 
     # What an approximate change declares is in `old` already; all else is rounding.
     factor = contract.factor if isinstance(contract, Rounding) else Rounding().factor
     ref = old.astype(np.float64) if wide is None else wide
-    return rounding_ratio(ref, old, new, EPS[old.dtype.name], factor)
+    divides = isinstance(contract, Approximate)  # into factors: what were infinities of one sign are of both
+    return rounding_ratio(ref, old, new, EPS[old.dtype.name], factor, loses_infinities=divides)
 
 
 def _structure(change: Change, fragment: Fragment) -> str:
