@@ -80,10 +80,12 @@ def _apart(wanted: Array, found: Array, allowed: float) -> Array:
 def relative_error(reference: Array, value: Array) -> float:
     """Largest of rms and maximum error, relative to the same norm of `reference`, over its finite part.
 
-    inf if the finite parts differ in extent.
+    inf if anything else differs.
     """
     finite = np.isfinite(reference)
-    if value.shape != reference.shape or not np.array_equal(finite, np.isfinite(value)):
+    if value.shape != reference.shape or not np.isfinite(value[finite]).all():
+        return float("inf")
+    if not np.array_equal(reference[~finite], value[~finite], equal_nan=True):
         return float("inf")
     ref, val = reference[finite], value[finite]
     if ref.size == 0:

@@ -17,7 +17,7 @@ from graphopt.ir.weights import as_ref
 from graphopt.rewrite.contract import Rounding
 from graphopt.rewrite.pattern import opt
 from graphopt.rewrite.rule import Rule, rule
-from graphopt.verify.compare import EPS, rounding_ratio
+from graphopt.verify.compare import EPS, relative_error, rounding_ratio
 
 INF, NAN = float("inf"), float("nan")
 LARGEST = float(np.finfo(np.float32).max)
@@ -96,3 +96,9 @@ def test_an_infinity_keeps_its_sign_and_does_not_become_nan(storage: str) -> Non
         graph = from_scratch(m.done(m.add("neg", m.add("abs", m.input(9, 9), shape=(9, 9)), shape=(9, 9))), storage)
         (application, *_) = apply(graph.main, mirrored(value)).applications
         assert application.status == status, (value, application)
+
+
+def test_errors_relative_to_float64_count_infinities_by_their_sign() -> None:
+    given = np.array([1.0, INF, NAN])
+    assert relative_error(given, given) == 0.0
+    assert all(relative_error(given, np.array([1.0, *rest])) == INF for rest in ((-INF, NAN), (NAN, NAN), (INF, INF)))
