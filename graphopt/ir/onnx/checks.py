@@ -30,6 +30,12 @@ def check_proto(proto: onnx.ModelProto, where: str) -> None:
             "download or "
             "export it again"
         )
+    for domain in (opset.domain for opsets in (proto, *proto.functions) for opset in opsets.opset_import):
+        if not isinstance(domain, str):
+            raise ModelError(
+                f"{where}: damaged: it imports the operator set {domain!r}; expected a name in UTF-8; "
+                "download or export it again"
+            )
 
 
 def check_structure(model: ir.Model, where: str) -> None:
