@@ -21,6 +21,7 @@ from graphopt.ir.graph import Call, Dim, Literal
 from graphopt.ir.weights import FLOATS, Array
 from graphopt.rewrite.change import Change, Rejected
 from graphopt.rewrite.contract import Approximate, Evidence, Exact, Rounding
+from graphopt.rewrite.rule import Rule
 from graphopt.verify.compare import EPS, bit_equal, mismatch, relative_error, rounding_ratio
 from graphopt.verify.execute import CannotRun, Runner, note_of, side_runner
 from graphopt.verify.fragment import Fragment, cut
@@ -72,7 +73,8 @@ class MatchVerifier:
     """Checks A, B and C for every change. Deterministic: seeds derive from the structure of the fragment."""
 
     def __init__(self) -> None:
-        self._twins: dict[str, float | None] = {}
+        self._twins: dict[tuple[Rule | None, str], float | None] = {}
+        """By rule and structure: two rules may have one name."""
         self._pools = ThreadPools()
         self.executed = 0
         """Fragments executed, for cost accounting."""
@@ -91,7 +93,7 @@ class MatchVerifier:
         structure = _structure(change, fragment)
         seed = zlib.crc32(structure.encode())
         wide = not isinstance(change.contract, Exact)
-        meaning = _meaning(fragment) if wide or structure not in self._twins else None
+        meaning = _meaning(fragment) if wide or (change.rule, structure) not in self._twins else None
         try:
             before = side_runner(fragment, fragment.before)
             sizes, first = _first_run(fragment, readable, before, seed, meaning)
@@ -109,8 +111,9 @@ class MatchVerifier:
         self, change: Change, fragment: Fragment, structure: str, run: _Run, meaning: Meaning | None
     ) -> tuple[float | None, tuple[str, ...]]:
         """Checks A and B, once for all fragments of one structure."""
-        if structure in self._twins:
-            return self._twins[structure], ()
+        key = change.rule, structure
+        if key in self._twins:
+            return self._twins[key], ()
         notes: tuple[str, ...] = ()
         twin: float | None = None
         if change.rule is not None:
@@ -122,7 +125,7 @@ class MatchVerifier:
                 raise Rejected(str(error), Evidence("executed", 1, float("inf"), error.error)) from error
         if meaning is not None and run.reference is not None:
             _check_reader(_in_float32(fragment, run), meaning)
-        self._twins[structure] = twin
+        self._twins[key] = twin
         return twin, notes
 
 
