@@ -181,6 +181,9 @@ def draw(
         shape = sizes[value]
         if type_.dtype in FLOATS:
             arrays.append(draw_float(rng, shape, type_.dtype, float_kind, one_of_many=one_of_many))
+        elif type_.dtype in ("complex64", "complex128"):
+            parts = rng.standard_normal((2, *shape))
+            arrays.append((parts[0] + 1j * parts[1]).astype(numpy_dtype(type_.dtype)))
         elif type_.dtype == "bool":
             arrays.append(rng.integers(0, 2, shape).astype(bool))
         else:
