@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -185,14 +185,15 @@ def _require_writable(source: Path, output: Path) -> None:
 
 def _data_files(source: Path) -> list[Path]:
     """The files beside `source` that hold its weights."""
-    import onnx
+    import onnx_ir
+
+    from graphopt.ir.onnx.checks import external_tensors
 
     try:
-        proto: Any = onnx.load(str(source), load_external_data=False)
+        tensors = external_tensors(onnx_ir.load(source))
+        return [source.parent / location for location in dict.fromkeys(str(t.location) for t in tensors)]
     except Exception:  # whatever is wrong with the file is said better by whoever loads it
         return []
-    entries = (e for t in proto.graph.initializer for e in t.external_data if e.key == "location")
-    return [source.parent / location for location in dict.fromkeys(e.value for e in entries)]
 
 
 def _save(result: Optimized, output: Path) -> None:

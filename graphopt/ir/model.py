@@ -66,8 +66,11 @@ class Model(ABC):
 
 
 def check_folder(path: Path) -> None:
-    """Raises ModelError if no file can be written to `path` because there is no folder for it, or one in its place."""
+    """Raises ModelError if no file can be written to `path` because there is no folder for it, or one in its place, or
+    what no file may take the place of: files are moved into place, which would remove a device or a pipe."""
     if not os.path.isdir(path.parent):
         raise ModelError(f"cannot save to {path}: the folder {path.parent} does not exist; make it first")
     if os.path.isdir(path):
         raise ModelError(f"cannot save to {path}: expected the path of a file, got a folder; add a file name")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ModelError(f"cannot save to {path}: expected the path of a file, got a device or a pipe; choose another")

@@ -208,7 +208,11 @@ class Schedule:
         return from_dict(data)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the schedule as JSON."""
+        """Write the schedule as JSON.
+
+        Raises:
+            ModelError: there is no such folder, or no file can take this place.
+        """
         from graphopt.program.storage import save
 
         save(self, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import tempfile
 from os import PathLike
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.errors import ModelError
+from graphopt.ir.model import check_folder
 from graphopt.program.schedule import Clip, Schedule
 
 FORMAT = "graphopt.schedule"
@@ -66,6 +68,7 @@ def from_dict(data: Any) -> Schedule:
 def save(schedule: Schedule, path: str | PathLike[str]) -> None:
     """Write the schedule, whole or not at all; see `Schedule.save`."""
     path = Path(path)
+    check_folder(path)
     text = json.dumps(to_dict(schedule), allow_nan=False, indent=1)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
@@ -128,12 +131,12 @@ def _shaped(value: Any, name: str) -> Any:
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise ModelError(f"Schedule: {name}.shape must be a list of sizes.")
     numbers = _numbers(values, name, float) if values else np.zeros(0)
-    size = 1
-    for axis in shape:
-        size *= axis
-    if numbers.ndim != 1 or numbers.size != size:
+    if numbers.ndim != 1 or numbers.size != math.prod(shape):
         raise ModelError(f"Schedule: {name} has {numbers.size} values for shape {shape}.")
-    return numbers.reshape(shape)
+    try:
+        return numbers.reshape(shape)
+    except ValueError as error:  # more axes or longer ones than an array can have
+        raise ModelError(f"Schedule: {name}.shape is {shape}, which no array can have.") from error
 
 
 def _clip(value: Any) -> Clip | None:

@@ -38,36 +38,54 @@ def mismatch(before: Sequence[Array], after: Sequence[Array]) -> str | None:
     return None
 
 
-def rounding_ratio(reference: Array, before: Array, after: Array, eps: float, factor: float) -> float:
+def rounding_ratio(
+    reference: Array, before: Array, after: Array, eps: float, factor: float, *, loses_infinities: bool = False
+) -> float:
     """Error of `after` as a multiple of what `Rounding(factor)` allows; inf where it is not finite and should be.
 
-    `reference` is the float64 result. Where the original overflows or is NaN, the rewrite must not be finite either;
-    where both reference and original are finite, so must the rewrite be.
+    `reference` is the float64 result. Where it and the original are not both numbers, the original's own error is no
+    yardstick: there the rewrite must be what one of the two is, NaN, the same infinity, or that number up to rounding.
+    Where neither is a number, one that `loses_infinities`, as a sum that is divided does, may be NaN.
     """
     old, new = before.astype(np.float64), after.astype(np.float64)
     finite = np.isfinite(reference) & np.isfinite(old)
     if not np.all(np.isfinite(new[finite])):
         return float("inf")
-    lost = ~np.isfinite(reference) & ~np.isfinite(old)
-    if np.any(np.isfinite(new[lost])):
-        return float("inf")
+    one_of_two = np.fmin(*(_apart(wanted[~finite], new[~finite], factor * eps) for wanted in (reference, old)))
+    if loses_infinities:
+        neither = ~np.isfinite(reference[~finite]) & ~np.isfinite(old[~finite])
+        one_of_two[neither & np.isnan(new[~finite])] = 0.0
+    worst = float(np.max(one_of_two, initial=0.0))
     ref, old, new = reference[finite], old[finite], new[finite]
     if ref.size == 0:
-        return 0.0
-    ratios = []
+        return worst
+    ratios = [worst]
     for norm in (_rms, _largest):
         allowed = factor * max(norm(old - ref), eps * norm(ref))
         ratios.append(_quotient(norm(new - ref), allowed))
     return max(ratios)
 
 
+def _apart(wanted: Array, found: Array, allowed: float) -> Array:
+    """0 where both are NaN or the same; the error as a multiple of what is `allowed` of the largest number that is
+    wanted where both are numbers; else inf."""
+    numbers = np.isfinite(wanted)
+    scale = np.max(np.abs(wanted[numbers]), initial=0.0)
+    same = (wanted == found) | (np.isnan(wanted) & np.isnan(found))
+    with np.errstate(all="ignore"):
+        errors = np.where(numbers & np.isfinite(found), np.abs(found - wanted) / (allowed * scale), np.inf)
+    return np.where(same, 0.0, errors)
+
+
 def relative_error(reference: Array, value: Array) -> float:
     """Largest of rms and maximum error, relative to the same norm of `reference`, over its finite part.
 
-    inf if the finite parts differ in extent.
+    inf if anything else differs.
     """
     finite = np.isfinite(reference)
-    if value.shape != reference.shape or not np.array_equal(finite, np.isfinite(value)):
+    if value.shape != reference.shape or not np.isfinite(value[finite]).all():
+        return float("inf")
+    if not np.array_equal(reference[~finite], value[~finite], equal_nan=True):
         return float("inf")
     ref, val = reference[finite], value[finite]
     if ref.size == 0:

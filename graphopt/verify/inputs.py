@@ -33,6 +33,10 @@ LAYOUT = frozenset({"identity", "cast", "reshape", "unsqueeze", "squeeze", "tran
 BLOCK = 16381
 """Most numbers that are drawn for one tensor. A prime, so that no axis of a tensor is in step with the block."""
 PRIMES = (7, 11, 13, 17, 19, 23, 29, 31)
+ENOUGH = 32
+"""Numbers that are drawn for an input at the least, in several draws if it has fewer."""
+LITTLE = 1024
+"""Numbers of an input up to which that is done."""
 
 
 class NoInputs(Exception):
@@ -157,10 +161,18 @@ def constrained(fragment: Fragment, value: Value, type_: TensorType, calls: Sequ
 
 
 def draw(
-    fragment: Fragment, sizes: Sizes, calls: Sequence[Call], kind: str, seed: int, *, finite: bool = False
+    fragment: Fragment,
+    sizes: Sizes,
+    calls: Sequence[Call],
+    kind: str,
+    seed: int,
+    *,
+    finite: bool = False,
+    one_of_many: bool = False,
 ) -> list[Array]:
     """One array per input, in order; deterministic in `seed`. `finite` keeps NaN and infinities out of special
-    inputs, whose integers stay what they are."""
+    inputs, whose integers stay what they are. `one_of_many` draws let special inputs of three numbers or fewer be NaN
+    or infinite, which would leave nothing else to see in the only one."""
     rng = np.random.default_rng(seed)
     float_kind = KINDS[0] if finite and kind == "special" else kind
     arrays = []
@@ -168,7 +180,10 @@ def draw(
         type_ = _known(fragment.graph, value)
         shape = sizes[value]
         if type_.dtype in FLOATS:
-            arrays.append(draw_float(rng, shape, type_.dtype, float_kind))
+            arrays.append(draw_float(rng, shape, type_.dtype, float_kind, one_of_many=one_of_many))
+        elif type_.dtype in ("complex64", "complex128"):
+            parts = rng.standard_normal((2, *shape))
+            arrays.append((parts[0] + 1j * parts[1]).astype(numpy_dtype(type_.dtype)))
         elif type_.dtype == "bool":
             arrays.append(rng.integers(0, 2, shape).astype(bool))
         else:
@@ -176,6 +191,12 @@ def draw(
             draw_one = _draw_number if free else _draw_integer
             arrays.append(draw_one(rng, fragment, value, type_, sizes, calls, kind))
     return arrays
+
+
+def draws_of(sizes: Sizes) -> int:
+    """How often inputs are drawn so that those of few numbers meet enough: one truth value or sign tells little."""
+    numbers = [n for n in map(math.prod, sizes.values()) if n > 0]
+    return max(1, min(-(-ENOUGH // min(numbers)), LITTLE // max(numbers))) if numbers else 1
 
 
 def draw_input(rng: np.random.Generator, type_: TensorType) -> Array:
@@ -188,7 +209,9 @@ def draw_input(rng: np.random.Generator, type_: TensorType) -> Array:
     return rng.integers(0, 2, shape).astype(numpy_dtype(type_.dtype))
 
 
-def draw_float(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, kind: str) -> Array:
+def draw_float(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: str, kind: str, *, one_of_many: bool = False
+) -> Array:
     """Floating-point data of one kind; see the module's docstring. Large tensors repeat a block of prime length."""
     size = math.prod(shape)
     if size > BLOCK:
@@ -202,7 +225,7 @@ def draw_float(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, kin
         data = np.where((pick >= 0.05) & (pick < 0.1), np.copysign(float(limits.smallest_subnormal) * 3, data), data)
         data = _one_signed_ends(data)
     elif kind == "special":
-        data = _sprinkle(rng, data)
+        data = _one_special(rng, data) if one_of_many and 0 < size < 4 else _sprinkle(rng, data)
     return np.asarray(data).astype(numpy_dtype(dtype))
 
 
@@ -224,12 +247,24 @@ def shake(feed: Array, unit: float, rng: np.random.Generator) -> Array:
 
 
 def _sprinkle(rng: np.random.Generator, data: Array) -> Array:
-    """NaN and infinities at about one place in a hundred each, and at one place at least if there are three."""
+    """NaN and infinities at about one place in a hundred each, and at one place at least if there are three; both
+    infinities if there are four, since a bound that is lost on one side shows at one of them alone."""
     flat = data.reshape(-1).copy()
     count = max(1, flat.size // 100) if flat.size >= 3 else 0
-    places = rng.permutation(flat.size)[: 2 * count]
+    places = rng.permutation(flat.size)
     flat[places[:count]] = np.nan
-    flat[places[count:]] = np.copysign(np.inf, flat[places[count:]])
+    infinite = places[count : count + max(count, min(2, flat.size - 2))] if count else places[:0]
+    flat[infinite] = np.copysign(np.inf, flat[infinite])
+    if infinite.size > 1:
+        flat[infinite[:2]] = np.inf, -np.inf
+    return flat.reshape(data.shape)
+
+
+def _one_special(rng: np.random.Generator, data: Array) -> Array:
+    """NaN, an infinity or nothing of the kind at one place."""
+    flat = data.reshape(-1).copy()
+    place = rng.integers(flat.size)
+    flat[place] = rng.choice([np.nan, np.inf, -np.inf, flat[place]])
     return flat.reshape(data.shape)
 
 

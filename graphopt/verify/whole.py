@@ -80,8 +80,8 @@ class WholeCheck:
 
 
 def distance(expected: Sequence[Array], got: Sequence[Array]) -> float:
-    """Largest difference of any output relative to its largest finite element; inf if shapes, dtypes, integers or
-    the places of NaN and infinity differ."""
+    """Largest difference of any output relative to its largest finite element; inf if shapes, dtypes, integers, NaN or
+    infinities differ."""
     if len(expected) != len(got):
         return float("inf")
     worst = 0.0
@@ -94,7 +94,7 @@ def distance(expected: Sequence[Array], got: Sequence[Array]) -> float:
             continue
         x, y = a.astype(np.float64), b.astype(np.float64)
         finite = np.isfinite(x)
-        if not np.array_equal(finite, np.isfinite(y)):
+        if not np.array_equal(x[~finite], y[~finite], equal_nan=True) or not np.isfinite(y[finite]).all():
             return float("inf")
         if finite.any():
             scale = float(np.max(np.abs(x[finite]))) or 1.0

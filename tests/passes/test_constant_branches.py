@@ -57,3 +57,13 @@ def test_a_branch_with_random_numbers_keeps_the_if() -> None:
         }
     """)
     assert op_types(clean(model).model) == ["If"]
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_an_if_that_lacks_a_branch_is_left_alone(keep: int) -> None:
+    model = onnx_model(
+        f"agraph (float[3, 4] x) => (float[3, 4] z) <bool c = {{1}}, {WEIGHT}>{{ {BRANCHES} z = Sub(y, w) }}"
+    )
+    (node,) = [n for n in model.graph.node if n.op_type == "If"]
+    del node.attribute[1 - keep]
+    assert "If" in op_types(clean(model).model)

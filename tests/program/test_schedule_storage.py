@@ -142,6 +142,20 @@ def test_any_change_gives_a_schedule_or_a_clear_error(schedule, data):
         assert Schedule.from_dict(json.loads(json.dumps(found.to_dict()))).to_dict() == found.to_dict()
 
 
+@pytest.mark.parametrize("shape", [[2**70, 0], [0] * 100], ids=["long", "deep"])
+def test_a_shape_that_no_array_can_have_is_refused(schedule, shape):
+    changed = schedule.to_dict() | {"noise_gain": {"shape": shape, "values": []}}
+    with pytest.raises(ModelError, match="no array can have"):
+        Schedule.from_dict(changed)
+
+
+def test_a_schedule_is_not_saved_where_there_is_no_place_for_a_file(schedule, tmp_path):
+    with pytest.raises(ModelError, match="does not exist"):
+        schedule.save(tmp_path / "no" / "schedule.json")
+    with pytest.raises(ModelError, match="got a folder"):
+        schedule.save(tmp_path)
+
+
 def test_wrong_arrays_are_refused_when_a_schedule_is_made(schedule):
     with pytest.raises(ModelError, match=r"transition must be float64\[3, 1, 1\]"):
         dataclasses.replace(schedule, transition=np.zeros((3, 2, 2)))

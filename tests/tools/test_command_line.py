@@ -259,6 +259,43 @@ def test_a_file_that_holds_the_inputs_weights_is_not_overwritten(tmp_path, capsy
     assert (tmp_path / "out.onnx.data").read_bytes() == weights
 
 
+@pytest.mark.parametrize("place", ["initialiser", "body", "attribute", "function"])
+def test_weights_of_the_input_are_never_overwritten_wherever_the_model_has_them(tmp_path, capsys, place):
+    """`place` is where the tensor is that lies in the file."""
+    weight = numpy_helper.from_array(np.arange(6, dtype=np.float32), "w")
+    (tmp_path / "w.data").write_bytes(weight.raw_data)
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="w.data")
+    x, y, p, q = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [6]) for name in "xypq")
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    constant = [helper.make_node("Constant", [], ["w"], value=weight), helper.make_node("Add", ["x", "w"], ["y"])]
+    adding = {
+        v.name: helper.make_graph([helper.make_node("Add", ["x", "w"], [v.name])], v.name, [], [v], [weight])
+        for v in (p, q)
+    }
+    choice = helper.make_node("If", ["c"], ["y"], then_branch=adding["p"], else_branch=adding["q"])
+    condition = numpy_helper.from_array(np.array(True), "c")
+    nodes, stored, functions = {
+        "initialiser": (constant[1:], [weight], []),
+        "body": ([choice], [condition], []),
+        "attribute": (constant, [], []),
+        "function": (
+            [helper.make_node("Shift", ["x"], ["y"], domain="own")],
+            [],
+            [helper.make_function("own", "Shift", ["x"], ["y"], constant, imports[:1])],
+        ),
+    }[place]
+    graph = helper.make_graph(nodes, "g", [x], [y], stored)
+    model = helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=8)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    before = (tmp_path / "w.data").read_bytes()
+    for output in ("w.data", "w"):
+        code, stderr = error_of(capsys, "run", tmp_path / "m.onnx", "-o", tmp_path / output)
+        assert code == 1 and "holds weights of the input" in stderr
+    assert (tmp_path / "w.data").read_bytes() == before
+
+
 def test_another_file_is_replaced(call, source, tmp_path):
     output = tmp_path / "out.onnx"
     output.write_bytes(b"old")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from planted import PLANTED, Planted, conv_bn, conv_relu, joined, normalised, transposes
+from planted import PLANTED, Maker, Planted, conv_bn, conv_relu, joined, normalised, transposes
 
 from graphopt.ir.convert import from_scratch
 from graphopt.ir.graph import Call, Graph
@@ -266,3 +266,29 @@ def test_bit_equality_is_reported_as_such():
         graph = from_scratch(joined("float32"), storage).main
         kept = apply(graph, Reorder, limit=1).applications[0]
         assert kept.status == "kept" and kept.evidence.kind == "bit-equal" and kept.evidence.inputs == 3
+
+
+def test_a_right_rule_does_not_vouch_for_a_wrong_one_of_its_name():
+    """The error is one that only the twin sees, which is run once for each rule and structure."""
+
+    def doubled(factor: float) -> Rule:
+        class Doubled:
+            def pattern(self, op, x):
+                return op.add(x, x)
+
+            def rewrite(self, m, build):
+                return build.mul(m.x, build.const(factor, dtype=m.type(m.x).dtype), like=m.out)
+
+        return rule(contract=Rounding(), name="doubled")(Doubled)
+
+    verifier = MatchVerifier()
+    statuses = []
+    for factor in (2.0, 2.0 * (1 + 2.0**-22)):
+        m = Maker("float32")
+        x = m.input(6, 7)
+        graph = from_scratch(m.done(m.add("neg", m.add("add", x, x, shape=(6, 7)), shape=(6, 7))), "onnx").main
+        ledger = Ledger(None)
+        ledger.open_pass("test")
+        Driver([doubled(factor)], Editor(graph, ledger, verifier)).run()
+        statuses += [application.status for application in ledger.applications]
+    assert statuses == ["kept", "undone"]

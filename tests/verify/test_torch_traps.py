@@ -136,3 +136,23 @@ def test_batch_norm_in_training_mode_is_not_folded(training: bool):
     count, _ = kept(module, (torch.randn(2, 3, 8, 8),), CarelessFold)
     assert count == (0 if training else 1)
     assert module.training is training
+
+
+def test_numbers_are_drawn_with_imaginary_parts():
+    class Conjugated(torch.nn.Module):
+        def forward(self, x):
+            return torch.neg(torch.conj_physical(x))
+
+    @rule(contract=Exact(), name="wrong")
+    class ConjugateLost:
+        def pattern(self, op, x):
+            return op.raw("aten._conj_physical.default", x)
+
+        def rewrite(self, m, build):
+            return m.x
+
+    model = load_torch(Conjugated(), torch.zeros(3, 4, dtype=torch.complex64))
+    ledger = Ledger(None)
+    ledger.open_pass("test")
+    Driver([ConjugateLost], Editor(model.main, ledger, MatchVerifier())).run()
+    assert [a.status for a in ledger.applications] == ["undone"]

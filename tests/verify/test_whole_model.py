@@ -21,6 +21,7 @@ from graphopt.rewrite.contract import Evidence
 from graphopt.tools.main import main
 from graphopt.verify.bisect import first_bad
 from graphopt.verify.verifier import MatchVerifier
+from graphopt.verify.whole import distance
 
 FACTORS = (2.0, 4.0, 0.5, 3.0, 8.0, 0.25, 5.0)
 WRONG = "planted/mul-as-div#4"
@@ -192,3 +193,10 @@ def test_a_repro_folder_of_a_torch_model_says_both_sides(tmp_path: Path):
 def test_nothing_is_left_behind_when_nothing_is_undone(tmp_path: Path):
     graphopt.optimize(onnx_model(), "clean-up", repro=tmp_path / "repros")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("other", [-np.inf, np.nan, 1.0])
+def test_an_infinity_is_no_other_infinity_and_not_nan(other: float):
+    given, changed = (np.array([1.0, value], np.float32) for value in (np.inf, other))
+    assert distance([given], [given]) == 0.0
+    assert distance([given], [changed]) == distance([changed], [given]) == np.inf

@@ -30,6 +30,12 @@ def check_proto(proto: onnx.ModelProto, where: str) -> None:
             "download or "
             "export it again"
         )
+    for domain in (opset.domain for opsets in (proto, *proto.functions) for opset in opsets.opset_import):
+        if not isinstance(domain, str):
+            raise ModelError(
+                f"{where}: damaged: it imports the operator set {domain!r}; expected a name in UTF-8; "
+                "download or export it again"
+            )
 
 
 def check_structure(model: ir.Model, where: str) -> None:
@@ -118,7 +124,7 @@ def check_external(model: ir.Model, where: str, folder: Path | None, named: bool
     Without a folder (a model given as an object) the one that a tensor itself names is taken; with `named`
     an empty one is the current folder.
     """
-    for tensor in _external_tensors(model):
+    for tensor in external_tensors(model):
         if folder is not None:
             tensor.base_dir = str(folder)
         elif not os.fspath(tensor.base_dir) and not named:
@@ -130,7 +136,8 @@ def check_external(model: ir.Model, where: str, folder: Path | None, named: bool
         check_place(tensor, where)
 
 
-def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """The tensors that lie in files, wherever the model has them: initialisers and attributes, bodies and functions."""
     for graph in all_graphs(model):
         tensors = [value.const_value for value in graph.initializers.values()]
         for node in graph:

@@ -152,10 +152,13 @@ class OnnxGraph(Graph):
         return [self.shared_region(body) for body in body_graphs(node)]
 
     def branches(self, node: ir.Node) -> Branches | None:
-        if self.raw_name(node) != "ai.onnx::If" or node.inputs[0] is None:
+        condition = next(iter(node.inputs), None)
+        bodies = [node.attributes.get(name) for name in ("then_branch", "else_branch")]
+        graphs = [a.as_graph() for a in bodies if a is not None and not a.is_ref() and a.type == ir.AttributeType.GRAPH]
+        if self.raw_name(node) != "ai.onnx::If" or condition is None or len(graphs) < 2:
             return None
-        taken, otherwise = (self.shared_region(node.attributes[k].as_graph()) for k in ("then_branch", "else_branch"))
-        return Branches(node.inputs[0], taken, otherwise, ())
+        taken, otherwise = map(self.shared_region, graphs)
+        return Branches(condition, taken, otherwise, ())
 
     def shared_region(self, graph: ir.Graph) -> OnnxGraph:
         """The region of `graph`: this one, one around it or one inside it."""

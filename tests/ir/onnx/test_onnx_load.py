@@ -403,3 +403,11 @@ def test_link_within_the_folder_is_accepted(tmp_path: Path):
 
 def test_proto_whose_data_lies_elsewhere_is_refused(tmp_path: Path):
     refused(onnx.load(external(tmp_path), load_external_data=False), "'w'", "give the path")
+
+
+def test_an_operator_set_whose_name_is_no_text_is_refused():
+    model = parse(TEXT)
+    model.opset_import.add(domain="odd", version=1)
+    data = model.SerializeToString()
+    assert data.count(b"odd") == 1
+    refused(onnx.ModelProto.FromString(data.replace(b"odd", b"o\xffd")), "damaged", "operator set", "UTF-8")

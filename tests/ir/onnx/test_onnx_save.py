@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -183,3 +184,12 @@ def test_folder_that_does_not_exist_is_named(tmp_path: Path):
     with pytest.raises(ModelError, match="got a folder"):
         model.save(tmp_path)
     assert names(tmp_path) == []
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path):
+    """As /dev/null would be by root."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ModelError, match="got a device or a pipe"):
+        load_onnx(rich_model()).save(pipe)
+    assert pipe.is_fifo() and names(tmp_path) == ["pipe"]
