@@ -13,6 +13,7 @@ import onnx_ir as ir
 from graphopt.backends.ort_errors import explain_refusal
 from graphopt.backends.ort_settings import Settings, make_session_options
 from graphopt.errors import ModelError
+from graphopt.ir.model import check_folder
 from graphopt.ir.onnx.save import PROTO_LIMIT, Carried, save_model, to_proto
 from graphopt.ir.onnx.shared import all_graphs
 
@@ -32,6 +33,7 @@ def open_session(model: ir.Model, settings: Settings, limit: int = PROTO_LIMIT) 
     if settings.save_path is None:
         return open_(model, settings, None, limit)
     path = Path(settings.save_path)
+    check_folder(path)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             saved = Path(folder) / path.name

@@ -103,6 +103,7 @@ class CompiledXla(Jitted):
 
         Raises:
             UnsupportedError: the model takes inputs of several sizes.
+            ModelError: there is no such folder, or no file can take this place.
             OSError: the file cannot be written.
         """
 

@@ -6,11 +6,15 @@ sine is taken, which then differs by 6e-5; TPUs compute exponentials more coarse
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TypeVar
+
 import torch
 from torch.fx.node import map_arg
 
 from graphopt.backends.xla.torch_ops import is_random
 
+T = TypeVar("T")
 LARGEST = 1 << 16
 """Elements up to which a result is stored in the compiled program."""
 
@@ -26,6 +30,16 @@ def constants_of(module: torch.fx.GraphModule) -> dict[torch.fx.Node, torch.Tens
             if isinstance(result, torch.Tensor) and result.numel() <= LARGEST:
                 found[node] = result
     return found
+
+
+def computed(graph: torch.fx.Graph, results: Iterable[T]) -> list[T]:
+    """Those of the results of `graph` that it computes. Numbers and texts that a model returns are part of its program,
+    and XLA would make arrays of them or refuse them."""
+    return [
+        result
+        for result, value in zip(results, graph.output_node().args[0], strict=True)
+        if isinstance(value, torch.fx.Node)
+    ]
 
 
 def _is_pure(node: torch.fx.Node) -> bool:

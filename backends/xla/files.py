@@ -12,11 +12,14 @@ from uuid import uuid4
 
 import numpy as np
 
+from graphopt.ir.model import check_folder
+
 
 def write_bytes(path: Path, data: bytes | bytearray) -> None:
     """Write `data` under another name in the same folder, then move it to `path`.
 
     Raises:
+        ModelError: there is no such folder, or no file can take this place.
         OSError: it cannot be written; what was at `path` before stays.
     """
     with _replacing(path) as file:
@@ -28,6 +31,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     no bfloat16; such an array is read as void of two bytes, whose `view("bfloat16")` it is once ml_dtypes is imported.
 
     Raises:
+        ModelError: there is no such folder, or no file can take this place.
         OSError: it cannot be written; what was at `path` before stays.
     """
     with _replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
@@ -39,6 +43,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 @contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` once it is whole."""
+    check_folder(path)
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
         with temporary.open("wb") as file:

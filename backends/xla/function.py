@@ -9,7 +9,6 @@ axis, which no dtype cuts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import compress
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ from torch.export.exported_program import ExportedProgram
 from graphopt.backends.signature import require_stateless
 from graphopt.backends.xla import layout
 from graphopt.backends.xla.arrays import to_jax
-from graphopt.backends.xla.constants import constants_of
+from graphopt.backends.xla.constants import computed, constants_of
 from graphopt.backends.xla.kernels import kernel_of
 from graphopt.backends.xla.torch_calls import readable_calls
 from graphopt.backends.xla.torch_ops import POSITIONS, described, rules
@@ -147,12 +146,10 @@ def function_of(program: ExportedProgram) -> Callable[[Sequence[Any], Sequence[A
         UnsupportedError: an op gives another dtype or other sizes in JAX than in torch.
     """
     specs, constants = program.graph_signature.input_specs, constants_of(program.graph_module)
-    computed = [isinstance(value, torch.fx.Node) for value in program.graph.output_node().args[0]]
 
     def function(weights: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         args = arguments(specs, weights, inputs)
         results = Interpreter(program.graph_module, constants).run(*args, enable_io_processing=False)
-        # Numbers and texts are part of what the program returns, and JAX would make arrays of them or refuse them.
-        return list(compress(layout.plain(results), computed))
+        return computed(program.graph, layout.plain(results))
 
     return function

@@ -84,6 +84,7 @@ class Jitted(ABC):
 
         Raises:
             UnsupportedError: sizes of the inputs are open.
+            ModelError: there is no such folder, or no file can take this place.
             OSError: the file cannot be written.
         """
         write_arrays(Path(path), self.weights())

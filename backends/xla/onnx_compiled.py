@@ -135,6 +135,7 @@ class CompiledOnnx(Jitted):
 
         Raises:
             UnsupportedError: the model takes inputs of several sizes.
+            ModelError: there is no such folder, or no file can take this place.
             OSError: the file cannot be written.
         """
         inputs = self.arguments()[1]

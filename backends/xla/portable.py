@@ -29,6 +29,7 @@ def write_portable(
         precision: of float32 products.
 
     Raises:
+        ModelError: there is no such folder, or no file can take this place.
         OSError: the file cannot be written.
     """
     with exact_types(precision):

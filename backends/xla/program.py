@@ -160,6 +160,7 @@ class CompiledXlaProgram(Jitted):
         inputs of `arguments` but `initial_scale`. For "tpu" it is lowered here and compiled there.
 
         Raises:
+            ModelError: there is no such folder, or no file can take this place.
             OSError: the file cannot be written.
         """
         _, feeds = self.arguments()

@@ -6,6 +6,7 @@ place is an independent probe. See `symbols` for how randomness and clamps are m
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from graphopt.errors import UnsupportedError
+from graphopt.program.by_hand import changed_by_hand
 from graphopt.program.prediction import levels_fit
 from graphopt.program.refused import refuse_by_name, refuse_option
 from graphopt.program.rows import Floats, Ints, SymbolRows
@@ -72,6 +74,19 @@ class Request:
         driven(f"{self.name}.set_timesteps", lambda: scheduler.set_timesteps(**self.setup))
         return scheduler
 
+    def require_unchanged(self, fresh: Any) -> None:
+        """
+        Raises:
+            UnsupportedError: the caller's scheduler, set up alike, is not what a `fresh` one is.
+        """
+        own = copy.deepcopy(self.scheduler)
+        driven(f"{self.name}.set_timesteps", lambda: own.set_timesteps(**self.setup))
+        if changed := changed_by_hand(own, fresh):
+            raise UnsupportedError(
+                f"{self.name}: its {changed} is not what its configuration gives, and would be lost: a schedule is "
+                "read from new schedulers of the same configuration. Give it by the configuration."
+            )
+
     def timesteps(self, scheduler: Any) -> Any:
         """The timesteps of the calls to make, shape (R,)."""
         left = scheduler.timesteps[self.begin_index :]
@@ -114,6 +129,7 @@ def probe(
     request = _request(scheduler, setup | ({} if mu is None else {"mu": mu}), dict(options or {}), begin_index)
 
     ready = request.ready()
+    request.require_unchanged(ready)
     times = request.timesteps(ready)
     init_noise_sigma = float(getattr(ready, "init_noise_sigma", 1.0))
     counted = _follow(request, request.ready(), Symbols(request.name, 1.0, None))

@@ -1,5 +1,6 @@
 """ONNX models on the onnxruntime backend: calling, options, errors, big models, saved optimised models."""
 
+import os
 from pathlib import Path
 
 import ml_dtypes
@@ -175,8 +176,16 @@ def test_the_optimised_model_is_saved_whole_and_runs(tmp_path):
 
 
 def test_a_folder_that_is_missing_is_an_error_that_names_the_path(tmp_path):
-    with pytest.raises(ModelError, match="nowhere/m.onnx: the optimised model cannot be written"):
+    with pytest.raises(ModelError, match="nowhere/m.onnx: the folder .*nowhere does not exist"):
         graphopt.lower(conv_bn(), save_path=tmp_path / "nowhere" / "m.onnx")
+
+
+def test_the_optimised_model_does_not_take_the_place_of_a_pipe(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ModelError, match="got a device or a pipe"):
+        graphopt.lower(conv_bn(), save_path=pipe)
+    assert pipe.is_fifo()
 
 
 def test_a_profile_is_written(tmp_path):

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from graphopt.errors import UnsupportedError
+from graphopt.program.by_hand import changed_by_hand, frozen, numbers_of
 from graphopt.program.pipelines.cache import Cache
 from graphopt.program.pipelines.calls import Deviation
-from graphopt.program.pipelines.state import frozen, numbers_of
 from graphopt.program.schedule import Schedule
 
 
@@ -58,7 +58,7 @@ def _read(scheduler: Any, setup: Mapping[str, Any], begin: int, options: Mapping
     if any(isinstance(value, torch.Tensor) for value in options.values()):
         return "it gives its scheduler's step a tensor of its own"
     try:
-        if changed := _changed(scheduler, setup):
+        if changed := changed_by_hand(scheduler, _fresh(scheduler, setup)):
             return f"its scheduler's {changed} are not what its configuration gives"
         return Schedule.from_diffusers(
             scheduler, setup.get("num_inference_steps"), begin_index=begin, **given, **options
@@ -67,14 +67,12 @@ def _read(scheduler: Any, setup: Mapping[str, Any], begin: int, options: Mapping
         return str(error)
 
 
-def _changed(scheduler: Any, setup: Mapping[str, Any]) -> str | None:
-    """Which numbers of a scheduler are not those that its configuration and the setup give."""
+def _fresh(scheduler: Any, setup: Mapping[str, Any]) -> Any:
     fresh = type(scheduler).from_config(scheduler.config)
     if hasattr(fresh, "set_shift"):
         fresh.set_shift(scheduler.shift)
     fresh.set_timesteps(**setup)
-    expected, found = numbers_of(fresh), numbers_of(scheduler)
-    return next((name for name in found if found[name] != expected.get(name)), None)
+    return fresh
 
 
 def placeholder(timesteps: torch.Tensor) -> Schedule:

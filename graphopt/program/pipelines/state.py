@@ -1,4 +1,4 @@
-"""Noticing changes: of a module's weights and attributes, of a scheduler's numbers, of random generators."""
+"""Noticing changes: of a module's weights and attributes, of random generators, of tensors that were given."""
 
 from __future__ import annotations
 
@@ -102,37 +102,6 @@ def _holds(container: Any, contents: list[Any]) -> bool:
 
 def _same(a: Any, b: Any) -> bool:
     return a is b or (type(a) is type(b) is tuple and len(a) == len(b) and all(map(_same, a, b)))
-
-
-def numbers_of(scheduler: Any) -> dict[str, Any]:
-    """The tables and scalars of a scheduler as bytes, and the attributes that its configuration names as well, hashable
-    and by name; not the samples and counts that it keeps while it runs."""
-    own = vars(scheduler)
-    tables = {
-        name: value.detach().reshape(-1).cpu().view(torch.uint8).numpy().tobytes()
-        for name, value in sorted(own.items())
-        if isinstance(value, torch.Tensor) and value.ndim <= 1
-    }
-    settings = sorted(name for name in scheduler.config if name in own and _is_plain(own[name]))
-    return tables | {name: frozen(own[name]) for name in settings}
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether it says the same whoever made it: functions and other schedulers do not."""
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return isinstance(value, float | int | str | None)
-
-
-def frozen(value: Any) -> Any:
-    """A hashable value that is equal for equal plain data."""
-    if isinstance(value, Mapping):
-        return tuple(sorted((str(key), frozen(inner)) for key, inner in value.items()))
-    if isinstance(value, torch.Tensor) or hasattr(value, "tolist"):
-        return frozen(value.tolist())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(frozen(inner) for inner in value)
-    return repr(value)
 
 
 def generators_in(value: Any) -> list[torch.Generator]:

@@ -124,6 +124,16 @@ def mixtral():
     return logits, (torch.randint(0, 64, (2, 7)), torch.ones(2, 7, dtype=torch.int64)), {}
 
 
+def test_numbers_and_texts_among_the_results_stay_in_their_places():
+    module = Function(lambda x: {"first": 5, "sum": x + 1, "none": None, "text": "a", "product": (x * 2, 1.5, True)})
+    x = torch.arange(3.0)
+    result = lowered(module, x)(x)
+    assert torch.equal(result.pop("sum"), x + 1)
+    product, *others = result.pop("product")
+    assert torch.equal(product, x * 2) and others == [1.5, True]
+    assert result == {"first": 5, "none": None, "text": "a"}
+
+
 @pytest.mark.parametrize("make", [convolution, attention, unet, conditioned_unet, pixart, sd3, experts, mixtral])
 def test_models_equal_torch_and_are_compiled_once(make, record_property):
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from xla_support import torch  # first: it skips where JAX is missing  # isort: skip
 
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import graphopt
-from graphopt.errors import UnsupportedError
+from graphopt.errors import ModelError, UnsupportedError
 
 READER = """
 import sys
@@ -57,3 +58,12 @@ def test_models_of_several_sizes_are_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(UnsupportedError, match="fixed sizes"):
         run.save(tmp_path / "model.stablehlo")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_does_not_take_the_place_of_a_pipe(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    run = graphopt.lower(torch.nn.Linear(3, 2).eval(), "xla", example_inputs=(torch.randn(4, 3),))
+    with pytest.raises(ModelError, match="got a device or a pipe"):
+        run.save(pipe)
+    assert pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]

@@ -1,0 +1,51 @@
+"""The numbers of a scheduler beside those that its configuration gives: what somebody changed by hand.
+
+A schedule is read from new schedulers of the same configuration, which do not have such changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+
+def changed_by_hand(scheduler: Any, fresh: Any) -> str | None:
+    """The first attribute of a scheduler that is not what it is in a `fresh` one of the same configuration and set-up.
+
+    What a fresh one lacks, or has as None, is what schedulers keep while they run, unless the configuration names it.
+    """
+    expected, found = numbers_of(fresh), numbers_of(scheduler)
+    own = vars(fresh)
+    named = (name for name in found if name in fresh.config or own.get(name) is not None)
+    return next((name for name in named if found[name] != expected.get(name)), None)
+
+
+def numbers_of(scheduler: Any) -> dict[str, Any]:
+    """The tables and plain attributes of a scheduler by name, hashable; not its samples, nor what is private to it."""
+    return {
+        name: value.detach().reshape(-1).cpu().view(torch.uint8).numpy().tobytes()
+        if isinstance(value, torch.Tensor)
+        else frozen(value)
+        for name, value in sorted(vars(scheduler).items())
+        if not name.startswith("_") and (value.ndim <= 1 if isinstance(value, torch.Tensor) else _is_plain(value))
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it says the same whoever made it: functions and other schedulers do not."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, float | int | str | None)
+
+
+def frozen(value: Any) -> Any:
+    """A hashable value that is equal for equal plain data."""
+    if isinstance(value, Mapping):
+        return tuple(sorted((str(key), frozen(inner)) for key, inner in value.items()))
+    if isinstance(value, torch.Tensor) or hasattr(value, "tolist"):
+        return frozen(value.tolist())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(frozen(inner) for inner in value)
+    return repr(value)
