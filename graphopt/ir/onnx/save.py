@@ -92,10 +92,12 @@ def save_model(model: ir.Model, path: Path, carried: Carried, limit: int = PROTO
 
     Both files are written under temporary names in the same folder and then moved into place; on failure
     neither is changed and nothing is left behind. Tensors are streamed one by one. Raises ModelError if there is no
-    such folder, or if the file that a tensor lies in has gone.
+    such folder, if tensors of the model lie in the file at `path`, or if the file that one lies in has gone.
     """
     path = Path(path)
     check_folder(path)
+    if _holds_tensors(path, model):
+        raise ModelError(f"cannot save to {path}: weights of the model lie in this file; choose another name")
     copy = model.clone()
     if sum(tensor.nbytes for tensor in _tensors(copy)) <= limit:
         _load_external(copy)
@@ -209,6 +211,11 @@ def _write_data(model: ir.Model, temporary: Path, final: Path) -> None:
             file.write(b"\0" * (offset - file.tell()))
             stream(tensor, file)
             value.const_value = _reference(tensor, final.name, offset, str(final.parent))
+
+
+def _holds_tensors(path: Path, model: ir.Model) -> bool:
+    files = {Path(t.path) for t in _tensors(model) if isinstance(t, ir.ExternalTensor)} if path.exists() else ()
+    return any(file.exists() and file.samefile(path) for file in files)
 
 
 def _reads_from(model: ir.Model, data: Path) -> bool:

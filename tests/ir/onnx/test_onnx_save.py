@@ -85,6 +85,15 @@ def test_saving_over_the_data_that_is_being_read(tmp_path: Path):
     assert region.constant(moved).numpy()[7] == 7
 
 
+def test_weights_of_the_loaded_file_are_not_overwritten_by_the_model(tmp_path: Path):
+    model = load_onnx(external(tmp_path))
+    (data,) = (file for file in tmp_path.iterdir() if file.suffix != ".onnx")
+    before = data.read_bytes()
+    with pytest.raises(ModelError, match="weights of the model lie in this file; choose another name"):
+        model.save(data)
+    assert data.read_bytes() == before
+
+
 @pytest.mark.parametrize("limit", [10, 10**9])
 @pytest.mark.parametrize("existing", [True, False])
 def test_failure_leaves_nothing_behind(tmp_path: Path, limit: int, existing: bool):
