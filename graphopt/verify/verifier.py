@@ -319,18 +319,14 @@ def _check_results(
     except CannotRun as error:
         raise Rejected(f"the rewritten fragment cannot be run: {error}", Evidence("none", twin=twin)) from error
     sets = sum(not run.again for run in runs)
-    judged: list[tuple[str, list[tuple[_Run, list[Array]]]]] = []
-    again: dict[str, list[tuple[_Run, list[Array]]]] = {}
-    for run, result in zip(runs, results, strict=True):
+    drawn: dict[tuple[str, int | None], list[tuple[_Run, list[Array]]]] = {}
+    for number, (run, result) in enumerate(zip(runs, results, strict=True)):
         if (reason := mismatch(run.native, result)) is not None:
             raise Rejected(reason, Evidence("executed", sets, float("inf"), twin, notes))
         equal = equal and all(map(bit_equal, run.native, result))
-        if run.again:
-            again.setdefault(run.kind, []).append((run, result))
-        else:
-            judged.append((run.kind, [(run, result)]))
-    for kind, drawn in [*judged, *again.items()]:
-        for old, new, wide in _joined(drawn):
+        drawn.setdefault((run.kind, None if run.again else number), []).append((run, result))
+    for (kind, _), together in drawn.items():
+        for old, new, wide in _joined(together):
             ratio = _contract_ratio(change, old, new, wide)
             worst = max(worst, ratio)
             if not ratio <= 1.0:
