@@ -34,7 +34,8 @@ class LowRank(GraphPass):
 
     Which layer gets which rank: the convex hull of error against cost of each layer, walked along the cheapest error
     first; how far is decided by bisection with the budget's metric on held-out data. With rank, energy or ratio, each
-    layer has but that one choice. A weight that is of low rank already is split under rounding, without any budget.
+    layer has but that one choice. A weight that is of low rank already is split under rounding, for finite inputs,
+    without any budget.
 
     Then the chains are refitted, one after the other, to the inputs that they have in the split model: by reduced-rank
     regression to what the original gives, of kernels by least squares for the last factor. That is kept where the

@@ -78,7 +78,8 @@ class Splitter:
     def _split(self, layer: Layer, candidate: Candidate) -> None:
         graph = self.context.model.main
         split = candidate.split(layer)
-        contract = Rounding() if candidate.exact else Approximate(self.approximation.metric)
+        # Sums of infinities that are taken apart are NaN.
+        contract = Rounding(special=False) if candidate.exact else Approximate(self.approximation.metric)
         rule = split.rule(contract)
         node = node_called(graph, layer.name)
         match = rule.match(graph, node)
