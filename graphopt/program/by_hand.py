@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+KEPT_OF_RUNS = frozenset({"is_scale_input_called"})
+"""What diffusers' schedulers keep of a run beside its samples and counts, under names that are not private."""
+
 
 def changed_by_hand(scheduler: Any, fresh: Any) -> str | None:
     """The first attribute of a scheduler that is not what it is in a `fresh` one of the same configuration and set-up.
@@ -29,7 +32,9 @@ def numbers_of(scheduler: Any) -> dict[str, Any]:
         if isinstance(value, torch.Tensor)
         else frozen(value)
         for name, value in sorted(vars(scheduler).items())
-        if not name.startswith("_") and (value.ndim <= 1 if isinstance(value, torch.Tensor) else _is_plain(value))
+        if not name.startswith("_")
+        and name not in KEPT_OF_RUNS
+        and (value.ndim <= 1 if isinstance(value, torch.Tensor) else _is_plain(value))
     }
 
 

@@ -29,6 +29,8 @@ def test_a_scheduler_that_has_run_is_none_that_was_changed(name: str):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 3, 4, 4, generator=generator)
     for timestep in scheduler.timesteps:
+        if hasattr(scheduler, "scale_model_input"):
+            scheduler.scale_model_input(x, timestep)
         x = scheduler.step(0.1 * torch.randn(x.shape, generator=generator), timestep, x).prev_sample
     again, fresh = copy.deepcopy(scheduler), type(scheduler).from_config(scheduler.config)
     for each in (again, fresh):

@@ -1,5 +1,7 @@
 """Accelerated pipelines whose requests run as one program give what the pipelines give."""
 
+import copy
+
 import diffusers
 import pytest
 import torch
@@ -46,6 +48,16 @@ def test_a_denoiser_is_compiled_once_for_its_sizes(sd):
     for request in ({"prompt": "dog"}, {"num_inference_steps": 7}, {"guidance_scale": 2.0}, {"guidance_rescale": 0.5}):
         check(sd, **request)
     assert sd.compiled == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_with_guidance_is_as_near_to_float32_as_the_pipeline(folder, dtype):
+    exact = stable_diffusion(folder)
+    both = pair(copy.deepcopy(exact).to(dtype))
+    for request in ({}, {"guidance_scale": 3.0, "guidance_rescale": 0.5}):
+        expected = images(exact, **request)
+        plain, fast = (relative(expected, images(pipe, **request).float()) for pipe in (both.plain, both.fast))
+        assert both.reason == "" and fast <= 2 * plain
 
 
 @pytest.mark.parametrize("name", ["DDIM", "DDPM", "PNDM", "UniPCMultistep", "DEISMultistep", "LCM"])

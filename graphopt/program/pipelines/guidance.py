@@ -15,8 +15,8 @@ def read_guidance(probes: Sequence[torch.Tensor], output: torch.Tensor, hints: t
     """The guidance that turned the denoiser's outputs `probes` into the scheduler's input `output`.
 
     With the first branch u and the second c, guidance gives a u + b c for every element of the batch, where b / (a + b)
-    is the scale and a + b - 1 is what rescaling added. Both are solved for, and what they give is compared with
-    `output`. (A pipeline with the branches in the other order has the scale 1 - scale.)
+    is the scale and a + b - 1 is what rescaling added. Unless the hints give the same bits, both are solved for, and
+    what they give is compared with `output`. (A pipeline with the branches in the other order has the scale 1 - scale.)
 
     Args:
         probes: of each call in a step; random numbers of shape [B or 2B, C, ...].
@@ -32,7 +32,9 @@ def read_guidance(probes: Sequence[torch.Tensor], output: torch.Tensor, hints: t
     first, second = branches(probes, output)
     if not first.shape == second.shape == output.shape:
         raise Deviation("it makes something else of its denoiser's output than guidance of two branches")
-    scale, rescale = _solve(first.double(), second.double(), output.double(), hints)
+    scale, rescale = _hinted(first, second, output, hints) or _solve(
+        first.double(), second.double(), output.double(), hints
+    )
     if not 0.0 <= rescale <= 1.0 or not agrees(output, combine(first, second, scale, rescale)):
         raise Deviation("its guidance is not the usual one (scale and rescale)")
     return Guidance(scale, "batch" if len(probes) == 1 else "calls", rescale)
@@ -54,11 +56,23 @@ def guided(probes: Sequence[torch.Tensor], output: torch.Tensor, guidance: Guida
 
 
 def agrees(output: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether they differ by rounding only."""
+    """Whether they differ by rounding only; in half precision, whose rounding would hide another scale, not at all."""
     if output.dtype != expected.dtype or output.shape != expected.shape:
         return False
+    if output.dtype in (torch.float16, torch.bfloat16):
+        return same(output, expected)
     allowed = 16 * torch.finfo(expected.dtype).eps * float(expected.abs().max())
     return bool(((output - expected).abs() <= allowed).all())
+
+
+def _hinted(
+    first: torch.Tensor, second: torch.Tensor, output: torch.Tensor, hints: tuple[Any, Any]
+) -> tuple[float, float] | None:
+    """Scale and rescale as the pipeline's attributes name them, if they give `output` to the last bit."""
+    scale, rescale = hints[0], hints[1] or 0.0
+    if not isinstance(scale, int | float) or not isinstance(rescale, int | float):
+        return None
+    return (float(scale), float(rescale)) if same(output, combine(first, second, scale, rescale)) else None
 
 
 def _solve(u: torch.Tensor, c: torch.Tensor, output: torch.Tensor, hints: tuple[Any, Any]) -> tuple[float, float]:
