@@ -26,7 +26,7 @@ from graphopt.rewrite.contract import Evidence
 from graphopt.rewrite.journal import Journal
 from graphopt.verify.compare import EPS, relative_error
 from graphopt.verify.execute import CannotRun, native_runner
-from graphopt.verify.inputs import shake
+from graphopt.verify.floats import shake
 
 TOLERANCE = 1e-10
 """Relative error between masked and sliced in float64; right ones stay below 1e-13."""

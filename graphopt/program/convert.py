@@ -10,7 +10,7 @@ from graphopt.errors import UnsupportedError
 from graphopt.ir.model import Model
 from graphopt.ir.weights import FLOATS, Array
 from graphopt.program.program import Program
-from graphopt.verify.inputs import draw_float
+from graphopt.verify.floats import draw_float
 from graphopt.verify.whole import WholeCheck, whole_feeds
 
 

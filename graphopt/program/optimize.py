@@ -17,7 +17,7 @@ from graphopt.program.reference import reference_runner
 from graphopt.program.requests import first_request
 from graphopt.verify.calibration import Calibration
 from graphopt.verify.compare import EPS
-from graphopt.verify.inputs import shake
+from graphopt.verify.floats import shake
 from graphopt.verify.whole import FACTOR, FLOOR, Verdict, distance
 
 

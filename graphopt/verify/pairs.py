@@ -13,8 +13,8 @@ from graphopt.errors import ModelError
 from graphopt.ir.graph import Dim, TensorType, Value
 from graphopt.ir.load import load_model
 from graphopt.ir.weights import FLOATS, Array, numpy_dtype
+from graphopt.verify.floats import draw_float
 from graphopt.verify.fragment import reads
-from graphopt.verify.inputs import draw_float
 
 SIZES = ((3, 5, 7, 11, 13, 17, 19, 23), (8, 16, 24, 32, 40, 48, 56, 64))
 """What the free sizes of two files are fixed to: all different, so that one that is taken for another is seen."""

@@ -16,7 +16,7 @@ from graphopt.verify.algebra.running import Running
 from graphopt.verify.algebra.tensor import Undecided
 from graphopt.verify.compare import EPS
 from graphopt.verify.execute import CannotRun, _session, guard_file, model_runner
-from graphopt.verify.inputs import draw_float
+from graphopt.verify.floats import draw_float
 from graphopt.verify.pairs import Pair
 from graphopt.verify.whole import Verdict, WholeCheck, distance
 

@@ -24,6 +24,7 @@ from graphopt.rewrite.contract import Approximate, Evidence, Exact, Rounding
 from graphopt.rewrite.rule import Rule
 from graphopt.verify.compare import EPS, bit_equal, mismatch, relative_error, rounding_ratio
 from graphopt.verify.execute import CannotRun, Runner, note_of, side_runner
+from graphopt.verify.floats import shake
 from graphopt.verify.fragment import Fragment, cut
 from graphopt.verify.inputs import (
     KINDS,
@@ -33,7 +34,6 @@ from graphopt.verify.inputs import (
     draws_of,
     has_free_integers,
     multiple_of,
-    shake,
     size_choices,
 )
 from graphopt.verify.threads import ThreadPools

@@ -19,7 +19,8 @@ from graphopt.ir.model import Model
 from graphopt.ir.weights import FLOATS, Array
 from graphopt.verify.compare import EPS
 from graphopt.verify.execute import CannotRun, model_runner
-from graphopt.verify.inputs import draw_input, shake
+from graphopt.verify.floats import shake
+from graphopt.verify.inputs import draw_input
 
 FACTOR = 8.0
 """How far beyond the model's own sensitivity a result may be."""

@@ -22,7 +22,7 @@ from graphopt.rewrite.ledger import Ledger
 from graphopt.rewrite.rule import Rule
 from graphopt.verify.compare import bit_equal
 from graphopt.verify.execute import model_runner
-from graphopt.verify.inputs import draw_float
+from graphopt.verify.floats import draw_float
 from graphopt.verify.verifier import MatchVerifier
 
 
