@@ -106,6 +106,7 @@ class Whole:
 
     def __init__(self, body: Body) -> None:
         self.body = body
+        self._requests: dict[int, Callable[[Array, Array], Sequence[Any]]] = {}
         self._results: dict[tuple[int, bytes, int], list[Array]] = {}
 
     @cached_property
@@ -116,8 +117,10 @@ class Whole:
         """The step's outputs for a drawn request, by number, at a timestep, from a drawn sample, by number."""
         key = request, timestep.tobytes(), sample
         if key not in self._results:
-            run = self._runs.request(draw_request(program, request), program.storage)
-            self._results[key] = [to_numpy(value) for value in run(_sample(program, sample), timestep)]
+            if request not in self._requests:
+                self._requests[request] = self._runs.request(draw_request(program, request), program.storage)
+            found = self._requests[request](_sample(program, sample), timestep)
+            self._results[key] = list(map(to_numpy, found))
         return self._results[key]
 
 

@@ -25,17 +25,26 @@ def changed_by_hand(scheduler: Any, fresh: Any) -> str | None:
     return next((name for name in named if found[name] != expected.get(name)), None)
 
 
+def made_anew(scheduler: Any) -> Any:
+    """A new scheduler of the same configuration, not set up yet."""
+    fresh = type(scheduler).from_config(scheduler.config)
+    if hasattr(fresh, "set_shift") and hasattr(scheduler, "shift"):  # the one setting that no configuration keeps
+        fresh.set_shift(scheduler.shift)
+    return fresh
+
+
 def numbers_of(scheduler: Any) -> dict[str, Any]:
     """The tables and plain attributes of a scheduler by name, hashable; not its samples, nor what is private to it."""
-    return {
-        name: value.detach().reshape(-1).cpu().view(torch.uint8).numpy().tobytes()
-        if isinstance(value, torch.Tensor)
-        else frozen(value)
-        for name, value in sorted(vars(scheduler).items())
-        if not name.startswith("_")
-        and name not in KEPT_OF_RUNS
-        and (value.ndim <= 1 if isinstance(value, torch.Tensor) else _is_plain(value))
-    }
+    found = {}
+    for name, value in sorted(vars(scheduler).items()):
+        if name.startswith("_") or name in KEPT_OF_RUNS:
+            continue
+        if isinstance(value, torch.Tensor):
+            if value.ndim <= 1:
+                found[name] = value.detach().reshape(-1).cpu().view(torch.uint8).numpy().tobytes()
+        elif _is_plain(value):
+            found[name] = frozen(value)
+    return found
 
 
 def _is_plain(value: Any) -> bool:

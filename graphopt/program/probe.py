@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from graphopt.errors import UnsupportedError
-from graphopt.program.by_hand import changed_by_hand
+from graphopt.program.by_hand import changed_by_hand, made_anew
 from graphopt.program.prediction import levels_fit
 from graphopt.program.refused import refuse_by_name, refuse_option
 from graphopt.program.rows import Floats, Ints, SymbolRows
@@ -66,26 +66,22 @@ class Request:
 
     def ready(self) -> Any:
         """A new scheduler of the same configuration, set up; the caller's is never touched."""
-        scheduler = type(self.scheduler).from_config(self.scheduler.config)
-        if hasattr(scheduler, "set_shift") and hasattr(
-            self.scheduler, "shift"
-        ):  # the one setting that the configuration does not keep
-            scheduler.set_shift(self.scheduler.shift)
-        driven(f"{self.name}.set_timesteps", lambda: scheduler.set_timesteps(**self.setup))
-        return scheduler
+        return self._set_up(made_anew(self.scheduler))
 
     def require_unchanged(self, fresh: Any) -> None:
         """
         Raises:
             UnsupportedError: the caller's scheduler, set up alike, is not what a `fresh` one is.
         """
-        own = copy.deepcopy(self.scheduler)
-        driven(f"{self.name}.set_timesteps", lambda: own.set_timesteps(**self.setup))
-        if changed := changed_by_hand(own, fresh):
+        if changed := changed_by_hand(self._set_up(copy.deepcopy(self.scheduler)), fresh):
             raise UnsupportedError(
                 f"{self.name}: its {changed} is not what its configuration gives, and would be lost: a schedule is "
                 "read from new schedulers of the same configuration. Give it by the configuration."
             )
+
+    def _set_up(self, scheduler: Any) -> Any:
+        driven(f"{self.name}.set_timesteps", lambda: scheduler.set_timesteps(**self.setup))
+        return scheduler
 
     def timesteps(self, scheduler: Any) -> Any:
         """The timesteps of the calls to make, shape (R,)."""

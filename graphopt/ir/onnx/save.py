@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from graphopt.errors import ModelError
 from graphopt.ir.model import check_folder
+from graphopt.ir.onnx.checks import external_tensors
 from graphopt.ir.onnx.constants import reopened
 from graphopt.ir.onnx.shared import all_graphs
 from graphopt.ir.onnx.streaming import stream, write_proto
@@ -214,7 +215,7 @@ def _write_data(model: ir.Model, temporary: Path, final: Path) -> None:
 
 
 def _holds_tensors(path: Path, model: ir.Model) -> bool:
-    files = {Path(t.path) for t in _tensors(model) if isinstance(t, ir.ExternalTensor)} if path.exists() else ()
+    files = {Path(tensor.path) for tensor in external_tensors(model)} if path.exists() else ()
     return any(file.exists() and file.samefile(path) for file in files)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from graphopt.errors import UnsupportedError
-from graphopt.program.by_hand import changed_by_hand, frozen, numbers_of
+from graphopt.program.by_hand import changed_by_hand, frozen, made_anew, numbers_of
 from graphopt.program.pipelines.cache import Cache
 from graphopt.program.pipelines.calls import Deviation
 from graphopt.program.schedule import Schedule
@@ -58,21 +58,15 @@ def _read(scheduler: Any, setup: Mapping[str, Any], begin: int, options: Mapping
     if any(isinstance(value, torch.Tensor) for value in options.values()):
         return "it gives its scheduler's step a tensor of its own"
     try:
-        if changed := changed_by_hand(scheduler, _fresh(scheduler, setup)):
+        fresh = made_anew(scheduler)
+        fresh.set_timesteps(**setup)
+        if changed := changed_by_hand(scheduler, fresh):
             return f"its scheduler's {changed} are not what its configuration gives"
         return Schedule.from_diffusers(
             scheduler, setup.get("num_inference_steps"), begin_index=begin, **given, **options
         )
     except UnsupportedError as error:
         return str(error)
-
-
-def _fresh(scheduler: Any, setup: Mapping[str, Any]) -> Any:
-    fresh = type(scheduler).from_config(scheduler.config)
-    if hasattr(fresh, "set_shift"):
-        fresh.set_shift(scheduler.shift)
-    fresh.set_timesteps(**setup)
-    return fresh
 
 
 def placeholder(timesteps: torch.Tensor) -> Schedule:

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch_functions import Counter, Function  # noqa: E402
+from torch_functions import Counter, Function, check_numbers_and_texts_stay_in_their_places  # noqa: E402
 
 import graphopt  # noqa: E402
 from graphopt.backends.inputs import InputError  # noqa: E402
@@ -125,13 +125,7 @@ def mixtral():
 
 
 def test_numbers_and_texts_among_the_results_stay_in_their_places():
-    module = Function(lambda x: {"first": 5, "sum": x + 1, "none": None, "text": "a", "product": (x * 2, 1.5, True)})
-    x = torch.arange(3.0)
-    result = lowered(module, x)(x)
-    assert torch.equal(result.pop("sum"), x + 1)
-    product, *others = result.pop("product")
-    assert torch.equal(product, x * 2) and others == [1.5, True]
-    assert result == {"first": 5, "none": None, "text": "a"}
+    check_numbers_and_texts_stay_in_their_places(lowered)
 
 
 @pytest.mark.parametrize("make", [convolution, attention, unet, conditioned_unet, pixart, sd3, experts, mixtral])

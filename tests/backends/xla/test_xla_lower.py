@@ -3,6 +3,7 @@
 from xla_support import Counter, Function, torch  # first: it skips where JAX is missing  # isort: skip
 
 import pytest
+from torch_functions import check_numbers_and_texts_stay_in_their_places
 
 import graphopt
 from graphopt.backends.inputs import InputError
@@ -67,13 +68,7 @@ def test_branches_are_run_on_xla_and_still_traced_afterwards():
 
 
 def test_numbers_and_texts_among_the_results_stay_in_their_places():
-    module = Function(lambda x: {"first": 5, "sum": x + 1, "none": None, "text": "a", "product": (x * 2, 1.5, True)})
-    x = torch.arange(3.0)
-    result = lowered(module, x)(x)
-    assert torch.equal(result.pop("sum"), x + 1)
-    product, *others = result.pop("product")
-    assert torch.equal(product, x * 2) and others == [1.5, True]
-    assert result == {"first": 5, "none": None, "text": "a"}
+    check_numbers_and_texts_stay_in_their_places(lowered)
 
 
 def test_other_sizes_are_compiled_once_each():
