@@ -141,6 +141,18 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and bool(torch.equal(a, b))
 
 
+def leaves_in(value: Any) -> Iterator[Any]:
+    """What a value holds that is neither list nor tuple nor mapping; itself if it is none."""
+    if isinstance(value, Mapping):
+        for inner in value.values():
+            yield from leaves_in(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from leaves_in(inner)
+    else:
+        yield value
+
+
 def _one_of(names: tuple[str, ...], arguments: Mapping[str, Any]) -> str:
     for name in names:
         if arguments.get(name) is not None:

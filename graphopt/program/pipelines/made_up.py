@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from graphopt.program.pipelines.calls import Deviation
+from graphopt.program.pipelines.calls import Deviation, leaves_in
 
 _READS = {
     "item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "__array__", "__bool__", "__int__", "__float__",
@@ -61,10 +61,4 @@ def holds_made_up(value: Any) -> bool:
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     """The tensors in a value, its lists and mappings included."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from tensors_in(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from tensors_in(inner)
+    return (leaf for leaf in leaves_in(value) if isinstance(leaf, torch.Tensor))

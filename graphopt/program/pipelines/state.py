@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from operator import is_
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from graphopt.program.pipelines.calls import version_of
+from graphopt.program.pipelines.calls import leaves_in, version_of
 from graphopt.program.pipelines.routing import ROUTE
 
 _OPAQUE = (NoneType, int, float, str, type, ModuleType, FunctionType, MethodType, torch.Tensor)
@@ -106,20 +106,7 @@ def _same(a: Any, b: Any) -> bool:
 
 def generators_in(value: Any) -> list[torch.Generator]:
     """The generators among arguments, and torch's own."""
-    found = [torch.default_generator]
-
-    def search(inner: Any) -> None:
-        if isinstance(inner, torch.Generator):
-            found.append(inner)
-        elif isinstance(inner, list | tuple):
-            for item in inner:
-                search(item)
-        elif isinstance(inner, Mapping):
-            for item in inner.values():
-                search(item)
-
-    search(value)
-    return found
+    return [torch.default_generator, *(leaf for leaf in leaves_in(value) if isinstance(leaf, torch.Generator))]
 
 
 class Randomness:
