@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 
+import ml_dtypes
 import numpy as np
 
 from graphopt.ir.weights import FLOATS, Array, numpy_dtype
 
 BLOCK = 16381
 """Most numbers that are drawn for one tensor. A prime, so that no axis of a tensor is in step with the block."""
+SUBNORMALS = 32
+"""Most subnormal numbers of one tensor. A few tell what a share of all would, and a product with one of them takes some
+CPUs a hundred times as long as another."""
 
 
 def draw_float(
@@ -17,29 +21,35 @@ def draw_float(
 ) -> Array:
     """Floating-point data of one kind; see `graphopt.verify.inputs`. Large tensors repeat a block of prime length."""
     size = math.prod(shape)
-    if size > BLOCK:
-        return np.resize(draw_float(rng, (BLOCK,), dtype, kind), shape)
-    data: Array = rng.standard_normal(shape)
-    limits = np.finfo(np.float32) if dtype in ("bfloat16", "float32", "float64") else np.finfo(np.float16)
+    data: Array = rng.standard_normal(min(size, BLOCK))
     if kind == "mixed":
-        data = data * 10.0 ** rng.uniform(-4 if dtype == "float16" else -8, 2, shape)
-        pick = rng.random(shape)
-        data = np.where(pick < 0.05, np.copysign(0.0, data), data)
-        data = np.where((pick >= 0.05) & (pick < 0.1), np.copysign(float(limits.smallest_subnormal) * 3, data), data)
+        data = data * 10.0 ** rng.uniform(-4 if dtype == "float16" else -8, 2, data.shape)
+        data = np.where(rng.random(data.shape) < 0.05, np.copysign(0.0, data), data)
         data = _one_signed_ends(data)
     elif kind == "special":
         data = _one_special(rng, data) if one_of_many and 0 < size < 4 else _sprinkle(rng, data)
-    return np.asarray(data).astype(numpy_dtype(dtype))
+    drawn = np.resize(data.astype(numpy_dtype(dtype)), size)
+    if kind == "mixed":
+        _make_subnormal(rng, drawn)
+    return drawn.reshape(shape)
+
+
+def _make_subnormal(rng: np.random.Generator, flat: Array) -> None:
+    """Some numbers, one in twenty but no more than `SUBNORMALS`, become subnormal and keep their sign."""
+    if not flat.size:
+        return
+    places = rng.integers(flat.size, size=rng.binomial(min(flat.size, 20 * SUBNORMALS), 0.05))
+    smallest = ml_dtypes.finfo("float32" if flat.dtype.name == "float64" else flat.dtype).smallest_subnormal
+    flat[places] = np.copysign(3 * float(smallest), flat[places].astype(np.float64))
 
 
 def _one_signed_ends(data: Array) -> Array:
     """No negative in the first quarter and no positive in the last, so that a window of either kind is met."""
-    flat = data.reshape(-1).copy()
-    quarter = flat.size // 4
+    quarter = data.size // 4
     if quarter:
-        flat[:quarter] = np.abs(flat[:quarter])
-        flat[-quarter:] = -np.abs(flat[-quarter:])
-    return flat.reshape(data.shape)
+        data[:quarter] = np.abs(data[:quarter])
+        data[-quarter:] = -np.abs(data[-quarter:])
+    return data
 
 
 def shake(feed: Array, unit: float, rng: np.random.Generator) -> Array:
