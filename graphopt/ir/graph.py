@@ -281,6 +281,16 @@ class Graph(ABC):
         `fields` are raw attributes. Raises CannotEmit, leaving the graph as it was.
         """
 
+    def insert_copy(
+        self, node: Node, read: Callable[[Value], Value], *, before: Node
+    ) -> tuple[list[Value | None], list[Node], Undo]:
+        """Write a copy of `node`, which stands in a body of this region and has bodies itself, in front of `before`.
+
+        It reads `read(value)` for each value that `node` reads from outside itself. Returns as `insert` does.
+        Raises CannotEmit, leaving the graph as it was, where the storage cannot copy control flow.
+        """
+        raise CannotEmit(f"a {self.storage} graph takes no copy of {self.raw_name(node)}, which has bodies")
+
     @abstractmethod
     def add_constant(self, data: TensorRef, name: str) -> tuple[Value, Undo]:
         """Add a weight to this region under a fresh name derived from `name`."""

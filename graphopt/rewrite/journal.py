@@ -6,7 +6,7 @@ Until then the original is whole, which is what lets verification run both sides
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from graphopt.ir.graph import CannotEmit, Graph, Node, TensorType, Undo, Value, compatible
@@ -48,6 +48,12 @@ class Journal:
         types: Sequence[TensorType | None],
     ) -> list[Value]:
         values, nodes, undo = self.graph.insert(op, operands, fields, before=before, types=types)
+        self.inserted += nodes
+        self._undos.append(undo)
+        return values
+
+    def insert_copy(self, node: Node, read: Callable[[Value], Value], *, before: Node) -> list[Value | None]:
+        values, nodes, undo = self.graph.insert_copy(node, read, before=before)
         self.inserted += nodes
         self._undos.append(undo)
         return values

@@ -22,6 +22,7 @@ from graphopt.ir.weights import FLOATS, Array
 from graphopt.rewrite.change import Change, Rejected
 from graphopt.rewrite.contract import Approximate, Evidence, Exact, Rounding
 from graphopt.rewrite.rule import Rule
+from graphopt.verify.branches import COPIED, copies_taken_branch
 from graphopt.verify.compare import EPS, bit_equal, mismatch, relative_error, rounding_ratio
 from graphopt.verify.execute import CannotRun, Runner, note_of, side_runner
 from graphopt.verify.floats import shake
@@ -98,6 +99,8 @@ class MatchVerifier:
             before = side_runner(fragment, fragment.before)
             sizes, first = _first_run(fragment, readable, before, seed, meaning)
         except (NoInputs, CannotRun) as error:
+            if copies_taken_branch(change):
+                return Evidence("construction", notes=(COPIED,))
             raise Rejected(f"the original cannot be run to compare with: {error}", Evidence("none")) from error
         twin, notes = self._per_structure(change, fragment, structure, first, meaning)
         finite = isinstance(change.contract, Rounding) and not change.contract.special

@@ -67,3 +67,60 @@ def test_an_if_that_lacks_a_branch_is_left_alone(keep: int) -> None:
     (node,) = [n for n in model.graph.node if n.op_type == "If"]
     del node.attribute[1 - keep]
     assert "If" in op_types(clean(model).model)
+
+
+NESTED = """
+    y = If (c) <
+        then_branch = yes () => (p) {
+            two = Constant <value = float {2}> ()
+            a = Mul(x, two)
+            p = If (d) <
+                then_branch = deep () => (r) { three = Mul(two, two) r = Add(a, three) },
+                else_branch = flat () => (s) { s = Mul(x, w) }
+            >
+        },
+        else_branch = no () => (q) { q = Neg(x) }
+    >
+"""
+
+
+def test_a_branch_with_control_flow_is_inlined_with_what_its_bodies_capture() -> None:
+    model = onnx_model(
+        f"agraph (float[3, 4] x, bool d) => (float[3, 4] z) <bool c = {{1}}, {WEIGHT}>{{ {NESTED} z = Sub(y, w) }}"
+    )
+    result = clean(model)
+    assert op_types(result.model) == ["Mul", "If", "Sub"]
+    assert kept_rules(result)["inline-constant-branch"] == 1
+    for condition in (True, False):
+        assert_same_results(model, result.model, {"x": X, "d": np.asarray(condition)})
+
+
+def test_a_branch_that_reads_something_of_unknown_rank_is_inlined() -> None:
+    """Nothing can be drawn for it, so that the copy is compared with the branch instead."""
+    squeezed = """
+        u = If (d) <
+            then_branch = one () => (e) { first = Constant <value_ints = [0]> () e = Squeeze(t, first) },
+            else_branch = other () => (f) { f = Identity(t) }
+        >
+    """
+    model = onnx_model(
+        f"agraph (float[1, 3, 4] t, bool d) => (float[3, 4] z) <bool c = {{1}}, {WEIGHT}>"
+        f"{{ {squeezed} {NESTED.replace('x', 'u')} z = Sub(y, w) }}"
+    )
+    result = clean(model)
+    assert op_types(result.model) == ["If", "Mul", "If", "Sub"]
+    (inlined,) = [a for a in result.report.kept if a.rule == "inline-constant-branch"]
+    assert inlined.evidence.kind == "construction"
+    assert_same_results(model, result.model, {"t": X[None], "d": np.asarray(True)})
+
+
+def test_a_copied_body_is_found_by_the_next_pass() -> None:
+    """Its regions are new: an identity within it goes too."""
+    model = onnx_model(
+        f"agraph (float[3, 4] x, bool d) => (float[3, 4] z) <bool c = {{1}}, {WEIGHT}>"
+        f"{{ {NESTED.replace('r = Add(a, three)', 'n = Neg(three) m = Neg(n) r = Add(a, m)')} z = Sub(y, w) }}"
+    )
+    result = clean(model)
+    (inner,) = [n for n in result.model.graph.node if n.op_type == "If"]
+    assert "Neg" not in {n.op_type for a in inner.attribute for n in a.g.node}
+    assert_same_results(model, result.model, {"x": X, "d": np.asarray(True)})

@@ -44,7 +44,7 @@ def cut_fragment(
     graph_inputs = [_copy_input(region, value, copies) for value in inputs]
     refs: Refs = {}
     initializers = [
-        _copy_constant(region, value, copies, refs) for value in _captured(ordered, outputs, copies)
+        _copy_constant(region, value, copies, refs) for value in captured_values(ordered, outputs, copies)
     ]
     copied = [clone_node(node, copies) for node in ordered]
     graph = ir.Graph(
@@ -74,9 +74,11 @@ def _copy_input(region: OnnxGraph, value: Value, copies: Copies) -> ir.Value:
     return copy
 
 
-def _captured(nodes: Sequence[ir.Node], outputs: Sequence[Value], copies: Copies) -> list[ir.Value]:
-    """Values read by `nodes`, their bodies or as outputs that nothing in the fragment defines."""
-    defined = set(copies)
+def captured_values(
+    nodes: Sequence[ir.Node], outputs: Sequence[Value] = (), known: Iterable[ir.Value] = ()
+) -> list[ir.Value]:
+    """Values read by `nodes`, their bodies or as outputs that are neither `known` nor defined among them."""
+    defined = set(known)
     read: dict[ir.Value, None] = {}
     for node in nodes:
         defined.update(node.outputs)
@@ -128,7 +130,9 @@ def _copy_value(value: ir.Value, copies: Copies) -> ir.Value:
         name=value.name,
         type=value.type,
         shape=None if value.shape is None else value.shape.copy(),
+        doc_string=value.doc_string,
         const_value=value.const_value if value.is_initializer() else None,
+        metadata_props=dict(value.metadata_props),
     )
     return copy
 
@@ -156,6 +160,8 @@ def _clone_graph(graph: ir.Graph, copies: Copies) -> ir.Graph:
         initializers=initializers,
         opset_imports=dict(graph.opset_imports),
         name=graph.name,
+        doc_string=graph.doc_string,
+        metadata_props=dict(graph.metadata_props),
     )
 
 

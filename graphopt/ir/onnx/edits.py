@@ -6,7 +6,7 @@ uses, names and types, and removes what was written.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import onnx_ir as ir
 from graphopt.ir.graph import Literal, TensorType, Undo, Value
 from graphopt.ir.onnx import dtypes
 from graphopt.ir.onnx.constants import ref_type, stored_tensor
+from graphopt.ir.onnx.cut import Copies, captured_values, clone_node
 from graphopt.ir.onnx.drafting import Draft, DraftNode, Slot
 from graphopt.ir.onnx.shared import Shared, body_graphs, nested_graphs
 from graphopt.ir.onnx.takeover import take_over
@@ -125,6 +126,36 @@ def write_plain(
     if types:
         region.shared.give_type(output, types[0])
     return [output], [node], partial(_delete_plain, region, node, mark)
+
+
+def write_copy(
+    region: OnnxGraph, node: ir.Node, read: Callable[[ir.Value], Value], before: ir.Node
+) -> tuple[list[ir.Value | None], list[ir.Node], Undo]:
+    """Put a copy of `node` of a body into the region, in front of `before`. What its own bodies define keeps its names:
+    the original and the copy are never both left in the model."""
+    shared = region.shared
+    undos: list[Undo] = [partial(shared.names.release_since, shared.names.mark())]
+    copies: Copies = {}
+    for value in captured_values([node]):
+        replacement = read(value)
+        if isinstance(replacement, Literal):
+            replacement, undo = add_constant(region, as_ref(replacement.value, replacement.dtype), "constant")
+            undos.append(undo)
+        copies[value] = replacement
+    outside = set(copies)
+    copy = clone_node(node, copies)
+    hint = node.op_type.lower()
+    copy.name = shared.names.fresh(hint)
+    for output in copy.outputs:
+        if output.name:
+            output.name = shared.names.fresh(f"{hint}_output")
+            shared.fresh.add(output)
+    region.put_before(before, copy)
+    undos.append(partial(delete_node, region, copy))
+    for value, copied in copies.items():
+        if value not in outside:
+            shared.give_type(copied, shared.type(value))
+    return [output if output.name else None for output in copy.outputs], [copy], partial(run_back, undos)
 
 
 def _delete_plain(region: OnnxGraph, node: ir.Node, mark: int) -> None:

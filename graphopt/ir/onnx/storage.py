@@ -4,7 +4,7 @@ protocol."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -202,6 +202,11 @@ class OnnxGraph(Graph):
         written, results = draft(op, fields, operand_types, self.opset, present=present, outputs=len(types))
         hint = op.rpartition("::")[2].lower()
         return edits.write_draft(self, written, results, operands, before, hint, types)
+
+    def insert_copy(
+        self, node: ir.Node, read: Callable[[Value], Value], *, before: ir.Node
+    ) -> tuple[list[Value | None], list[ir.Node], Undo]:
+        return edits.write_copy(self, node, read, before)
 
     def add_constant(self, data: TensorRef, name: str) -> tuple[ir.Value, Undo]:
         return edits.add_constant(self, data, name)
