@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PASSES = "fuse-conv-bn,clean-up"
+PASSES = "clean-up,fuse-conv-bn,clean-up"
 
 
 def run_graphopt(source: Path, target: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.candidates import TOOLS
+from benchmarks.candidates import PASSES, TOOLS
 from benchmarks.compare import run_plain
 from benchmarks.console import wide_console
 from benchmarks.measure import MAX_GROWTH, Outcome, Shape, feeds_of, onnx_shape, optimise_onnx, optimise_torch
@@ -124,7 +124,7 @@ def _node_cell(outcome: Outcome) -> str:
 
 
 def _graphopt_table(rows: list[Row]) -> Table:
-    table = Table(title="graphopt: fuse-conv-bn,clean-up")
+    table = Table(title=f"graphopt: {PASSES}")
     table.add_column("model", no_wrap=True)
     for column in ("batch norms", "size", "worst error", "applied", "undone", "with evidence", "seconds"):
         table.add_column(column, justify="right")

@@ -18,6 +18,7 @@ from graphopt.pipeline.pass_ import Pass
 from graphopt.pipeline.pipeline import Pipeline, make_passes
 from graphopt.pipeline.registry import backends
 from graphopt.pipeline.report import Report
+from graphopt.pipeline.spec import DEFAULT_PASSES
 from graphopt.program.program import Program
 from graphopt.verify.budget import Budget
 from graphopt.verify.calibration import Calibration
@@ -108,7 +109,7 @@ def optimize(
 
 def optimize(
     model: Any,
-    passes: str | Sequence[str | Pass] = ("fuse-conv-bn", "clean-up"),
+    passes: str | Sequence[str | Pass] = DEFAULT_PASSES,
     *,
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
@@ -128,7 +129,7 @@ def optimize(
         model: path of an .onnx file, onnx.ModelProto, onnx_ir.Model, onnx_graphsurgeon.Graph, torch.nn.Module,
             torch.export.ExportedProgram, torch.fx.GraphModule, or a sampling program (`graphopt.Sampler`), of which
             graph passes rewrite every graph. Never modified.
-        passes: pipeline text ("fuse-conv-bn,clean-up"), or a sequence of texts and pass objects.
+        passes: pipeline text, or a sequence of texts and pass objects; "clean-up,fuse-conv-bn,clean-up" unless given.
         example_inputs: inputs to trace a torch module with: a tuple of positional ones, a dict of keyword ones, or
             a pair of both. For an ONNX model, a dict of arrays to run end-to-end checks on.
         dynamic_shapes: as torch.export takes them.

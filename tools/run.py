@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graphopt.errors import GraphoptError, PipelineError
+from graphopt.pipeline.spec import DEFAULT_PASSES
 from graphopt.tools.output import print_json, print_note, print_result
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def run(
     ] = None,
     pipeline: Annotated[
         str, typer.Option("--passes", "-p", help="Pipeline text, as in 'fuse-conv-bn,clean-up{rounds=2}'.")
-    ] = "fuse-conv-bn,clean-up",
+    ] = DEFAULT_PASSES,
     verify: Annotated[
         Level,
         typer.Option(

@@ -48,6 +48,11 @@ class PipelineSyntaxError(PipelineError):
         )
 
 
+DEFAULT_PASSES = "clean-up,fuse-conv-bn,clean-up"
+"""What is run where no passes are named. Equal nodes are merged first: a convolution that two equal nodes read has two
+users, and is not fused."""
+
+
 @dataclass(frozen=True)
 class PassSpec:
     """One pass of a pipeline as text: its name and its options, not yet typed."""

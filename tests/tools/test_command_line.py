@@ -174,7 +174,7 @@ def test_run_writes_the_optimised_model_and_prints_the_report(call, source, tmp_
     assert op_types(output) == ["Conv", "Relu"]
     before, after = (graphopt.lower(p, optimization="off")(x)[0] for p in (source, output))
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
-    assert "in[bold].onnx: fuse-conv-bn,clean-up" in result.stdout
+    assert "in[bold].onnx: clean-up,fuse-conv-bn,clean-up" in result.stdout
     assert "conv-batch-norm" in result.stdout
     assert result.stderr == f"wrote {output}\n"
 
