@@ -97,9 +97,10 @@ class Evidence:
     """What is known about one application.
 
     `kind` is "bit-equal" or "executed" when both sides ran natively, "construction" when the change is right by how it
-    is made (removal of what nothing reads, a copy of a branch that is always taken), "types" when only shapes and dtypes were compared, "none" when
-    verification was off or the change was refused before anything ran. `worst` is the largest error found as a
-    multiple of what the contract allows (1.0 is the limit), `twin` the relative error of the float64 twin.
+    is made (removal of what nothing reads, a copy of a branch that is always taken), "types" when only shapes and
+    dtypes were compared, "none" when verification was off or the change was refused before anything ran. `worst` is the
+    largest error found as a multiple of what the contract allows (1.0 is the limit), `twin` the relative error of the
+    float64 twin.
     """
 
     kind: str
