@@ -22,7 +22,7 @@ from graphopt.tools.fetch import DEFAULT_FOLDER, fetch
 from graphopt.tools.manifest import Entry, zoo
 
 MODELS = ("terrain_consistency_unet", "ppocrv2_cls")
-PASSES = "fuse-conv-bn,fuse-attention,clean-up"
+PASSES = "clean-up,fuse-conv-bn,fuse-attention,clean-up"
 DIGITS = 500
 
 
