@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -142,10 +142,14 @@ def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
         tensors = [value.const_value for value in graph.initializers.values()]
         for node in graph:
             for attribute in node.attributes.values():
-                if attribute.is_ref():
-                    continue
-                if attribute.type == ir.AttributeType.TENSOR:
-                    tensors.append(attribute.as_tensor())
-                elif attribute.type == ir.AttributeType.TENSORS:
-                    tensors.extend(attribute.as_tensors())
+                tensors.extend(attribute_tensors(attribute))
         yield from (tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
+
+
+def attribute_tensors(attribute: ir.Attr) -> Sequence[ir.TensorProtocol]:
+    """The tensors that `attribute` holds."""
+    if attribute.is_ref():
+        return ()
+    if attribute.type == ir.AttributeType.TENSOR:
+        return (attribute.as_tensor(),)
+    return attribute.as_tensors() if attribute.type == ir.AttributeType.TENSORS else ()
