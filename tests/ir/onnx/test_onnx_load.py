@@ -411,3 +411,17 @@ def test_an_operator_set_whose_name_is_no_text_is_refused():
     data = model.SerializeToString()
     assert data.count(b"odd") == 1
     refused(onnx.ModelProto.FromString(data.replace(b"odd", b"o\xffd")), "damaged", "operator set", "UTF-8")
+
+
+@pytest.mark.parametrize(("inner", "accepted"), [("3", False), ("2", True)])
+def test_initialiser_that_hides_another_value_is_refused(inner: str, accepted: bool):
+    """onnxruntime reads the outer one in both branches here, since the other branch does, and 3 if that does not."""
+    model = parse(f"""
+        g (float[2] x, bool c) => (float[2] y) <float[1] k = {{2}}>
+        {{ y = If (c) <then_branch = t () => (float[2] r) <float[1] k = {{{inner}}}> {{ r = Mul(x, k) }},
+                       else_branch = e () => (float[2] r) {{ s = Neg(x)  r = Mul(s, k) }}> }}""")
+    if accepted:
+        assert same(run(load_onnx(model).export(), {"x": X[0, :2], "c": np.array(True)}), [X[0, :2] * 2])
+        return
+    with pytest.raises(ModelError, match="graph 't' has an initializer 'k', .* outside of it.*; rename one"):
+        load_onnx(model)
