@@ -101,10 +101,7 @@ def save_model(model: ir.Model, path: Path, carried: Carried, limit: int = PROTO
     at `path`, or if the file that one lies in has gone.
     """
     path = Path(path)
-    check_folder(path)
-    sources = data_files(model)
-    if _is_one_of(path, sources):
-        raise ModelError(f"cannot save to {path}: weights of the model lie in this file; choose another name")
+    data = data_path(model, path)
     copy = model.clone()
     if sum(tensor.nbytes for tensor in _tensors(copy)) <= limit:
         _load_external(copy)
@@ -114,7 +111,6 @@ def save_model(model: ir.Model, path: Path, carried: Carried, limit: int = PROTO
                 write_proto(_without_references(to_proto(copy, carried), large), large, file)
             os.replace(temporary, path)
         return
-    data = _data_path(path, sources)
     with _temporary(path) as temporary, _temporary(data) as temporary_data:
         _write_data(copy, temporary_data, data)
         temporary.write_bytes(to_proto(copy, carried).SerializeToString())
@@ -212,7 +208,7 @@ def _write_data(model: ir.Model, temporary: Path, final: Path) -> None:
                 continue
             offset = -(-file.tell() // _ALIGNMENT) * _ALIGNMENT
             file.write(b"\0" * (offset - file.tell()))
-            stream(tensor, file)
+            stream(reopened(tensor), file)
             value.const_value = _reference(tensor, final.name, offset, str(final.parent))
 
 
@@ -229,8 +225,14 @@ def data_files(model: ir.Model) -> frozenset[Path]:
     return known | {Path(tensor.path).absolute() for tensor in external_tensors(model)}
 
 
-def _data_path(path: Path, sources: Collection[Path]) -> Path:
-    """Where the data of a model at `path` goes: beside it, and into none of `sources`."""
+def data_path(model: ir.Model, path: Path) -> Path:
+    """Where the data of `model` goes if it is too large for the file at `path`: beside it, and into no file that the
+    model reads. Raises ModelError if no model can be written to `path`, or if it is itself a file that the model reads.
+    """
+    check_folder(path)
+    sources = data_files(model)
+    if _is_one_of(path, sources):
+        raise ModelError(f"cannot save to {path}: weights of the model lie in this file; choose another name")
     names = (f"{path.name}.{number}.data" for number in itertools.count(1))
     candidates = (path.with_name(name) for name in itertools.chain([f"{path.name}.data"], names))
     return next(candidate for candidate in candidates if not _is_one_of(candidate, sources))
