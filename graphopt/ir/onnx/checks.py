@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
-from graphopt.ir.onnx.external import check_place
+from graphopt.ir.onnx.external import check_place, note_stamp
 from graphopt.ir.onnx.shared import all_graphs, body_graphs, nested_graphs
 
 
@@ -155,6 +155,8 @@ def check_external(model: ir.Model, where: str, folder: Path | None, named: bool
                 "known; expected the data inside; load it with onnx.load, or give the path instead"
             )
         check_place(tensor, where)
+        if folder is not None:  # else the tensor is the caller's own
+            note_stamp(tensor)
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from onnx_helpers import parse, run, same
 from test_onnx_load import external, normalised, rich_model
 
-from graphopt.compiler import optimize
+from graphopt.compiler import lower, optimize
 from graphopt.errors import ModelError
 from graphopt.ir.onnx import save
 from graphopt.ir.onnx.load import load_onnx
@@ -260,6 +260,19 @@ def test_data_that_has_changed_since_is_named(tmp_path: Path, content: bytes | N
         with pytest.raises(ModelError, match=f"changed since it was loaded.*'w' {reason}.*m.data"):
             write()
     assert names(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("limit", [1000, 10**9])
+def test_data_that_was_written_anew_is_not_mixed_with_the_old(tmp_path: Path, limit: int):
+    """As when the model is exported again under the name that it was loaded from."""
+    model = load_onnx(external(tmp_path / "in"))
+    data = tmp_path / "in" / "m.data"
+    data.write_bytes(bytes(4096))
+    os.utime(data, ns=(0, 1))
+    for write in (lambda: save_model(model.ir, tmp_path / "m.onnx", Carried(), limit=limit), lambda: lower(model)):
+        with pytest.raises(ModelError, match="has changed since.*m.data.*'w' lies, has been written.*; load it again"):
+            write()
+    assert names(tmp_path) == ["in"]
 
 
 def test_folder_that_does_not_exist_is_named(tmp_path: Path):
