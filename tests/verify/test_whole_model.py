@@ -170,6 +170,16 @@ def test_a_repro_folder_shows_the_fault_by_itself(tmp_path: Path):
     assert "mul" in (folder / "before.txt").read_text() and "div" in (folder / "after.txt").read_text()
 
 
+def test_a_repro_that_cannot_be_written_does_not_hide_the_verdict(tmp_path: Path):
+    file = tmp_path / "file"
+    file.write_bytes(b"mine")
+    (undone,) = (a for a in graphopt.optimize(onnx_model(), "planted", repro=file).report.applications if a.reason)
+    assert undone.status == "undone" and undone.evidence.kind == "executed" and undone.repro is None
+    for part in ("in float64 the result changes", "cannot be written to", str(file)):
+        assert part in undone.reason
+    assert file.read_bytes() == b"mine"
+
+
 def test_a_repro_folder_replays_with_the_same_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     graphopt.optimize(onnx_model(), "planted", repro=tmp_path)
     (folder,) = tmp_path.iterdir()
