@@ -95,10 +95,10 @@ def save_model(model: ir.Model, path: Path, carried: Carried, limit: int = PROTO
     """Write `model` to `path`, and its tensors to `<name>.data` beside it if they exceed `limit` bytes.
 
     Both files are written under temporary names in the same folder and then moved into place; on failure
-    neither is changed and nothing is left behind. Tensors are streamed one by one. A file that tensors of the model
-    lie in is never replaced, since whoever else reads it would read what is not theirs: if `<name>.data` is one, the
-    new file is `<name>.1.data`. Raises ModelError if there is no such folder, if tensors of the model lie in the file
-    at `path`, or if the file that one lies in has gone.
+    neither is changed and nothing is left behind. Tensors are streamed one by one. `<name>.data` is replaced only if it
+    is of the model at `path`: whoever else reads it would read what is not theirs. Otherwise the new file is
+    `<name>.1.data`. Raises ModelError if there is no such folder, if tensors of the model lie in the file at `path`, or
+    if the file that one lies in has gone.
     """
     path = Path(path)
     data = data_path(model, path)
@@ -225,9 +225,18 @@ def data_files(model: ir.Model) -> frozenset[Path]:
     return known | {Path(tensor.path).absolute() for tensor in external_tensors(model)}
 
 
+def data_files_at(path: Path) -> frozenset[Path]:
+    """The files that tensors of the model in the file at `path` lie in; none if that is no model."""
+    try:
+        return frozenset(path.parent.absolute() / tensor.location for tensor in external_tensors(ir.load(path)))
+    except Exception:  # Whatever is wrong with the file is said better by whoever loads it.
+        return frozenset()
+
+
 def data_path(model: ir.Model, path: Path) -> Path:
-    """Where the data of `model` goes if it is too large for the file at `path`: beside it, and into no file that the
-    model reads. Raises ModelError if no model can be written to `path`, or if it is itself a file that the model reads.
+    """Where the data of `model` goes if it is too large for the file at `path`: beside it, and in the place of no file
+    but one that is of the model which is replaced at `path`, and of that alone. Raises ModelError if no model can be
+    written to `path`, or if it is itself a file that `model` reads.
     """
     check_folder(path)
     sources = data_files(model)
@@ -235,7 +244,11 @@ def data_path(model: ir.Model, path: Path) -> Path:
         raise ModelError(f"cannot save to {path}: weights of the model lie in this file; choose another name")
     names = (f"{path.name}.{number}.data" for number in itertools.count(1))
     candidates = (path.with_name(name) for name in itertools.chain([f"{path.name}.data"], names))
-    return next(candidate for candidate in candidates if not _is_one_of(candidate, sources))
+    return next(c for c in candidates if not os.path.lexists(c) or _is_spare(c, path, sources))
+
+
+def _is_spare(data: Path, path: Path, sources: Collection[Path]) -> bool:
+    return not _is_one_of(data, sources) and _is_one_of(data, data_files_at(path))
 
 
 def _is_one_of(path: Path, files: Collection[Path]) -> bool:

@@ -124,6 +124,22 @@ def test_data_that_the_model_reads_is_not_replaced(tmp_path: Path, name: str):
     assert names(tmp_path) == sorted({"m.onnx.data", "original.onnx", name, added})
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_data_of_which_the_replaced_model_knows_nothing_is_not_replaced(tmp_path: Path, saved: bool):
+    """It may be of any model: here of the original, which was renamed, while its result was saved and is loaded."""
+    path, result = beside_data_of_another_name(tmp_path), tmp_path / "m.onnx"
+    before = (tmp_path / "m.onnx.data").read_bytes() + b"more"
+    (tmp_path / "m.onnx.data").write_bytes(before)
+    if saved:
+        save_model(load_onnx(path).ir, result, Carried(), limit=1000)
+    source = load_onnx(result if saved else external(tmp_path / "in"))
+    for _ in range(2):
+        save_model(source.ir, result, Carried(), limit=1000)
+        assert (tmp_path / "m.onnx.data").read_bytes() == before
+        scale = 15 if saved else 1
+        assert same(run(onnx.load(result), {"x": X}), [X * scale * np.arange(1024, dtype=np.float32)])
+
+
 def test_data_that_weights_are_computed_from_is_not_replaced(tmp_path: Path):
     inside = external(tmp_path)
     (tmp_path / "m.data").rename(tmp_path / "m.onnx.data")
