@@ -367,6 +367,14 @@ def test_external_data_at_no_place_is_refused(tmp_path: Path, entry: dict[str, s
     refused(external(tmp_path, **entry), "m.onnx", "'w'", expected)
 
 
+def test_strings_in_a_file_are_refused(tmp_path: Path):
+    path = external(tmp_path)
+    proto = onnx.load(path, load_external_data=False)
+    proto.graph.initializer[0].data_type = TensorProto.STRING
+    path.write_bytes(proto.SerializeToString())
+    refused(path, "'w'", "has strings in another file; expected string_data")
+
+
 @pytest.mark.parametrize("entry", [{"location": "m\0data"}, {"offset": -5}, {"length": -12}], ids=str)
 def test_external_data_of_an_object_at_no_place_is_refused(tmp_path: Path, entry: dict[str, object]):
     model = ir.load(external(tmp_path))

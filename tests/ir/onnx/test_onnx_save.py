@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 from onnx_helpers import parse, run, same
@@ -163,6 +164,18 @@ def test_data_that_weights_are_computed_from_is_not_replaced(tmp_path: Path):
     for _ in range(2):
         save_model(again.ir, inside, Carried(), limit=1000)
         assert same(run(onnx.load(inside), {"x": X}), expected)
+
+
+@pytest.mark.parametrize("limit", [-1, 10**9])
+def test_empty_tensor_in_a_file_is_taken_in(tmp_path: Path, limit: int):
+    """As onnx.save writes it with a threshold of 0."""
+    proto = parse("g (float[2,1024] x) => (float[2,1024] y) { y = Concat<axis = 0>(x, e) }")
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros((0, 1024), np.float32), "e"))
+    onnx.save(proto, tmp_path / "in.onnx", save_as_external_data=True, location="in.data", size_threshold=0)
+    model = load_onnx(tmp_path / "in.onnx")
+    assert isinstance(model.ir.graph.initializers["e"].const_value, ir.ExternalTensor)
+    save_model(model.ir, tmp_path / "m.onnx", Carried(), limit=limit)
+    assert same(run(onnx.load(tmp_path / "m.onnx"), {"x": X}), [X])
 
 
 def test_tensors_that_attributes_list_are_taken_in(tmp_path: Path):
