@@ -26,6 +26,7 @@ def without_idle_squeezes(model: OnnxModel) -> tuple[ir.Model, list[str]]:
     if not idle:
         return model.ir, []
     copied = model.ir.clone()
+    copied.meta.update(model.ir.meta)
     nodes = list(_nodes(copied))
     return copied, list(_made_identities(nodes[i] for i in idle))
 

@@ -13,8 +13,8 @@ import onnx_ir as ir
 from graphopt.backends.ort_errors import explain_refusal
 from graphopt.backends.ort_settings import Settings, make_session_options
 from graphopt.errors import ModelError
-from graphopt.ir.model import check_folder
-from graphopt.ir.onnx.save import PROTO_LIMIT, Carried, save_model, to_proto
+from graphopt.ir.onnx.checks import attribute_tensors
+from graphopt.ir.onnx.save import PROTO_LIMIT, Carried, data_path, save_model, to_proto
 from graphopt.ir.onnx.shared import all_graphs
 
 
@@ -33,12 +33,12 @@ def open_session(model: ir.Model, settings: Settings, limit: int = PROTO_LIMIT) 
     if settings.save_path is None:
         return open_(model, settings, None, limit)
     path = Path(settings.save_path)
-    check_folder(path)
+    data = data_path(model, path)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             saved = Path(folder) / path.name
             if size > limit:
-                settings = _with_data_file(settings, path)
+                settings = _with_data_file(settings, data.name)
             session = open_(model, settings, saved, limit)
             for written in sorted(Path(folder).iterdir(), key=lambda file: file == saved):
                 os.replace(written, path.parent / written.name)
@@ -49,8 +49,8 @@ def open_session(model: ir.Model, settings: Settings, limit: int = PROTO_LIMIT) 
         ) from error
 
 
-def _with_data_file(settings: Settings, path: Path) -> Settings:
-    entries = {"session.optimized_model_external_initializers_file_name": f"{path.name}.data"}
+def _with_data_file(settings: Settings, name: str) -> Settings:
+    entries = {"session.optimized_model_external_initializers_file_name": name}
     return replace(settings, session_options={**entries, **settings.session_options})
 
 
@@ -82,11 +82,11 @@ def _size(model: ir.Model) -> tuple[int, bool]:
     """Bytes of the stored tensors, and whether any of them lies in a file of its own."""
     tensors = [v.const_value for graph in all_graphs(model) for v in graph.initializers.values()]
     attributes = [
-        attribute.as_tensor()
+        tensor
         for graph in all_graphs(model)
         for node in graph
         for attribute in node.attributes.values()
-        if not attribute.is_ref() and attribute.type == ir.AttributeType.TENSOR
+        for tensor in attribute_tensors(attribute)
     ]
     stored = [t for t in (*tensors, *attributes) if t is not None]
     return sum(t.nbytes for t in stored), any(isinstance(t, ir.ExternalTensor) for t in stored)

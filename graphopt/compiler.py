@@ -249,7 +249,7 @@ def save(model: Any, path: str | Path) -> None:
     ONNX model as .onnx, a torch model as `torch.export.save` does.
 
     The file is written under a temporary name and moved into place; the weights of an ONNX model go to `<path>.data`
-    beside it when the file would pass 2 GB.
+    beside it when the file would pass 2 GB, or to `<path>.1.data` if `<path>.data` is there and another model's.
 
     Raises:
         ModelError: no such model, or a torch model is to be an .onnx file.

@@ -111,7 +111,8 @@ def make_feeds(types: Sequence[InputType], sizes: Mapping[str, int], seed: int) 
     """An array for each input: floats normal, integers and booleans 0 or 1.
 
     Raises:
-        BenchError: a size for a dimension that no input has, or an input that is no tensor of known rank.
+        BenchError: a size for a dimension that no input has, an input that is no tensor of known rank, or inputs for
+            which there is no memory.
     """
     from graphopt.ir.weights import FLOATS
     from graphopt.tools.inputs import make_inputs
@@ -129,7 +130,13 @@ def make_feeds(types: Sequence[InputType], sizes: Mapping[str, int], seed: int) 
         shape = [d if isinstance(d, int) else chosen[d] for d in shapes[type_.name]]
         kind = {"gen": "normal"} if type_.dtype in FLOATS else {"gen": "randint", "low": 0, "high": 2}
         specs[type_.name] = {"dtype": type_.dtype, "shape": shape, **kind}
-    return make_inputs(specs, seed)
+    try:
+        return make_inputs(specs, seed)
+    except (MemoryError, ValueError) as error:  # numpy raises the latter for more elements than it can count
+        asked = ", ".join(f"{name} {spec['shape']}" for name, spec in specs.items())
+        raise BenchError(
+            f"inputs of the shapes {asked} cannot be made ({error}); choose smaller sizes with --dim NAME=N"
+        ) from error
 
 
 def open_dimensions(types: Sequence[InputType]) -> list[str]:

@@ -170,6 +170,8 @@ def _instruments(
 
 def _require_writable(source: Path, output: Path) -> None:
     """Refuse an output that would overwrite the input, or a folder that is not there."""
+    from graphopt.ir.onnx.save import data_files_at
+
     if output.is_dir():
         raise OutputError(f"{output} is a folder; give the name of a file")
     if not output.parent.is_dir():
@@ -177,24 +179,11 @@ def _require_writable(source: Path, output: Path) -> None:
     if output.exists() and source.exists() and output.samefile(source):
         raise OutputError(f"{output} is the input, which is never overwritten; choose another name with -o")
     replaced = [p for p in (output, output.with_name(f"{output.name}.data")) if p.exists()]
-    for data in _data_files(source) if replaced else ():
+    for data in sorted(data_files_at(source)) if replaced else ():
         if any(data.exists() and data.samefile(path) for path in replaced):
             raise OutputError(
                 f"{data} holds weights of the input, which is never overwritten; choose another name"
             )
-
-
-def _data_files(source: Path) -> list[Path]:
-    """The files beside `source` that hold its weights."""
-    import onnx_ir
-
-    from graphopt.ir.onnx.checks import external_tensors
-
-    try:
-        tensors = external_tensors(onnx_ir.load(source))
-        return [source.parent / location for location in dict.fromkeys(str(t.location) for t in tensors)]
-    except Exception:  # whatever is wrong with the file is said better by whoever loads it
-        return []
 
 
 def _save(result: Optimized, output: Path) -> None:

@@ -18,7 +18,7 @@ from graphopt.program.requests import first_request
 from graphopt.verify.calibration import Calibration
 from graphopt.verify.compare import EPS
 from graphopt.verify.floats import shake
-from graphopt.verify.whole import FACTOR, FLOOR, Verdict, distance
+from graphopt.verify.whole import FACTOR, Verdict, always_allowed, distance
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class ProgramCheck:
         eps = EPS[original.interface.sample.dtype]
         shaken = shake(noise, eps, np.random.default_rng(0)).astype(noise.dtype)
         moved = replace(self._request, noise=shaken).sample(reference_runner(original))
-        self.allowed = FACTOR * max(FLOOR * eps, distance([self._expected], [moved]))
+        self.allowed = FACTOR * max(always_allowed(eps), distance([self._expected], [moved]))
 
     def compare(self, candidate: Program) -> Verdict:
         got = self._request.sample(reference_runner(candidate))

@@ -29,7 +29,11 @@ class Recorded:
             return self.inner.verify(change)
         except Rejected as rejected:
             path = self.folder / re.sub(r"[^\w.#-]+", "_", change.id)
-            write_repro(path, change, rejected, self.pipeline)
+            try:
+                write_repro(path, change, rejected, self.pipeline)
+            except Exception as error:  # Whatever it is, the verdict is about the change, and stays what it is.
+                reason = f"{rejected.reason}; what reproduces it cannot be written to {path}: {error}"
+                raise Rejected(reason, rejected.evidence) from error
             raise Rejected(rejected.reason, rejected.evidence, str(path)) from rejected
 
 

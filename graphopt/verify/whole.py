@@ -24,8 +24,10 @@ from graphopt.verify.inputs import draw_input
 
 FACTOR = 8.0
 """How far beyond the model's own sensitivity a result may be."""
-FLOOR = 64.0
+_FLOOR = 64.0
 """Units of rounding that are always allowed."""
+_CEILING = 2.0**-7
+"""Share of an output's range that these units may be: of bfloat16 they would be half of it, and no error too large."""
 FREE_SIZE = 2
 """Size of symbolic dimensions when no example inputs are given."""
 
@@ -63,7 +65,7 @@ class WholeCheck:
         self.allowed = FACTOR * max(self._unit(), *self._movements(original, run))
 
     def _unit(self) -> float:
-        return FLOOR * max((EPS[e.dtype.name] for e in self.expected if e.dtype.name in FLOATS), default=0.0)
+        return always_allowed(max((EPS[e.dtype.name] for e in self.expected if e.dtype.name in FLOATS), default=0.0))
 
     def _movements(self, original: Model, run: Any) -> list[float]:
         rng = np.random.default_rng(0)
@@ -78,6 +80,11 @@ class WholeCheck:
         except CannotRun as error:
             return Verdict(float("inf"), self.allowed, f"the optimised model cannot be run: {error}")
         return Verdict(distance(self.expected, got), self.allowed)
+
+
+def always_allowed(eps: float) -> float:
+    """What is allowed of a model with this unit of rounding, times FACTOR, whatever its own sensitivity."""
+    return min(_FLOOR * eps, _CEILING)
 
 
 def distance(expected: Sequence[Array], got: Sequence[Array]) -> float:

@@ -298,6 +298,20 @@ def test_a_model_over_the_limit_is_handed_over_in_files(tmp_path):
     np.testing.assert_array_equal(saved.run(None, {"x": x})[0], expected)
 
 
+def test_weights_that_the_model_reads_are_not_replaced_by_the_optimised_ones(tmp_path):
+    """As when what was exported as m.onnx and m.onnx.data was renamed."""
+    source, data = tmp_path / "original.onnx", tmp_path / "m.onnx.data"
+    onnx.save(conv_bn(channels=64), source, save_as_external_data=True, location=data.name, size_threshold=0)
+    before, x = data.read_bytes(), np.ones((1, 3, 8, 8), np.float32)
+    with pytest.raises(ModelError, match="weights of the model lie in this file"):
+        graphopt.lower(source, save_path=data)
+    session = open_session(load_model(source).ir, Settings(save_path=tmp_path / "m.onnx", optimization="basic"), 100)
+
+    assert data.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.1.data", "m.onnx.data", "original.onnx"]
+    np.testing.assert_array_equal(as_it_is(tmp_path / "m.onnx").run(None, {"x": x})[0], session.run(None, {"x": x})[0])
+
+
 def test_external_data_is_read_from_beside_the_model(tmp_path):
     path = save_conv_bn(tmp_path / "inline.onnx")
     external = tmp_path / "external.onnx"

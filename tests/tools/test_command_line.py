@@ -441,6 +441,13 @@ def test_bench_says_how_to_choose_other_sizes_when_a_model_does_not_run(tmp_path
     assert exit_.value.code == 0
 
 
+@pytest.mark.parametrize("size", [10**14, 10**30])
+def test_bench_refuses_sizes_for_which_there_is_no_memory(source, capsys, size):
+    code, stderr = error_of(capsys, "bench", source, "--dim", f"n={size}")
+    assert code == 1
+    assert f"x [{size}, 3, 8, 16] cannot be made" in stderr and "choose smaller sizes with --dim" in stderr
+
+
 def test_a_failure_of_the_file_system_is_one_message_too(source, tmp_path, capsys):
     code, stderr = error_of(capsys, "run", source, "--dump-dir", source)
     assert code == 1

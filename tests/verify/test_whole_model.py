@@ -21,7 +21,7 @@ from graphopt.rewrite.contract import Evidence
 from graphopt.tools.main import main
 from graphopt.verify.bisect import first_bad
 from graphopt.verify.verifier import MatchVerifier
-from graphopt.verify.whole import distance
+from graphopt.verify.whole import WholeCheck, distance
 
 FACTORS = (2.0, 4.0, 0.5, 3.0, 8.0, 0.25, 5.0)
 WRONG = "planted/mul-as-div#4"
@@ -170,6 +170,16 @@ def test_a_repro_folder_shows_the_fault_by_itself(tmp_path: Path):
     assert "mul" in (folder / "before.txt").read_text() and "div" in (folder / "after.txt").read_text()
 
 
+def test_a_repro_that_cannot_be_written_does_not_hide_the_verdict(tmp_path: Path):
+    file = tmp_path / "file"
+    file.write_bytes(b"mine")
+    (undone,) = (a for a in graphopt.optimize(onnx_model(), "planted", repro=file).report.applications if a.reason)
+    assert undone.status == "undone" and undone.evidence.kind == "executed" and undone.repro is None
+    for part in ("in float64 the result changes", "cannot be written to", str(file)):
+        assert part in undone.reason
+    assert file.read_bytes() == b"mine"
+
+
 def test_a_repro_folder_replays_with_the_same_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     graphopt.optimize(onnx_model(), "planted", repro=tmp_path)
     (folder,) = tmp_path.iterdir()
@@ -200,3 +210,17 @@ def test_an_infinity_is_no_other_infinity_and_not_nan(other: float):
     given, changed = (np.array([1.0, value], np.float32) for value in (np.inf, other))
     assert distance([given], [given]) == 0.0
     assert distance([given], [changed]) == distance([changed], [given]) == np.inf
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_low_precision_leaves_room_for_rounding_and_not_for_anything(dtype: torch.dtype):
+    """512 units of bfloat16 are four times the range of an output."""
+
+    def scaled(factor: float) -> Any:
+        layer = torch.nn.Linear(16, 16).to(dtype).requires_grad_(False)
+        layer.weight.copy_(torch.eye(16) * factor), layer.bias.zero_()
+        return graphopt.load(layer, example_inputs=torch.linspace(-1, 1, 32).reshape(2, 16).to(dtype))
+
+    check = WholeCheck(scaled(1.0))
+    assert check.compare(scaled(1.02)).ok
+    assert not check.compare(scaled(1.25)).ok

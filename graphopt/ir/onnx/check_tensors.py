@@ -68,6 +68,8 @@ def _fault(tensor: TensorProto) -> str | None:
         return f"has {len(tensor.dims)} axes; expected at most {_MOST_AXES}"
     if any(size < 0 for size in tensor.dims):
         return "has a negative size; expected sizes of 0 and more"
+    if tensor.data_location == TensorProto.EXTERNAL and dtype == ir.DataType.STRING:
+        return "has strings in another file; expected string_data"
     if tensor.data_location == TensorProto.EXTERNAL:
         return entry_fault({entry.key: entry.value for entry in tensor.external_data})
     return _data_fault(tensor, dtype)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
-from graphopt.ir.onnx.external import check_place
+from graphopt.ir.onnx.external import check_place, note_stamp
 from graphopt.ir.onnx.shared import all_graphs, body_graphs, nested_graphs
 
 
@@ -83,12 +84,32 @@ def _check_order(graph: ir.Graph, around: set[ir.Value], where: str) -> bool:
                     raise _undefined(where, f"node {node.name or node.op_type!r}", value)
                 ordered = False
         for body in body_graphs(node):
+            _check_hidden(body, known, where)
             ordered &= _check_order(body, known | later, where)
         known.update(node.outputs)
     for value in graph.outputs:
         if value not in known:
             raise _undefined(where, f"graph {graph.name!r}, as an output,", value)
     return ordered
+
+
+def _check_hidden(body: ir.Graph, around: Set[ir.Value], where: str) -> None:
+    """Refuse an initialiser with the name of another value that `body` can see: which one is read depends on the
+    runtime, and in onnxruntime on what the other bodies of the node read."""
+    for value in around if body.initializers else ():
+        inner = body.initializers.get(value.name or "")
+        if inner is not None and not _same_constant(value, inner):
+            raise ModelError(
+                f"{where}: graph {body.name!r} has an initializer {value.name!r}, which is also the name of another "
+                "value outside of it, and runtimes disagree which one is read; expected names of their own; rename one"
+            )
+
+
+def _same_constant(a: ir.Value, b: ir.Value) -> bool:
+    first, second = a.const_value, b.const_value
+    if first is None or second is None or a.is_graph_input() or b.is_graph_input():
+        return False
+    return first.dtype == second.dtype and np.array_equal(first.numpy(), second.numpy())
 
 
 def _check_node(node: ir.Node, where: str) -> None:
@@ -134,6 +155,8 @@ def check_external(model: ir.Model, where: str, folder: Path | None, named: bool
                 "known; expected the data inside; load it with onnx.load, or give the path instead"
             )
         check_place(tensor, where)
+        if folder is not None:  # else the tensor is the caller's own
+            note_stamp(tensor)
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
@@ -142,10 +165,14 @@ def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
         tensors = [value.const_value for value in graph.initializers.values()]
         for node in graph:
             for attribute in node.attributes.values():
-                if attribute.is_ref():
-                    continue
-                if attribute.type == ir.AttributeType.TENSOR:
-                    tensors.append(attribute.as_tensor())
-                elif attribute.type == ir.AttributeType.TENSORS:
-                    tensors.extend(attribute.as_tensors())
+                tensors.extend(attribute_tensors(attribute))
         yield from (tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
+
+
+def attribute_tensors(attribute: ir.Attr) -> Sequence[ir.TensorProtocol]:
+    """The tensors that `attribute` holds."""
+    if attribute.is_ref():
+        return ()
+    if attribute.type == ir.AttributeType.TENSOR:
+        return (attribute.as_tensor(),)
+    return attribute.as_tensors() if attribute.type == ir.AttributeType.TENSORS else ()

@@ -31,6 +31,8 @@ def reopened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     if not isinstance(tensor, ir.ExternalTensor):
         return tensor
     check_present(tensor, "the model has changed since it was loaded")
+    if not tensor.size:  # of which onnx_ir gives no bytes
+        return ir.Tensor(np.empty(tensor.shape.numpy(), tensor.dtype.numpy()), tensor.dtype, name=tensor.name)
     return ir.ExternalTensor(
         tensor.location,
         tensor.offset,

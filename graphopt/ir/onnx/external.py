@@ -27,6 +27,20 @@ def entry_fault(entries: Mapping[str, str]) -> str | None:
     return None
 
 
+_STAMP = "graphopt.stamp"
+"""Key under which a tensor notes the size and the time of the last change of its file."""
+
+
+def note_stamp(tensor: ir.ExternalTensor) -> None:
+    """Let `check_present` refuse the file of `tensor` from now on if it is written anew."""
+    tensor.meta[_STAMP] = _stamp(tensor)
+
+
+def _stamp(tensor: ir.ExternalTensor) -> tuple[int, int]:
+    status = os.stat(tensor.path)
+    return status.st_size, status.st_mtime_ns
+
+
 def check_place(tensor: ir.ExternalTensor, where: str) -> None:
     """Refuse a location that is no file inside the model's folder."""
     named = {"location": str(tensor.location), "offset": tensor.offset, "length": tensor.length}
@@ -45,7 +59,7 @@ def check_place(tensor: ir.ExternalTensor, where: str) -> None:
 
 
 def check_present(tensor: ir.ExternalTensor, where: str) -> None:
-    """Refuse a file that is not there, or that has less than `tensor` needs."""
+    """Refuse a file that is not there, that has less than `tensor` needs, or that is another than was noted."""
     path = Path(tensor.base_dir or ".") / tensor.location
     if not os.path.isfile(path):  # which is false, where pathlib raises, of a name that no file can have
         raise ModelError(
@@ -57,6 +71,11 @@ def check_present(tensor: ir.ExternalTensor, where: str) -> None:
         raise ModelError(
             f"{where}: external data of tensor {tensor.name!r} is truncated: expected {tensor.nbytes} bytes at offset "
             f"{tensor.offset or 0} of {path}, which has {size}; download it again"
+        )
+    if tensor.meta.get(_STAMP, stamp := _stamp(tensor)) != stamp:
+        raise ModelError(
+            f"{where}: the file {path}, in which the data of tensor {tensor.name!r} lies, has been written since; "
+            "expected what was there when the model was loaded; load it again"
         )
 
 

@@ -14,7 +14,7 @@ from graphopt.ir.onnx import graphsurgeon
 from graphopt.ir.onnx.check_tensors import check_tensors
 from graphopt.ir.onnx.checks import check_external, check_functions, check_proto, check_structure
 from graphopt.ir.onnx.model import OnnxModel
-from graphopt.ir.onnx.save import Carried, to_proto
+from graphopt.ir.onnx.save import Carried, remember_files, to_proto
 from graphopt.ir.onnx.sparse import densified
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def _from_proto(proto: onnx.ModelProto, where: str, folder: Path | None, export:
     check_external(model, where, folder)
     check_structure(model, where)
     check_functions(model, where)
+    remember_files(model)
     return OnnxModel(model, carried, export)
 
 
@@ -113,4 +114,5 @@ def _from_ir(source: ir.Model) -> OnnxModel:
     check_external(model, "the onnx_ir.Model", None, named=True)
     check_structure(model, "the onnx_ir.Model")
     check_functions(model, "the onnx_ir.Model")
+    remember_files(model)
     return OnnxModel(model)

@@ -95,7 +95,11 @@ class OnnxModel(Model):
                         yield known[QUANTIZATION].values()
 
     def export(self) -> Any:
-        return self.ir.clone() if self._export is None else self._export(self)
+        if self._export is not None:
+            return self._export(self)
+        model = self.ir.clone()
+        model.meta.update(self.ir.meta)
+        return model
 
     def save(self, path: Path) -> None:
         save.save_model(self.ir, path, self.carried)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import tempfile
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import onnx_ir as ir
 
 from graphopt.errors import ModelError
 from graphopt.ir.model import check_folder
-from graphopt.ir.onnx.checks import external_tensors
+from graphopt.ir.onnx.checks import attribute_tensors, external_tensors
 from graphopt.ir.onnx.constants import reopened
 from graphopt.ir.onnx.shared import all_graphs
 from graphopt.ir.onnx.streaming import stream, write_proto
@@ -26,6 +27,8 @@ _INLINE = 1024
 _STREAMED = 1 << 16
 """Bytes from which a tensor is written without being put into a message first."""
 _ALIGNMENT = 4096
+_FILES = "graphopt.data_files"
+"""Key under which a model notes the files of its tensors; it is not written into the file."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +95,13 @@ def save_model(model: ir.Model, path: Path, carried: Carried, limit: int = PROTO
     """Write `model` to `path`, and its tensors to `<name>.data` beside it if they exceed `limit` bytes.
 
     Both files are written under temporary names in the same folder and then moved into place; on failure
-    neither is changed and nothing is left behind. Tensors are streamed one by one. Raises ModelError if there is no
-    such folder, if tensors of the model lie in the file at `path`, or if the file that one lies in has gone.
+    neither is changed and nothing is left behind. Tensors are streamed one by one. `<name>.data` is replaced only if it
+    is of the model at `path`: whoever else reads it would read what is not theirs. Otherwise the new file is
+    `<name>.1.data`. Raises ModelError if there is no such folder, if tensors of the model lie in the file at `path`, or
+    if the file that one lies in has gone.
     """
     path = Path(path)
-    check_folder(path)
-    if _holds_tensors(path, model):
-        raise ModelError(f"cannot save to {path}: weights of the model lie in this file; choose another name")
+    data = data_path(model, path)
     copy = model.clone()
     if sum(tensor.nbytes for tensor in _tensors(copy)) <= limit:
         _load_external(copy)
@@ -108,14 +111,10 @@ def save_model(model: ir.Model, path: Path, carried: Carried, limit: int = PROTO
                 write_proto(_without_references(to_proto(copy, carried), large), large, file)
             os.replace(temporary, path)
         return
-    data = path.with_name(path.name + ".data")
     with _temporary(path) as temporary, _temporary(data) as temporary_data:
         _write_data(copy, temporary_data, data)
         temporary.write_bytes(to_proto(copy, carried).SerializeToString())
-        overwritten = _reads_from(model, data)
         _replace_both((temporary_data, data), (temporary, path))
-    if overwritten:
-        _adopt(model, copy)
 
 
 def _initializers(model: ir.Model) -> Iterator[ir.Value]:
@@ -130,8 +129,7 @@ def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     for graph in all_graphs(model):
         for node in graph:
             for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                    yield attribute.as_tensor()
+                yield from attribute_tensors(attribute)
 
 
 def _load_external(model: ir.Model) -> None:
@@ -157,11 +155,11 @@ def _inline_attributes(model: ir.Model) -> None:
     for graph in all_graphs(model):
         for node in graph:
             for name, attribute in list(node.attributes.items()):
-                if attribute.is_ref() or attribute.type != ir.AttributeType.TENSOR:
-                    continue
-                tensor = attribute.as_tensor()
-                if isinstance(tensor, ir.ExternalTensor):
-                    node.attributes[name] = ir.AttrTensor(name, _inline(tensor), attribute.doc_string)
+                held = attribute_tensors(attribute)
+                if any(isinstance(tensor, ir.ExternalTensor) for tensor in held):
+                    inner = [_inline(t) if isinstance(t, ir.ExternalTensor) else t for t in held]
+                    value = inner[0] if attribute.type == ir.AttributeType.TENSOR else inner
+                    node.attributes[name] = ir.Attr(name, attribute.type, value, attribute.doc_string)
 
 
 def _take_out_large(model: ir.Model) -> dict[str, ir.TensorProtocol]:
@@ -210,28 +208,51 @@ def _write_data(model: ir.Model, temporary: Path, final: Path) -> None:
                 continue
             offset = -(-file.tell() // _ALIGNMENT) * _ALIGNMENT
             file.write(b"\0" * (offset - file.tell()))
-            stream(tensor, file)
+            stream(reopened(tensor), file)
             value.const_value = _reference(tensor, final.name, offset, str(final.parent))
 
 
-def _holds_tensors(path: Path, model: ir.Model) -> bool:
-    files = {Path(tensor.path) for tensor in external_tensors(model)} if path.exists() else ()
-    return any(file.exists() and file.samefile(path) for file in files)
+def remember_files(model: ir.Model) -> None:
+    """Note the files that tensors of `model` lie in: passes compute tensors of what they read there, which is read when
+    the model is saved."""
+    if files := data_files(model):
+        model.meta[_FILES] = files
 
 
-def _reads_from(model: ir.Model, data: Path) -> bool:
-    """Whether tensors of `model` may lie in the file that is about to be replaced."""
-    if not data.exists():
-        return False
-    lazy = (ir.ExternalTensor, ir.LazyTensor)
-    return any(isinstance(value.const_value, lazy) for value in _initializers(model))
+def data_files(model: ir.Model) -> frozenset[Path]:
+    """The files that tensors of `model` lie in or are computed from."""
+    known: frozenset[Path] = model.meta.get(_FILES, frozenset())
+    return known | {Path(tensor.path).absolute() for tensor in external_tensors(model)}
 
 
-def _adopt(model: ir.Model, copy: ir.Model) -> None:
-    """Let `model` read its tensors where they lie now: the file that they lay in has been replaced."""
-    for value, written in zip(_initializers(model), _initializers(copy), strict=True):
-        if isinstance(written.const_value, ir.ExternalTensor):
-            value.const_value = written.const_value
+def data_files_at(path: Path) -> frozenset[Path]:
+    """The files that tensors of the model in the file at `path` lie in; none if that is no model."""
+    try:
+        return frozenset(path.parent.absolute() / tensor.location for tensor in external_tensors(ir.load(path)))
+    except Exception:  # Whatever is wrong with the file is said better by whoever loads it.
+        return frozenset()
+
+
+def data_path(model: ir.Model, path: Path) -> Path:
+    """Where the data of `model` goes if it is too large for the file at `path`: beside it, and in the place of no file
+    but one that is of the model which is replaced at `path`, and of that alone. Raises ModelError if no model can be
+    written to `path`, or if it is itself a file that `model` reads.
+    """
+    check_folder(path)
+    sources = data_files(model)
+    if _is_one_of(path, sources):
+        raise ModelError(f"cannot save to {path}: weights of the model lie in this file; choose another name")
+    names = (f"{path.name}.{number}.data" for number in itertools.count(1))
+    candidates = (path.with_name(name) for name in itertools.chain([f"{path.name}.data"], names))
+    return next(c for c in candidates if not os.path.lexists(c) or _is_spare(c, path, sources))
+
+
+def _is_spare(data: Path, path: Path, sources: Collection[Path]) -> bool:
+    return not _is_one_of(data, sources) and _is_one_of(data, data_files_at(path))
+
+
+def _is_one_of(path: Path, files: Collection[Path]) -> bool:
+    return path.exists() and any(file.exists() and file.samefile(path) for file in files)
 
 
 @contextlib.contextmanager

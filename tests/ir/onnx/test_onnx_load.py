@@ -367,6 +367,14 @@ def test_external_data_at_no_place_is_refused(tmp_path: Path, entry: dict[str, s
     refused(external(tmp_path, **entry), "m.onnx", "'w'", expected)
 
 
+def test_strings_in_a_file_are_refused(tmp_path: Path):
+    path = external(tmp_path)
+    proto = onnx.load(path, load_external_data=False)
+    proto.graph.initializer[0].data_type = TensorProto.STRING
+    path.write_bytes(proto.SerializeToString())
+    refused(path, "'w'", "has strings in another file; expected string_data")
+
+
 @pytest.mark.parametrize("entry", [{"location": "m\0data"}, {"offset": -5}, {"length": -12}], ids=str)
 def test_external_data_of_an_object_at_no_place_is_refused(tmp_path: Path, entry: dict[str, object]):
     model = ir.load(external(tmp_path))
@@ -411,3 +419,17 @@ def test_an_operator_set_whose_name_is_no_text_is_refused():
     data = model.SerializeToString()
     assert data.count(b"odd") == 1
     refused(onnx.ModelProto.FromString(data.replace(b"odd", b"o\xffd")), "damaged", "operator set", "UTF-8")
+
+
+@pytest.mark.parametrize(("inner", "accepted"), [("3", False), ("2", True)])
+def test_initialiser_that_hides_another_value_is_refused(inner: str, accepted: bool):
+    """onnxruntime reads the outer one in both branches here, since the other branch does, and 3 if that does not."""
+    model = parse(f"""
+        g (float[2] x, bool c) => (float[2] y) <float[1] k = {{2}}>
+        {{ y = If (c) <then_branch = t () => (float[2] r) <float[1] k = {{{inner}}}> {{ r = Mul(x, k) }},
+                       else_branch = e () => (float[2] r) {{ s = Neg(x)  r = Mul(s, k) }}> }}""")
+    if accepted:
+        assert same(run(load_onnx(model).export(), {"x": X[0, :2], "c": np.array(True)}), [X[0, :2] * 2])
+        return
+    with pytest.raises(ModelError, match="graph 't' has an initializer 'k', .* outside of it.*; rename one"):
+        load_onnx(model)

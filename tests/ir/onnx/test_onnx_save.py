@@ -7,17 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 from onnx_helpers import parse, run, same
 from test_onnx_load import external, normalised, rich_model
 
-from graphopt.compiler import optimize
+from graphopt.compiler import lower, optimize
 from graphopt.errors import ModelError
 from graphopt.ir.onnx import save
 from graphopt.ir.onnx.load import load_onnx
 from graphopt.ir.onnx.save import Carried, save_model
-from graphopt.ir.weights import ArrayRef, LazyRef
+from graphopt.ir.weights import ArrayRef, LazyRef, as_ref
 
 X = np.ones((2, 1024), np.float32)
 
@@ -83,6 +84,110 @@ def test_saving_over_the_data_that_is_being_read(tmp_path: Path):
         assert same(run(onnx.load(path), {"x": X}), [X * 6 * np.arange(1024, dtype=np.float32)])
     model.refresh()
     assert region.constant(moved).numpy()[7] == 7
+
+
+def beside_data_of_another_name(folder: Path) -> Path:
+    """A model whose Constant, whose small weight and whose large one lie in what is the data file of `m.onnx`."""
+    external(folder)
+    (folder / "m.onnx").unlink()
+    (folder / "m.data").rename(folder / "m.onnx.data")
+    text = """
+    g (float[n,1024] x) => (float[n,1024] y)
+    { a = Mul(x, w)  k = Constant <value = float[1] {0}> ()  b = Mul(a, k)  y = Mul(b, s) }
+    """
+    proto = parse(text)
+    (constant,) = (node.attribute[0].t for node in proto.graph.node if node.op_type == "Constant")
+    constant.ClearField("float_data")
+    proto.graph.initializer.add(name="w", data_type=onnx.TensorProto.FLOAT, dims=[1024])
+    proto.graph.initializer.add(name="s", data_type=onnx.TensorProto.FLOAT, dims=[1])
+    for tensor, offset in ((constant, 12), (proto.graph.initializer[0], 0), (proto.graph.initializer[1], 20)):
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="m.onnx.data")
+        tensor.external_data.add(key="offset", value=str(offset))
+        tensor.external_data.add(key="length", value=str(4 * tensor.dims[0]))
+    path = folder / "original.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "original.onnx"])
+def test_data_that_the_model_reads_is_not_replaced(tmp_path: Path, name: str):
+    """As when what an exporter wrote as m.onnx and m.onnx.data was renamed, and its result is to have that name."""
+    path = beside_data_of_another_name(tmp_path)
+    model = load_onnx(path)
+    before = (tmp_path / "m.onnx.data").read_bytes()
+    for _ in range(2):
+        save_model(model.ir, tmp_path / name, Carried(), limit=1000)
+        for file in (path, tmp_path / name):
+            assert same(run(onnx.load(file), {"x": X}), [X * 15 * np.arange(1024, dtype=np.float32)])
+        assert (tmp_path / "m.onnx.data").read_bytes() == before
+    added = "m.onnx.1.data" if name == "m.onnx" else "original.onnx.data"
+    assert names(tmp_path) == sorted({"m.onnx.data", "original.onnx", name, added})
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_data_of_which_the_replaced_model_knows_nothing_is_not_replaced(tmp_path: Path, saved: bool):
+    """It may be of any model: here of the original, which was renamed, while its result was saved and is loaded."""
+    path, result = beside_data_of_another_name(tmp_path), tmp_path / "m.onnx"
+    before = (tmp_path / "m.onnx.data").read_bytes() + b"more"
+    (tmp_path / "m.onnx.data").write_bytes(before)
+    if saved:
+        save_model(load_onnx(path).ir, result, Carried(), limit=1000)
+    source = load_onnx(result if saved else external(tmp_path / "in"))
+    for _ in range(2):
+        save_model(source.ir, result, Carried(), limit=1000)
+        assert (tmp_path / "m.onnx.data").read_bytes() == before
+        scale = 15 if saved else 1
+        assert same(run(onnx.load(result), {"x": X}), [X * scale * np.arange(1024, dtype=np.float32)])
+
+
+def test_data_that_weights_are_computed_from_is_not_replaced(tmp_path: Path):
+    inside = external(tmp_path)
+    (tmp_path / "m.data").rename(tmp_path / "m.onnx.data")
+    proto = onnx.load(inside, load_external_data=False)
+    proto.graph.initializer[0].external_data[0].value = "m.onnx.data"
+    proto.graph.node.add(op_type="Mul", input=["z", "w"], output=["y"])
+    proto.graph.node[0].output[0] = "z"
+    inside.write_bytes(proto.SerializeToString())
+    result = optimize(inside, "clean-up")
+    model = load_onnx(result.model)
+    region = model.main
+    for node in list(region.nodes()):
+        doubled, _ = region.add_constant(region.constant(node.inputs[1]) * as_ref(np.float32(2)), "doubled")
+        new, _, _ = region.insert("mul", [node.inputs[0], doubled], {}, before=node, types=[None])
+        region.replace(node.outputs[0], new[0])
+        region.remove(node)
+    model.refresh()
+    again, expected = load_onnx(model.export()), [X * 4 * np.arange(1024, dtype=np.float32) ** 2]
+    with pytest.raises(ModelError, match="weights of the model lie in this file"):
+        again.save(tmp_path / "m.onnx.data")
+    for _ in range(2):
+        save_model(again.ir, inside, Carried(), limit=1000)
+        assert same(run(onnx.load(inside), {"x": X}), expected)
+
+
+@pytest.mark.parametrize("limit", [-1, 10**9])
+def test_empty_tensor_in_a_file_is_taken_in(tmp_path: Path, limit: int):
+    """As onnx.save writes it with a threshold of 0."""
+    proto = parse("g (float[2,1024] x) => (float[2,1024] y) { y = Concat<axis = 0>(x, e) }")
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros((0, 1024), np.float32), "e"))
+    onnx.save(proto, tmp_path / "in.onnx", save_as_external_data=True, location="in.data", size_threshold=0)
+    model = load_onnx(tmp_path / "in.onnx")
+    assert isinstance(model.ir.graph.initializers["e"].const_value, ir.ExternalTensor)
+    save_model(model.ir, tmp_path / "m.onnx", Carried(), limit=limit)
+    assert same(run(onnx.load(tmp_path / "m.onnx"), {"x": X}), [X])
+
+
+def test_tensors_that_attributes_list_are_taken_in(tmp_path: Path):
+    proto = onnx.load(external(tmp_path / "in"), load_external_data=False)
+    attribute = proto.graph.node[0].attribute.add(name="tables", type=onnx.AttributeProto.TENSORS)
+    attribute.tensors.append(proto.graph.initializer[0])
+    (tmp_path / "in" / "m.onnx").write_bytes(proto.SerializeToString())
+    model = load_onnx(tmp_path / "in" / "m.onnx")
+    for limit in (1000, 10**9):
+        save_model(model.ir, tmp_path / "m.onnx", Carried(), limit=limit)
+        (tensor,) = onnx.load(tmp_path / "m.onnx").graph.node[0].attribute[0].tensors
+        np.testing.assert_array_equal(numpy_helper.to_array(tensor), np.arange(1024))
 
 
 def test_weights_of_the_loaded_file_are_not_overwritten_by_the_model(tmp_path: Path):
@@ -184,6 +289,19 @@ def test_data_that_has_changed_since_is_named(tmp_path: Path, content: bytes | N
         with pytest.raises(ModelError, match=f"changed since it was loaded.*'w' {reason}.*m.data"):
             write()
     assert names(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("limit", [1000, 10**9])
+def test_data_that_was_written_anew_is_not_mixed_with_the_old(tmp_path: Path, limit: int):
+    """As when the model is exported again under the name that it was loaded from."""
+    model = load_onnx(external(tmp_path / "in"))
+    data = tmp_path / "in" / "m.data"
+    data.write_bytes(bytes(4096))
+    os.utime(data, ns=(0, 1))
+    for write in (lambda: save_model(model.ir, tmp_path / "m.onnx", Carried(), limit=limit), lambda: lower(model)):
+        with pytest.raises(ModelError, match="has changed since.*m.data.*'w' lies, has been written.*; load it again"):
+            write()
+    assert names(tmp_path) == ["in"]
 
 
 def test_folder_that_does_not_exist_is_named(tmp_path: Path):
