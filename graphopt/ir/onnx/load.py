@@ -45,6 +45,8 @@ def load_onnx(source: str | Path | onnx.ModelProto | ir.Model | gs.Graph) -> Onn
 
 def _from_path(path: Path) -> OnnxModel:
     try:
+        if path.is_char_device() or path.is_block_device():
+            raise ModelError(f"{path}: a device, which may have no end; expected an ONNX file")
         data = path.read_bytes()
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file; check the path") from None

@@ -253,6 +253,7 @@ def refused(source, *parts: str) -> None:
 
 def test_missing_file_is_refused(tmp_path: Path):
     refused(tmp_path / "none.onnx", "none.onnx", "no such file")
+    refused(Path("/dev/null"), "/dev/null", "a device")
 
 
 def test_folder_is_refused(tmp_path: Path):
