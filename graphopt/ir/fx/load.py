@@ -50,6 +50,7 @@ def _load(source: Any, example_inputs: Any, dynamic_shapes: Any) -> FxModel:
     import torch
 
     from graphopt.ir.fx.model import FxModel
+    from graphopt.ir.fx.positions import keep_positions
     from graphopt.ir.fx.script import convert_script, is_scripted
 
     if isinstance(source, torch.export.ExportedProgram):
@@ -58,13 +59,17 @@ def _load(source: Any, example_inputs: Any, dynamic_shapes: Any) -> FxModel:
         kind = type(source).__name__
         raise ModelError(f"expected a torch.nn.Module, ExportedProgram or fx.GraphModule, got {kind}")
     args, kwargs = split_example(example_inputs)
+    modes = {bool(module.training) for module in source.modules()}
+    training = modes.pop() if len(modes) == 1 else None
     if is_scripted(source):
-        return FxModel(_functional(convert_script(source, args, kwargs)), "module")
+        return FxModel(_functional(convert_script(source, args, kwargs)), "module", training)
     if example_inputs is None:
         if not isinstance(source, torch.fx.GraphModule):
             raise ModelError(_NO_EXAMPLE)
         args, kwargs, dynamic_shapes = _example_of(source, dynamic_shapes)
-    return FxModel(_functional(_export(source, args, kwargs, dynamic_shapes)), "module")
+    program = _functional(_export(source, args, kwargs, dynamic_shapes))
+    keep_positions(program, source, len(args), kwargs)
+    return FxModel(program, "module", training)
 
 
 def split_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -22,6 +22,7 @@ from torch.export.graph_signature import (
 from torch.utils import _pytree as pytree
 
 from graphopt.errors import ModelError
+from graphopt.ir.fx.calls import checked_module
 from graphopt.ir.fx.constants import drop_unused_weights, unused_weights
 from graphopt.ir.fx.extract import INPUT_KINDS, extract_program, in_state_dict, input_spec
 from graphopt.ir.fx.guards import keep_guards
@@ -42,10 +43,14 @@ class FxModel(Model):
 
     storage = "fx"
 
-    def __init__(self, program: ExportedProgram, given: Literal["module", "program"]) -> None:
-        """`program` is lifted and functional, and belongs to the model from now on."""
+    def __init__(
+        self, program: ExportedProgram, given: Literal["module", "program"], training: bool | None = None
+    ) -> None:
+        """`program` is lifted and functional, and belongs to the model from now on. `training` is the mode of the
+        module that it was exported from, if all of it was in one."""
         self._program = program
         self._given = given
+        self._training = training
         signature = program.graph_signature
         self._output_specs: list[OutputSpec] = list(signature.output_specs)
         hidden = sum(s.kind not in _USER_OUTPUTS for s in self._output_specs)
@@ -98,8 +103,11 @@ class FxModel(Model):
 
     def export(self) -> ExportedProgram | fx.GraphModule:
         """An ExportedProgram if one was given, else the module that runs it, called as the original was."""
-        program = self.program()
-        return program if self._given == "program" else program.module()
+        return self.program() if self._given == "program" else self.runnable()
+
+    def runnable(self) -> fx.GraphModule:
+        """The model as it is now, as a module that is called as the original was and refuses other calls."""
+        return checked_module(self.program(), self._training)
 
     def program(self) -> ExportedProgram:
         """The model as it is now, as an ExportedProgram that shares nothing but weights with this object."""

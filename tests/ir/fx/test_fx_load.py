@@ -151,7 +151,7 @@ def test_assertions_on_intermediate_results_move_to_the_inputs() -> None:
     mul = next(n for n in graph.nodes() if graph.key(n) == "mul")
     assert [graph.key(n) for n in graph.users(mul)] == ["relu"]
     with pytest.raises(RuntimeError, match="dtype"):
-        model.export()(X.double())
+        model.program().module()(X.double())
 
 
 def test_save_writes_an_exported_program_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
