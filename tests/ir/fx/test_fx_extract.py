@@ -137,6 +137,20 @@ def test_a_value_from_elsewhere_is_refused_by_name(model: FxModel) -> None:
         model.extract([second], [], graph.results(second))
 
 
+def test_state_that_the_model_writes_is_named_where_no_part_can_be_run() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls.add_(1)
+            return x * self.calls
+
+    with pytest.raises(UnsupportedError, match=r"writes its buffer 'calls' .* approximate passes .*\.eval\(\)"):
+        load_model(Counts(), example_inputs=X).copy()
+
+
 def test_inputs_twice_and_values_that_are_no_tensors_are_refused(model: FxModel) -> None:
     graph = model.main
     image = graph.inputs()[0]
