@@ -52,14 +52,8 @@ class CallCheck:
     """A hook that runs before the module. It gives arguments by position or by name, as they were when exported."""
 
     def __init__(self, program: ExportedProgram) -> None:
-        positional, keyword = _parts(program.call_spec.in_spec)
-        signature = program.module_call_graph[0].signature
-        count, known = len(_parts(positional)), getattr(signature, "forward_arg_names", None)
-        self._positional: list[str] = list((known or [])[:count])
-        self._positional += [f"arg_{i}" for i in range(len(self._positional), count)]
-        self._names: list[str] = [*self._positional, *keyword.context]
+        self._positional, self._names, self._children = _arguments(program)
         self._by_position = by_position(program, self._positional)
-        self._children: list[Any] = [*_parts(positional), *_parts(keyword)]
         placeholders = {n.name: n.meta.get("val") for n in program.graph.find_nodes(op="placeholder")}
         inputs = [s.arg for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
         self._inputs: list[tuple[Any, Any]] = [(a, _described(a, placeholders.get(a.name))) for a in inputs]
@@ -72,8 +66,8 @@ class CallCheck:
         found: list[Any] = []
         for name, child in zip(self._names, self._children, strict=True):
             leaves = _leaves(name, child, given[name])
-            for path, leaf in zip(_paths(name, child), leaves, strict=True):
-                _require(path, leaf, *self._inputs[len(found)])
+            for place, leaf in zip(_places(child), leaves, strict=True):
+                _require(f"{name}{place}", leaf, *self._inputs[len(found)])
                 found.append(leaf)
             if pytree.tree_structure(given[name]) != child:
                 given[name] = pytree.tree_unflatten(leaves, child)  # The keys of a dict may have another order.
@@ -106,13 +100,13 @@ class CallCheck:
 
     @staticmethod
     def _assert(module: Any, leaves: list[Any]) -> None:
-        """torch's own assertions, on sizes."""
+        """torch's own assertions, on sizes, and those on how tensors lie in memory."""
         try:
             getattr(module, "_guards_fn", _nothing)(*leaves)
         except AssertionError as error:
             raise InputError(
-                f"{error}, which the model was exported for; give other sizes, or optimise it with other "
-                "dynamic_shapes="
+                f"{error}, which the model was exported for; give inputs for which it holds, or optimise it with other "
+                "example inputs or dynamic_shapes="
             ) from error
 
 
@@ -125,11 +119,27 @@ def _nothing(*_: Any) -> None:
     """Without example inputs torch makes no function of its assertions, and checks sizes itself."""
 
 
-def _paths(name: str, child: Any) -> list[str]:
-    """Where the leaves of an argument are."""
-    places = pytree.tree_unflatten([0] * child.num_leaves, child)
-    paths = [f"{name}{pytree.keystr(path)}" for path, _ in pytree.tree_leaves_with_path(places)]
-    return paths if len(paths) == child.num_leaves else [name] * child.num_leaves
+def input_places(program: ExportedProgram) -> list[tuple[str, str]]:
+    """Of each input in order the name of its argument and where it is in that: ("given", "['a'][0]")."""
+    _, names, children = _arguments(program)
+    return [(name, place) for name, child in zip(names, children, strict=True) for place in _places(child)]
+
+
+def _arguments(program: ExportedProgram) -> tuple[list[str], list[str], list[Any]]:
+    """(names of the positional arguments, names of all, their structures)."""
+    positional, keyword = _parts(program.call_spec.in_spec)
+    signature = program.module_call_graph[0].signature
+    count, known = len(_parts(positional)), getattr(signature, "forward_arg_names", None)
+    names: list[str] = list((known or [])[:count])
+    names += [f"arg_{i}" for i in range(len(names), count)]
+    return names, [*names, *keyword.context], [*_parts(positional), *_parts(keyword)]
+
+
+def _places(child: Any) -> list[str]:
+    """Where the leaves of an argument are in it."""
+    filled = pytree.tree_unflatten([0] * child.num_leaves, child)
+    places = [pytree.keystr(path) for path, _ in pytree.tree_leaves_with_path(filled)]
+    return places if len(places) == child.num_leaves else [""] * child.num_leaves
 
 
 def _leaves(name: str, child: Any, value: Any) -> list[Any]:

@@ -54,7 +54,7 @@ def _load(source: Any, example_inputs: Any, dynamic_shapes: Any) -> FxModel:
     from graphopt.ir.fx.script import convert_script, is_scripted
 
     if isinstance(source, torch.export.ExportedProgram):
-        return FxModel(_functional(source), "program")
+        return FxModel(_functional(source, source, source.graph_module), "program")
     if not isinstance(source, torch.nn.Module):
         kind = type(source).__name__
         raise ModelError(f"expected a torch.nn.Module, ExportedProgram or fx.GraphModule, got {kind}")
@@ -62,12 +62,13 @@ def _load(source: Any, example_inputs: Any, dynamic_shapes: Any) -> FxModel:
     modes = {bool(module.training) for module in source.modules()}
     training = modes.pop() if len(modes) == 1 else None
     if is_scripted(source):
-        return FxModel(_functional(convert_script(source, args, kwargs)), "module", training)
+        converted = convert_script(source, args, kwargs)
+        return FxModel(_functional(converted, converted, source), "module", training)
     if example_inputs is None:
         if not isinstance(source, torch.fx.GraphModule):
             raise ModelError(_NO_EXAMPLE)
         args, kwargs, dynamic_shapes = _example_of(source, dynamic_shapes)
-    program = _functional(_export(source, args, kwargs, dynamic_shapes))
+    program = _functional(*_export(source, args, kwargs, dynamic_shapes), source)
     keep_positions(program, source, len(args), kwargs)
     return FxModel(program, "module", training)
 
@@ -87,12 +88,20 @@ def split_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def _export(
     module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
-) -> Any:
+) -> tuple[Any, Any]:
+    """(the exported program, one to be asked how its inputs have to lie in memory)."""
     import torch
+
+    from graphopt.ir.fx.layouts import Watch, writes
 
     args, kwargs = _distinct((args, kwargs))
     try:
-        return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+        with Watch(marks=False) as watch:
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+        if not (watch.idle and writes(program)):
+            return program, program
+        with Watch(marks=True):
+            return program, torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:
         name, advice = type(module).__name__, _advice(str(error))
         raise ModelError(f"torch.export cannot trace {name} with these example inputs{advice}: {error}") from error
@@ -125,10 +134,12 @@ def _distinct(example: Any) -> Any:
     return pytree.tree_map(once, example)
 
 
-def _functional(program: Any) -> Any:
-    """`program` without mutation, as a copy. Raises UnsupportedError if some is left."""
+def _functional(program: Any, traced: Any, source: Any) -> Any:
+    """`program` without mutation, as a copy. Raises UnsupportedError if some is left. `traced`: it or another trace of
+    `source`, which tells how inputs have to lie in memory."""
     from graphopt.ir.fx.decompose import run_decompositions
     from graphopt.ir.fx.guards import keep_guards
+    from graphopt.ir.fx.layouts import add_layouts
     from graphopt.ir.fx.normalise import (
         free_layout,
         hoist_assertions,
@@ -154,7 +165,7 @@ def _functional(program: Any) -> Any:
         promote(graph)
         unstack_lstm(graph)
     hoist_assertions(functional)
-    return keep_guards(functional, program)
+    return add_layouts(keep_guards(functional, program), traced, source)
 
 
 def _example_of(module: fx.GraphModule, dynamic_shapes: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
