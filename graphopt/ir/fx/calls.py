@@ -56,6 +56,8 @@ class CallCheck:
         self._by_position = by_position(program, self._positional)
         placeholders = {n.name: n.meta.get("val") for n in program.graph.find_nodes(op="placeholder")}
         inputs = [s.arg for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
+        written = set(program.graph_signature.user_inputs_to_mutate.values())
+        self._written = [i for i, argument in enumerate(inputs) if argument.name in written]
         self._inputs: list[tuple[Any, Any]] = [(a, _described(a, placeholders.get(a.name))) for a in inputs]
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -64,13 +66,17 @@ class CallCheck:
             return None  # It is traced, not called.
         given = self._named(args, kwargs)
         found: list[Any] = []
+        paths: list[str] = []
         for name, child in zip(self._names, self._children, strict=True):
             leaves = _leaves(name, child, given[name])
             for place, leaf in zip(_places(child), leaves, strict=True):
                 _require(f"{name}{place}", leaf, *self._inputs[len(found)])
                 found.append(leaf)
+                paths.append(f"{name}{place}")
             if pytree.tree_structure(given[name]) != child:
                 given[name] = pytree.tree_unflatten(leaves, child)  # The keys of a dict may have another order.
+        for i in self._written:
+            _require_apart(i, found, paths)
         self._assert(module, found)
         return tuple(given[n] for n in self._positional), {n: given[n] for n in self._names[len(self._positional) :]}
 
@@ -183,6 +189,34 @@ def _require_tensor(path: str, leaf: Any, dtype: torch.dtype, shape: tuple[int |
             f"argument {path!r} is {expected}, got {_shown(leaf)}; the model was optimised and verified for that: "
             "convert what is given, or optimise it with such example inputs (dynamic_shapes= leaves sizes open)"
         )
+
+
+def _require_apart(written: int, leaves: list[Any], paths: list[str]) -> None:
+    """Raises InputError if the tensor `written` may overlap another in memory: the model was exported for tensors that
+    lie apart, and reads all of them before it writes."""
+    least, most = _extent(leaves[written])
+    for i, other in enumerate(leaves):
+        if i != written and isinstance(other, torch.Tensor):
+            start, end = _extent(other)
+            if start < most and least < end:
+                raise InputError(
+                    f"argument {paths[written]!r} is written by the model and shares memory with {paths[i]!r}; give a "
+                    "copy of one of them"
+                )
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """The addresses that a tensor may have; none where it has no memory, as while it is traced."""
+    if tensor.layout is not torch.strided or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return 0, 0
+    try:
+        start = tensor.data_ptr()
+    except RuntimeError:
+        return 0, 0
+    if not tensor.numel():
+        return 0, 0
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return start, start + reach * tensor.element_size()
 
 
 def _shown(value: Any) -> str:

@@ -145,6 +145,7 @@ def _functional(program: Any, traced: Any, source: Any) -> Any:
         hoist_assertions,
         invert_by_sorting,
         order_by_sorting,
+        own_results,
         promote,
         unbind_by_selection,
     )
@@ -154,7 +155,9 @@ def _functional(program: Any, traced: Any, source: Any) -> Any:
     try:
         functional = run_decompositions(program, {})
     except Exception as error:
-        raise ModelError(f"torch cannot make this ExportedProgram functional: {error}") from error
+        shared = _shared_state(program)
+        advice = f"; its state {shared} shares memory: give each of them memory of its own" if shared else ""
+        raise ModelError(f"torch cannot make this ExportedProgram functional{advice}: {error}") from error
     graphs = [m.graph for m in functional.graph_module.modules() if hasattr(m, "graph")]
     refuse_mutation([name for graph in graphs for name in mutating_operators(graph)])
     for graph in graphs:
@@ -165,7 +168,18 @@ def _functional(program: Any, traced: Any, source: Any) -> Any:
         promote(graph)
         unstack_lstm(graph)
     hoist_assertions(functional)
+    own_results(functional, program)
     return add_layouts(keep_guards(functional, program), traced, source)
+
+
+def _shared_state(program: Any) -> str:
+    """The names of buffers and parameters that share memory, if any do: torch cannot tell what is written then."""
+    from graphopt.ir.fx.tensors import storage_pointer
+
+    named: dict[int, list[str]] = {}
+    for name, tensor in program.state_dict.items():
+        named.setdefault(storage_pointer(tensor), []).append(repr(name))
+    return " and ".join(next((names for names in named.values() if len(names) > 1), []))
 
 
 def _example_of(module: fx.GraphModule, dynamic_shapes: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
