@@ -109,6 +109,13 @@ def _export(
 
 def _advice(reason: str) -> str:
     """What to do about a forward that depends on numbers which are not known while it is traced."""
+    if "not a known type" in reason or "Unsupported input type" in reason:
+        return (
+            ": it takes or returns an object that torch does not look into. Give and return tensors in tuples, lists, "
+            "dicts or dataclasses that are registered (torch.export.register_dataclass, "
+            "torch.utils._pytree.register_pytree_node); a model of transformers returns a cache unless its "
+            "config.use_cache is False"
+        )
     if not any(sign in reason for sign in (".numpy()", ".item()", ".tolist()", "data-dependent")):
         return ""
     return (

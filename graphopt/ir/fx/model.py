@@ -21,13 +21,13 @@ from torch.export.graph_signature import (
 )
 from torch.utils import _pytree as pytree
 
-from graphopt.errors import ModelError
+from graphopt.errors import ModelError, UnsupportedError
 from graphopt.ir.fx.calls import checked_module
 from graphopt.ir.fx.constants import drop_unused_weights, unused_weights
 from graphopt.ir.fx.extract import INPUT_KINDS, extract_program, in_state_dict, input_spec
 from graphopt.ir.fx.guards import keep_guards
 from graphopt.ir.fx.storage import FxGraph
-from graphopt.ir.fx.tensors import storage_pointer, tensor_identity, to_numpy
+from graphopt.ir.fx.tensors import storage_pointer, stored_bytes, tensor_identity, to_numpy
 from graphopt.ir.fx.weight import Weight
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.model import Model, check_folder
@@ -146,7 +146,12 @@ class FxModel(Model):
         try:
             with temporary.open("wb") as file:
                 careful = _Careful(file)
-                torch.export.save(self.program(), careful)
+                try:
+                    torch.export.save(self.program(), careful)
+                except Exception as error:
+                    raise UnsupportedError(
+                        f"{path}: torch.export.save cannot write this model: {error}; use the module itself"
+                    ) from error
                 if careful.failure is not None:
                     raise careful.failure
             os.replace(temporary, path)
@@ -155,7 +160,7 @@ class FxModel(Model):
 
     def weights(self) -> Sequence[tuple[str, int, int]]:
         distinct = {tensor_identity(w.tensor): w for w in reversed(self._main.weights.values())}
-        return [(w.name, w.tensor.numel(), w.tensor.nbytes) for w in reversed(distinct.values())]
+        return [(w.name, w.tensor.numel(), stored_bytes(w.tensor)) for w in reversed(distinct.values())]
 
     def extract(self, nodes: Iterable[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> FxModel:
         return FxModel(extract_program(self._main, self._program, nodes, inputs, outputs), self._given)
