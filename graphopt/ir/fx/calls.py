@@ -15,19 +15,21 @@ from torch.utils import _pytree as pytree
 
 from graphopt.errors import InputError, UnsupportedError, did_you_mean
 from graphopt.ir.fx.positions import by_position
+from graphopt.ir.fx.stored import Taken
 
 
-def checked_module(program: ExportedProgram, training: bool | None) -> fx.GraphModule:
-    """`program.module()`, which raises InputError for calls that the program does not hold for.
+def checked_module(program: ExportedProgram, training: bool | None, taken: Taken) -> fx.GraphModule:
+    """`program.module()`, which raises InputError for calls that the program does not hold for, and ModelError if its
+    weights were written where they were `taken` from.
 
     `training`: the mode that it was exported in, to which it may be switched; None if that is not known.
     """
     module: Any = program.module()
-    watch = partial(_watch, check=CallCheck(program), training=training)
-    watch(module)
+    _watch(module, CallCheck(program, taken), training)
     # Copying a GraphModule leaves out the hooks that run before it, and methods that were replaced.
     if hasattr(module, "_register_deepcopy_hook"):
-        module._register_deepcopy_hook(watch)
+        again = CallCheck(program, Taken.nothing())
+        module._register_deepcopy_hook(partial(_watch, check=again, training=training))
     return cast(fx.GraphModule, module)
 
 
@@ -51,7 +53,8 @@ def _switch(module: Any, training: bool, mode: bool = True) -> Any:
 class CallCheck:
     """A hook that runs before the module. It gives arguments by position or by name, as they were when exported."""
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, taken: Taken) -> None:
+        self._taken = taken
         self._positional, self._names, self._children = _arguments(program)
         self._by_position = by_position(program, self._positional)
         placeholders = {n.name: n.meta.get("val") for n in program.graph.find_nodes(op="placeholder")}
@@ -64,6 +67,7 @@ class CallCheck:
         leaves = pytree.tree_leaves((args, kwargs))
         if torch.compiler.is_dynamo_compiling() or any(isinstance(leaf, fx.Proxy) for leaf in leaves):
             return None  # It is traced, not called.
+        self._taken.require_unchanged()
         given = self._named(args, kwargs)
         found: list[Any] = []
         paths: list[str] = []

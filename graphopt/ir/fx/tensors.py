@@ -78,7 +78,7 @@ def tensor_identity(tensor: torch.Tensor) -> object:
 
 def stored_bytes(tensor: torch.Tensor) -> int:
     """The bytes of the numbers that are stored; of a sparse tensor without those of their places."""
-    return tensor.nbytes if tensor.layout is torch.strided else int(tensor._nnz()) * tensor.element_size()
+    return int(tensor.nbytes) if tensor.layout is torch.strided else int(tensor._nnz()) * tensor.element_size()
 
 
 def storage_pointer(tensor: torch.Tensor) -> int:

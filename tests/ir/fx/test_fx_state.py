@@ -99,3 +99,73 @@ def test_buffers_that_share_memory_and_are_written_are_named() -> None:
 
     with pytest.raises(ModelError, match="its state 'state' and 'same' shares memory"):
         graphopt.optimize(Tied(), example_inputs=X)
+
+
+class Layers(nn.Module):
+    """The first two layers are folded into one; the others stay, with one weight for both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(3, 3, 1), nn.BatchNorm1d(3)
+        self.layer, self.tied = nn.Linear(1, 1), nn.Linear(1, 1)
+        self.tied.weight = self.layer.weight
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.tied(self.layer(self.norm(self.conv(x[..., None]))))
+
+
+def test_modules_that_come_out_have_parameters_of_their_own_and_share_memory() -> None:
+    original = Layers().eval()
+    result = graphopt.optimize(original, example_inputs=X)
+    first, second = result.model, result.model
+    first.double()
+    assert {p.dtype for p in first.parameters()} == {torch.float64}
+    assert {p.dtype for m in (original, second, result.model) for p in m.parameters()} == {torch.float32}
+    assert [n for n, _ in second.named_parameters()].count("layer.weight") == 1
+    assert second.get_parameter("tied.weight") is second.get_parameter("layer.weight")
+    assert second.get_parameter("layer.weight").data_ptr() == original.layer.weight.data_ptr()
+
+
+def test_another_dtype_of_the_original_leaves_what_came_out_alone() -> None:
+    original = Layers().eval()
+    expected = original(X)
+    result = graphopt.optimize(original, example_inputs=X)
+    module = result.model
+    original.half()
+    for run in (module, result.model, result.lower("onnxruntime", threads=1)):
+        torch.testing.assert_close(run(X), expected)
+
+
+def test_weights_that_are_written_afterwards_are_noticed() -> None:
+    original = Layers().eval()
+    result = graphopt.optimize(original, example_inputs=X)
+    module, copied = result.model, copy.deepcopy(result.model)
+    expected = module(X)
+    with torch.no_grad():
+        original.layer.weight.mul_(2)
+    for use in (lambda: module(X), lambda: result.model, lambda: result.lower("onnxruntime", threads=1)):
+        with pytest.raises(ModelError, match="'layer.weight' of the model that was given was written after"):
+            use()
+    assert torch.equal(copied(X), expected)
+
+
+def test_what_comes_out_may_be_trained() -> None:
+    result = graphopt.optimize(Layers().eval(), example_inputs=X)
+    module = result.model
+    before = module(X).detach()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    module(X).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(module(X), before)
+
+
+def test_each_module_that_comes_out_starts_with_the_state_that_was_given(tmp_path: Any) -> None:
+    original = ReturnsItsState()
+    result = graphopt.optimize(original, example_inputs=X)
+    first = result.model
+    first(X)
+    assert torch.equal(first(X)[1], 2 * X)
+    assert torch.equal(result.model(X)[1], X)
+    result.save(tmp_path / "model.pt2")
+    assert torch.equal(torch.export.load(tmp_path / "model.pt2").module()(X)[1], X)
+    assert not original.state.any()
