@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from graphopt.errors import UnsupportedError
-from graphopt.ir.fx.aliasing import viewed, views
+from graphopt.ir.fx.aliasing import roots, viewed, views
 from graphopt.ir.fx.guards import add_guards
 
 if TYPE_CHECKING:
@@ -46,6 +46,11 @@ class Watch(TorchFunctionMode):  # type: ignore[misc]  # torch is untyped for my
 
 def writes(program: ExportedProgram) -> bool:
     return any(True for node in program.graph.nodes for _ in _written(node))
+
+
+def written_names(program: ExportedProgram) -> set[str]:
+    """The names of the placeholders in whose memory a program that is as it was traced writes."""
+    return {root.name for node in program.graph.nodes for value in _written(node) for root in roots(value)}
 
 
 def add_layouts(program: ExportedProgram, traced: ExportedProgram, source: Any) -> ExportedProgram:

@@ -125,16 +125,17 @@ def _advice(reason: str) -> str:
 
 
 def _distinct(example: Any) -> Any:
-    """`example` with a copy for every further occurrence of a tensor: torch.export takes one tensor that is given
-    twice for one input."""
+    """`example` with a copy for every further occurrence of a tensor, since torch.export takes one tensor that is given
+    twice for one input, and of those made in inference mode, which no call that records gradients can read."""
     import torch
     from torch.utils import _pytree as pytree
 
     seen: set[int] = set()
 
     def once(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor) and id(leaf) in seen:
-            return leaf.clone()
+        if isinstance(leaf, torch.Tensor) and (id(leaf) in seen or leaf.is_inference()):
+            with torch.inference_mode(False):
+                return leaf.clone()
         seen.add(id(leaf))
         return leaf
 
@@ -180,13 +181,18 @@ def _functional(program: Any, traced: Any, source: Any) -> Any:
 
 
 def _shared_state(program: Any) -> str:
-    """The names of buffers and parameters that share memory, if any do: torch cannot tell what is written then."""
+    """The names of buffers and parameters that share memory which is written, if any do: torch refuses that."""
+    from graphopt.ir.fx.layouts import written_names
     from graphopt.ir.fx.tensors import storage_pointer
 
     named: dict[int, list[str]] = {}
     for name, tensor in program.state_dict.items():
-        named.setdefault(storage_pointer(tensor), []).append(repr(name))
-    return " and ".join(next((names for names in named.values() if len(names) > 1), []))
+        named.setdefault(storage_pointer(tensor), []).append(name)
+    signature, written = program.graph_signature, written_names(program)
+    stored = {**signature.inputs_to_buffers, **signature.inputs_to_parameters}
+    targets = {stored.get(name) for name in written}
+    shared = [names for names in named.values() if len(names) > 1 and not targets.isdisjoint(names)]
+    return " and ".join(map(repr, shared[0])) if shared else ""
 
 
 def _example_of(module: fx.GraphModule, dynamic_shapes: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:

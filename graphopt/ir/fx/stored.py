@@ -28,12 +28,15 @@ class Aliases:
     def of(self, tensor: torch.Tensor, copied: bool = False) -> torch.Tensor:
         """`tensor` in the same memory, or if `copied` in memory of its own, which is shared by what shared it."""
         if id(tensor) not in self._made:
-            self._made[id(tensor)] = tensor, self._make(tensor, copied)
+            with torch.inference_mode(False):
+                self._made[id(tensor)] = tensor, self._make(tensor, copied)
         return self._made[id(tensor)][1]
 
     def _make(self, tensor: torch.Tensor, copied: bool) -> torch.Tensor:
         if copied:
             made: torch.Tensor = copy.deepcopy(tensor.detach(), self._copied)
+        elif tensor.is_inference():
+            made = tensor.clone()  # Made in inference mode, it could be read in no call that records gradients.
         elif tensor.layout is torch.strided and type(tensor) in (torch.Tensor, torch.nn.Parameter):
             made = tensor.data  # Unlike what detach() gives, it counts what is written to it by itself.
         else:

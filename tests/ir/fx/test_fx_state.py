@@ -169,3 +169,34 @@ def test_each_module_that_comes_out_starts_with_the_state_that_was_given(tmp_pat
     result.save(tmp_path / "model.pt2")
     assert torch.equal(torch.export.load(tmp_path / "model.pt2").module()(X)[1], X)
     assert not original.state.any()
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["forward", "all of it"])
+def test_what_was_made_in_inference_mode_can_be_run_out_of_it(inside: bool) -> None:
+    class Scales(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        @torch.inference_mode()
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x) * torch.tensor(3.0)
+
+    module = Scales()
+    with torch.inference_mode(inside):
+        result = graphopt.optimize(module, example_inputs=X * 1)
+        made = result.model
+    expected = module(X)
+    for run in (made, result.model, result.lower("onnxruntime", threads=1)):
+        torch.testing.assert_close(run(X), expected)
+
+
+def test_tied_weights_are_not_blamed_for_what_else_torch_refuses(monkeypatch: Any) -> None:
+    from graphopt.ir.fx import decompose
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("another reason")
+
+    monkeypatch.setattr(decompose, "run_decompositions", fails)
+    with pytest.raises(ModelError, match="functional: another reason"):
+        graphopt.optimize(Layers().eval(), example_inputs=X)
