@@ -20,7 +20,8 @@ from graphopt.ir.fx.guards import guards_of
 NODES = (ast.Expression, ast.Compare, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Call, ast.Attribute, ast.Subscript,
          ast.Name, ast.Constant, ast.Load, ast.operator, ast.cmpop, ast.unaryop, ast.boolop)  # fmt: skip
 FUNCTIONS = {"max": max, "min": min, "math": math, "torch": torch}
-ATTRIBUTES = frozenset({"size", "trunc", "floor", "ceil", "sqrt", "sym_float", "sym_int", "sym_max", "sym_min"})
+ATTRIBUTES = frozenset({"size", "trunc", "floor", "ceil", "sqrt", "sym_float", "sym_int", "sym_max", "sym_min",
+                        "is_contiguous", "permute"})  # fmt: skip
 
 
 class Guards:

@@ -7,11 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graphopt.errors import GraphoptError, did_you_mean
-
-
-class InputError(GraphoptError, ValueError):
-    """A compiled model was called with inputs that are not its own."""
+from graphopt.errors import InputError as InputError
+from graphopt.errors import did_you_mean
 
 
 @dataclass(frozen=True)

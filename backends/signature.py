@@ -11,6 +11,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from graphopt.backends.inputs import InputError, InputType, check_input
 from graphopt.errors import UnsupportedError, did_you_mean
+from graphopt.ir.fx.positions import by_position
 from graphopt.ir.fx.tensors import DTYPE_NAMES, TORCH_DTYPES
 
 
@@ -29,6 +30,7 @@ class Signature:
         signature = program.module_call_graph[0].signature
         names = signature.forward_arg_names if signature is not None else None
         self.names: list[str] = [*(names or first)[: self.positional], *self.keywords]
+        self._by_position = by_position(program, self.names[: self.positional])
         self.inputs = [s.arg for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
         self.outputs = [s.arg for s in program.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT]
 
@@ -42,9 +44,12 @@ class Signature:
             InputError: too many, unknown, missing or twice given arguments, or another structure than
             exported.
         """
-        if len(args) > len(self.names):
-            raise InputError(f"the model takes {len(self.names)} arguments ({self._listed()}), got {len(args)}")
-        given = dict(zip(self.names, args, strict=False))
+        if len(args) > len(self._by_position):
+            raise InputError(
+                f"the model takes {len(self.names)} arguments ({self._listed()}), got {len(args)} by position, where "
+                f"it takes {len(self._by_position)}"
+            )
+        given = dict(zip(self._by_position, args, strict=False))
         for name, value in kwargs.items():
             if name in given:
                 raise InputError(f"argument {name!r} is given both by position and by name")

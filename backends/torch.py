@@ -37,6 +37,6 @@ class TorchBackend(Backend):
                 f"conversion from ONNX "
                 "to torch: lower it to the backend 'onnxruntime'"
             )
-        program: Any = model
-        module: Callable[..., Any] = program.program().module()
+        taken: Any = model
+        module: Callable[..., Any] = taken.runnable()
         return module

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from graphopt.compiler import Optimized, OptimizedProgram, load, lower, optimize, save
     from graphopt.errors import (
         GraphoptError,
+        InputError,
         MissingExtraError,
         ModelError,
         PipelineError,
@@ -48,6 +49,7 @@ _HOME = {
     "graphopt.compiler": ("Optimized", "OptimizedProgram", "load", "lower", "optimize", "save"),
     "graphopt.errors": (
         "GraphoptError",
+        "InputError",
         "MissingExtraError",
         "ModelError",
         "PipelineError",
@@ -88,6 +90,7 @@ __all__ = [
     "GraphPass",
     "GraphoptError",
     "Guidance",
+    "InputError",
     "MissingExtraError",
     "Model",
     "ModelError",

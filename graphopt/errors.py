@@ -38,6 +38,10 @@ class RuleError(GraphoptError):
     """A rule is broken: its pattern is malformed, or it does not tell the truth about what it changed."""
 
 
+class InputError(GraphoptError, ValueError):
+    """A compiled or optimised model was called with inputs that are not its own."""
+
+
 class VerificationError(GraphoptError):
     """The result of a whole pipeline does not agree with the model it started from."""
 

@@ -96,7 +96,7 @@ def refused(kind: type[GraphoptError], action: Callable[[], Any], *parts: str) -
 
 def test_every_error_class_is_under_the_root_and_documented():
     classes = [c for _, c in inspect.getmembers(errors, inspect.isclass) if c.__module__ == errors.__name__]
-    assert len(classes) == 8
+    assert len(classes) == 9
     for class_ in classes:
         assert issubclass(class_, GraphoptError)
         assert class_.__doc__

@@ -120,6 +120,13 @@ class _Part:
                 self.keep(user, self.graph.node_copy(user, self._operand))
 
     def _operand(self, value: fx.Node) -> fx.Node:
+        weight = self._source.weights.get(value)
+        if value not in self._copies and weight is not None:
+            raise UnsupportedError(
+                f"the model writes its {weight.kind} {weight.name!r} when it runs and reads it, so no copy or part of "
+                "it can be run by itself, as approximate passes do; take the state as an input and return the new one "
+                "as an output, call .eval() if a layer is in training mode, or leave out the pass"
+            )
         if value not in self._copies:
             raise UnsupportedError(f"the part reads {value.name}, neither an input nor a constant")
         return self._copies[value]

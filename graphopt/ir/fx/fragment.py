@@ -80,9 +80,10 @@ def copy_node(
 def weights_of(
     source: FxGraph, nodes: Sequence[fx.Node], outputs: Sequence[Value], inputs: frozenset[Value]
 ) -> list[fx.Node]:
-    """The constants that `nodes` read or that are returned, in the order of the region."""
+    """The weights that `nodes` read or that are returned and that nothing writes, in the order of the region. There may
+    be some among them that are no constants in the vocabulary: sparse ones."""
     read = {v for n in nodes for v in n.all_input_nodes} | set(outputs)
-    return sorted(v for v in read - inputs if source.constant(v) is not None)
+    return sorted(v for v in read - inputs if v in source.weights and not source.weights[v].mutable)
 
 
 def copy_bodies(source: FxGraph, nodes: Iterable[fx.Node]) -> torch.nn.Module:

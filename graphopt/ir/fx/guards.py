@@ -18,6 +18,10 @@ def guards_of(program: ExportedProgram) -> list[str]:
     return list(getattr(program, _ATTRIBUTE, ()))
 
 
+def add_guards(program: ExportedProgram, texts: list[str]) -> None:
+    setattr(program, _ATTRIBUTE, list(dict.fromkeys([*guards_of(program), *texts])))
+
+
 def keep_guards(program: ExportedProgram, source: ExportedProgram) -> ExportedProgram:
     """`program`, which was made of `source`, with the conditions of `source`."""
     if guards := guards_of(source):

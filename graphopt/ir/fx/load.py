@@ -50,21 +50,27 @@ def _load(source: Any, example_inputs: Any, dynamic_shapes: Any) -> FxModel:
     import torch
 
     from graphopt.ir.fx.model import FxModel
+    from graphopt.ir.fx.positions import keep_positions
     from graphopt.ir.fx.script import convert_script, is_scripted
 
     if isinstance(source, torch.export.ExportedProgram):
-        return FxModel(_functional(source), "program")
+        return FxModel(_functional(source, source, source.graph_module), "program")
     if not isinstance(source, torch.nn.Module):
         kind = type(source).__name__
         raise ModelError(f"expected a torch.nn.Module, ExportedProgram or fx.GraphModule, got {kind}")
     args, kwargs = split_example(example_inputs)
+    modes = {bool(module.training) for module in source.modules()}
+    training = modes.pop() if len(modes) == 1 else None
     if is_scripted(source):
-        return FxModel(_functional(convert_script(source, args, kwargs)), "module")
+        converted = convert_script(source, args, kwargs)
+        return FxModel(_functional(converted, converted, source), "module", training)
     if example_inputs is None:
         if not isinstance(source, torch.fx.GraphModule):
             raise ModelError(_NO_EXAMPLE)
         args, kwargs, dynamic_shapes = _example_of(source, dynamic_shapes)
-    return FxModel(_functional(_export(source, args, kwargs, dynamic_shapes)), "module")
+    program = _functional(*_export(source, args, kwargs, dynamic_shapes), source)
+    keep_positions(program, source, len(args), kwargs)
+    return FxModel(program, "module", training)
 
 
 def split_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -82,12 +88,20 @@ def split_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def _export(
     module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
-) -> Any:
+) -> tuple[Any, Any]:
+    """(the exported program, one to be asked how its inputs have to lie in memory)."""
     import torch
+
+    from graphopt.ir.fx.layouts import Watch, writes
 
     args, kwargs = _distinct((args, kwargs))
     try:
-        return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+        with Watch(marks=False) as watch:
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+        if not (watch.idle and writes(program)):
+            return program, program
+        with Watch(marks=True):
+            return program, torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:
         name, advice = type(module).__name__, _advice(str(error))
         raise ModelError(f"torch.export cannot trace {name} with these example inputs{advice}: {error}") from error
@@ -95,6 +109,13 @@ def _export(
 
 def _advice(reason: str) -> str:
     """What to do about a forward that depends on numbers which are not known while it is traced."""
+    if "not a known type" in reason or "Unsupported input type" in reason:
+        return (
+            ": it takes or returns an object that torch does not look into. Give and return tensors in tuples, lists, "
+            "dicts or dataclasses that are registered (torch.export.register_dataclass, "
+            "torch.utils._pytree.register_pytree_node); a model of transformers returns a cache unless its "
+            "config.use_cache is False"
+        )
     if not any(sign in reason for sign in (".numpy()", ".item()", ".tolist()", "data-dependent")):
         return ""
     return (
@@ -104,31 +125,35 @@ def _advice(reason: str) -> str:
 
 
 def _distinct(example: Any) -> Any:
-    """`example` with a copy for every further occurrence of a tensor: torch.export takes one tensor that is given
-    twice for one input."""
+    """`example` with a copy for every further occurrence of a tensor, since torch.export takes one tensor that is given
+    twice for one input, and of those made in inference mode, which no call that records gradients can read."""
     import torch
     from torch.utils import _pytree as pytree
 
     seen: set[int] = set()
 
     def once(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor) and id(leaf) in seen:
-            return leaf.clone()
+        if isinstance(leaf, torch.Tensor) and (id(leaf) in seen or leaf.is_inference()):
+            with torch.inference_mode(False):
+                return leaf.clone()
         seen.add(id(leaf))
         return leaf
 
     return pytree.tree_map(once, example)
 
 
-def _functional(program: Any) -> Any:
-    """`program` without mutation, as a copy. Raises UnsupportedError if some is left."""
+def _functional(program: Any, traced: Any, source: Any) -> Any:
+    """`program` without mutation, as a copy. Raises UnsupportedError if some is left. `traced`: it or another trace of
+    `source`, which tells how inputs have to lie in memory."""
     from graphopt.ir.fx.decompose import run_decompositions
     from graphopt.ir.fx.guards import keep_guards
+    from graphopt.ir.fx.layouts import add_layouts
     from graphopt.ir.fx.normalise import (
         free_layout,
         hoist_assertions,
         invert_by_sorting,
         order_by_sorting,
+        own_results,
         promote,
         unbind_by_selection,
     )
@@ -138,7 +163,9 @@ def _functional(program: Any) -> Any:
     try:
         functional = run_decompositions(program, {})
     except Exception as error:
-        raise ModelError(f"torch cannot make this ExportedProgram functional: {error}") from error
+        shared = _shared_state(program)
+        advice = f"; its state {shared} shares memory: give each of them memory of its own" if shared else ""
+        raise ModelError(f"torch cannot make this ExportedProgram functional{advice}: {error}") from error
     graphs = [m.graph for m in functional.graph_module.modules() if hasattr(m, "graph")]
     refuse_mutation([name for graph in graphs for name in mutating_operators(graph)])
     for graph in graphs:
@@ -149,7 +176,23 @@ def _functional(program: Any) -> Any:
         promote(graph)
         unstack_lstm(graph)
     hoist_assertions(functional)
-    return keep_guards(functional, program)
+    own_results(functional, program)
+    return add_layouts(keep_guards(functional, program), traced, source)
+
+
+def _shared_state(program: Any) -> str:
+    """The names of buffers and parameters that share memory which is written, if any do: torch refuses that."""
+    from graphopt.ir.fx.layouts import written_names
+    from graphopt.ir.fx.tensors import storage_pointer
+
+    named: dict[int, list[str]] = {}
+    for name, tensor in program.state_dict.items():
+        named.setdefault(storage_pointer(tensor), []).append(name)
+    signature, written = program.graph_signature, written_names(program)
+    stored = {**signature.inputs_to_buffers, **signature.inputs_to_parameters}
+    targets = {stored.get(name) for name in written}
+    shared = [names for names in named.values() if len(names) > 1 and not targets.isdisjoint(names)]
+    return " and ".join(map(repr, shared[0])) if shared else ""
 
 
 def _example_of(module: fx.GraphModule, dynamic_shapes: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:

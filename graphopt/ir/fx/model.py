@@ -21,12 +21,14 @@ from torch.export.graph_signature import (
 )
 from torch.utils import _pytree as pytree
 
-from graphopt.errors import ModelError
+from graphopt.errors import ModelError, UnsupportedError
+from graphopt.ir.fx.calls import checked_module
 from graphopt.ir.fx.constants import drop_unused_weights, unused_weights
 from graphopt.ir.fx.extract import INPUT_KINDS, extract_program, in_state_dict, input_spec
 from graphopt.ir.fx.guards import keep_guards
 from graphopt.ir.fx.storage import FxGraph
-from graphopt.ir.fx.tensors import storage_pointer, tensor_identity, to_numpy
+from graphopt.ir.fx.stored import Aliases, Taken
+from graphopt.ir.fx.tensors import storage_pointer, stored_bytes, tensor_identity, to_numpy
 from graphopt.ir.fx.weight import Weight
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.model import Model, check_folder
@@ -42,16 +44,21 @@ class FxModel(Model):
 
     storage = "fx"
 
-    def __init__(self, program: ExportedProgram, given: Literal["module", "program"]) -> None:
-        """`program` is lifted and functional, and belongs to the model from now on."""
+    def __init__(
+        self, program: ExportedProgram, given: Literal["module", "program"], training: bool | None = None
+    ) -> None:
+        """`program` is lifted and functional, and belongs to the model from now on. `training` is the mode of the
+        module that it was exported from, if all of it was in one."""
         self._program = program
         self._given = given
+        self._training = training
         signature = program.graph_signature
         self._output_specs: list[OutputSpec] = list(signature.output_specs)
         hidden = sum(s.kind not in _USER_OUTPUTS for s in self._output_specs)
         placeholders = program.graph.find_nodes(op="placeholder")
         self._input_specs = dict(zip(placeholders, signature.input_specs, strict=True))
-        weights = _weights(program, self._input_specs)
+        weights, given_tensors = _weights(program, self._input_specs)
+        self._taken = Taken(weights, given_tensors)
         self._main = FxGraph(program.graph_module, weights, _fake_mode(program), hidden_outputs=hidden)
 
     @property
@@ -95,14 +102,24 @@ class FxModel(Model):
 
     def refresh(self) -> None:
         drop_unused_weights(self._main)
+        self._taken = self._still_taken()
 
     def export(self) -> ExportedProgram | fx.GraphModule:
         """An ExportedProgram if one was given, else the module that runs it, called as the original was."""
-        program = self.program()
-        return program if self._given == "program" else program.module()
+        return self.program() if self._given == "program" else self.runnable()
+
+    def runnable(self) -> fx.GraphModule:
+        """The model as it is now, as a module that is called as the original was and refuses other calls."""
+        return checked_module(self.program(), self._training, self._still_taken())
 
     def program(self) -> ExportedProgram:
-        """The model as it is now, as an ExportedProgram that shares nothing but weights with this object."""
+        """The model as it is now, as an ExportedProgram that shares nothing with this object but the memory of
+        weights that it does not write.
+
+        Raises:
+            ModelError: a weight was written where it was taken from.
+        """
+        self._still_taken().require_unchanged()
         root = _copied_module(self._main.module)
         unused = {n.name for n in unused_weights(self._main)}
         for node in root.graph.find_nodes(op="placeholder"):
@@ -112,12 +129,14 @@ class FxModel(Model):
         stored = [w for n, w in self._main.weights.items() if n.name not in unused]
         old = self._program
         constants = {k: v for k, v in old.constants.items() if not isinstance(v, torch.Tensor)}
-        constants |= {w.name: w.tensor for w in stored if not in_state_dict(w)}
+        aliases = Aliases()
+        tensors = {w.name: aliases.of(w.tensor, copied=w.mutable) for w in stored}
+        constants |= {w.name: tensors[w.name] for w in stored if not in_state_dict(w)}
         made = ExportedProgram(
             root=root,
             graph=root.graph,
             graph_signature=signature,
-            state_dict={w.name: w.tensor for w in stored if in_state_dict(w)},
+            state_dict={w.name: tensors[w.name] for w in stored if in_state_dict(w)},
             range_constraints=copy.copy(old.range_constraints),
             module_call_graph=copy.deepcopy(old.module_call_graph[:1]),
             example_inputs=old.example_inputs,
@@ -138,7 +157,12 @@ class FxModel(Model):
         try:
             with temporary.open("wb") as file:
                 careful = _Careful(file)
-                torch.export.save(self.program(), careful)
+                try:
+                    torch.export.save(self.program(), careful)
+                except Exception as error:
+                    raise UnsupportedError(
+                        f"{path}: torch.export.save cannot write this model: {error}; use the module itself"
+                    ) from error
                 if careful.failure is not None:
                     raise careful.failure
             os.replace(temporary, path)
@@ -147,10 +171,13 @@ class FxModel(Model):
 
     def weights(self) -> Sequence[tuple[str, int, int]]:
         distinct = {tensor_identity(w.tensor): w for w in reversed(self._main.weights.values())}
-        return [(w.name, w.tensor.numel(), w.tensor.nbytes) for w in reversed(distinct.values())]
+        return [(w.name, w.tensor.numel(), stored_bytes(w.tensor)) for w in reversed(distinct.values())]
 
     def extract(self, nodes: Iterable[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> FxModel:
         return FxModel(extract_program(self._main, self._program, nodes, inputs, outputs), self._given)
+
+    def _still_taken(self) -> Taken:
+        return self._taken.only({w.name for w in self._main.weights.values()})
 
     def _current_inputs(self, unused: set[str]) -> list[InputSpec]:
         specs = []
@@ -190,34 +217,28 @@ class _Careful:
         """Closing the file does that, and may raise."""
 
 
-def _weights(program: ExportedProgram, specs: dict[fx.Node, InputSpec]) -> dict[fx.Node, Weight]:
-    """The stored tensors by placeholder. What shares memory with a written buffer is no constant either."""
+def _weights(
+    program: ExportedProgram, specs: dict[fx.Node, InputSpec]
+) -> tuple[dict[fx.Node, Weight], dict[fx.Node, torch.Tensor]]:
+    """The stored tensors by placeholder, and what was given for them. What shares memory with a written buffer is no
+    constant either."""
     signature = program.graph_signature
     written = {*signature.buffers_to_mutate.values(), *signature.parameters_to_mutate.values()}
     tensors = {n: _tensor(program, s) for n, s in specs.items() if s.kind in _WEIGHT_KINDS}
-    pointers = [storage_pointer(t) for t in tensors.values()]
     written_memory = {storage_pointer(t) for n, t in tensors.items() if specs[n].target in written} - {0}
-    found = {}
+    found, aliases = {}, Aliases()
     for node, tensor in tensors.items():
         spec = specs[node]
         mutable = spec.target in written or storage_pointer(tensor) in written_memory
-        if mutable and pointers.count(storage_pointer(tensor)) == 1:
-            tensor = _copied(tensor)
+        own = aliases.of(tensor, copied=mutable)
         kind = _WEIGHT_KINDS[spec.kind]
-        found[node] = Weight(str(spec.target), tensor, kind, spec.persistent is not False, mutable)
-    return found
+        found[node] = Weight(str(spec.target), own, kind, spec.persistent is not False, mutable)
+    return found, tensors
 
 
 def _tensor(program: ExportedProgram, spec: InputSpec) -> torch.Tensor:
     stored: Any = program.state_dict.get(spec.target)
     return stored if stored is not None else program.constants[spec.target]
-
-
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    copied = tensor.detach().clone()
-    if isinstance(tensor, torch.nn.Parameter):
-        return torch.nn.Parameter(copied, tensor.requires_grad)
-    return copied
 
 
 def _copied_module(module: fx.GraphModule) -> fx.GraphModule:

@@ -9,6 +9,8 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from graphopt.ir.fx.aliasing import roots
+
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 _PROMOTING = (torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.mul.Tensor)
 _CAST = torch.ops.aten._to_copy.default
@@ -116,6 +118,28 @@ def _inverts(node: fx.Node) -> bool:
         return False
     lengths = [value.meta["val"].shape for value in (order, numbers)]
     return all(len(s) == 1 for s in lengths) and bool(statically_known_true(lengths[0][0] == lengths[1][0]))
+
+
+def own_results(functional: Any, traced: Any) -> None:
+    """Let a result that is also what a buffer or an input becomes be returned as a copy, unless `traced`, of which
+    `functional` was made, returns that buffer or input itself: else the next call would change what was returned."""
+    count = len(traced.graph_signature.user_outputs)
+    before = traced.graph.output_node().args[0]
+    output = functional.graph.output_node()
+    returned = list(output.args[0])
+    first = len(returned) - count
+    written = set(returned[:first])
+    if not written or len(before) != count:
+        return
+    for i, original in enumerate(before, first):
+        if returned[i] in written and all(root.op != "placeholder" for root in roots(original)):
+            result = returned[i]
+            with functional.graph.inserting_before(output):
+                returned[i] = functional.graph.call_function(torch.ops.aten.clone.default, (result,))
+            returned[i].meta.update(result.meta)
+            spec = functional.graph_signature.output_specs[i]
+            spec.arg.name = returned[i].name
+    output.args = (tuple(returned),)
 
 
 def hoist_assertions(program: Any) -> None:

@@ -70,15 +70,20 @@ class TorchRef(TensorRef):
 
 def tensor_identity(tensor: torch.Tensor) -> object:
     """Equal for tensors that are the same elements of the same storage in the same order."""
-    if tensor.numel() == 0:
+    if tensor.numel() == 0 or tensor.layout is not torch.strided:
         return id(tensor)
     address = (tensor.untyped_storage()._cdata, tensor.storage_offset()) if tensor.is_meta else tensor.data_ptr()
     return (tensor.device, address, tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
+def stored_bytes(tensor: torch.Tensor) -> int:
+    """The bytes of the numbers that are stored; of a sparse tensor without those of their places."""
+    return int(tensor.nbytes) if tensor.layout is torch.strided else int(tensor._nnz()) * tensor.element_size()
+
+
 def storage_pointer(tensor: torch.Tensor) -> int:
     """The address of the storage behind `tensor`; 0 if it has none."""
-    return int(tensor.untyped_storage().data_ptr())
+    return int(tensor.untyped_storage().data_ptr()) if tensor.layout is torch.strided else 0
 
 
 class LiteralRef(TensorRef):
@@ -111,7 +116,7 @@ def dims_of(sizes: Sequence[Any]) -> tuple[Dim, ...]:
 
 def type_of(value: Any) -> TensorType | None:
     """The type of what `meta["val"]` holds; None for what is no tensor or has a dtype unknown to numpy."""
-    if getattr(value, "is_sparse", True):  # which nothing but a tensor says of itself
+    if getattr(value, "layout", None) is not torch.strided:  # It is no tensor, or a sparse one.
         return None
     try:
         return _static_type(value.dtype, value.shape)

@@ -83,7 +83,7 @@ def test_names_and_types_are_kept(model: FxModel) -> None:
 def test_weights_are_shared_with_the_whole_and_a_tied_one_counts_once(model: FxModel) -> None:
     _, second = halves(model)
     whole = {w.name: w.tensor for w in model.main.weights.values()}
-    assert all(w.tensor is whole[w.name] for w in second.main.weights.values())
+    assert all(w.tensor.data_ptr() == whole[w.name].data_ptr() for w in second.main.weights.values())
     assert sum(elements for _, elements, _ in second.weights()) == 64 + 8
 
 
@@ -135,6 +135,20 @@ def test_a_value_from_elsewhere_is_refused_by_name(model: FxModel) -> None:
     (second, *_) = [n for n in graph.nodes() if graph.key(n) == "linear"][1:]
     with pytest.raises(UnsupportedError, match="reads relu, neither an input nor a constant"):
         model.extract([second], [], graph.results(second))
+
+
+def test_state_that_the_model_writes_is_named_where_no_part_can_be_run() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls.add_(1)
+            return x * self.calls
+
+    with pytest.raises(UnsupportedError, match=r"writes its buffer 'calls' .* approximate passes .*\.eval\(\)"):
+        load_model(Counts(), example_inputs=X).copy()
 
 
 def test_inputs_twice_and_values_that_are_no_tensors_are_refused(model: FxModel) -> None:

@@ -151,7 +151,7 @@ def test_assertions_on_intermediate_results_move_to_the_inputs() -> None:
     mul = next(n for n in graph.nodes() if graph.key(n) == "mul")
     assert [graph.key(n) for n in graph.users(mul)] == ["relu"]
     with pytest.raises(RuntimeError, match="dtype"):
-        model.export()(X.double())
+        model.program().module()(X.double())
 
 
 def test_save_writes_an_exported_program_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -285,3 +285,36 @@ def test_threads_may_take_models_at_once() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(optimised, range(4))) == [True] * 4
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_weights_may_be_sparse(layout: Any, tmp_path: Path) -> None:
+    class Sparse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("links", torch.eye(3).to_sparse(layout=layout))
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.links @ self.layer(x.clone())
+
+    module = Sparse()
+    result = graphopt.optimize(module, ["clean-up", "bf16"], example_inputs=X, budget=0.1, calibration=[(X,)] * 4)
+    assert len(result.report.kept) > 1
+    torch.testing.assert_close(result.model(X), module(X), rtol=0.05, atol=0.05)
+    if layout is torch.sparse_coo:
+        with pytest.raises(UnsupportedError, match=r"model\.pt2: torch\.export\.save cannot write this model"):
+            result.save(tmp_path / "model.pt2")
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_result_that_torch_does_not_look_into_is_refused_with_advice() -> None:
+    class Cache:
+        pass
+
+    class Returns(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return x + 1, Cache()
+
+    with pytest.raises(ModelError, match=r"does not look into\. .* config\.use_cache is False"):
+        load_torch(Returns(), X)
