@@ -27,7 +27,8 @@ def changed_by_hand(scheduler: Any, fresh: Any) -> str | None:
 
 def made_anew(scheduler: Any) -> Any:
     """A new scheduler of the same configuration, not set up yet."""
-    fresh = type(scheduler).from_config(scheduler.config)
+    # An entry that once was a default may have been written since, and `from_config` would take the default for it.
+    fresh = type(scheduler).from_config({k: v for k, v in scheduler.config.items() if k != "_use_default_values"})
     if hasattr(fresh, "set_shift") and hasattr(scheduler, "shift"):  # the one setting that no configuration keeps
         fresh.set_shift(scheduler.shift)
     return fresh
