@@ -63,6 +63,12 @@ def test_a_schedule_is_not_read_where_numbers_would_be_lost():
         Schedule.from_diffusers(flatter, 4)
 
 
+def test_a_schedule_is_not_read_where_a_method_of_the_scheduler_was_replaced():
+    calm = written(diffusers.DDPMScheduler(), "_get_variance", lambda *args, **kwargs: torch.tensor(1e-20))
+    with pytest.raises(UnsupportedError, match="its _get_variance is not what its configuration gives"):
+        Schedule.from_diffusers(calm, 4)
+
+
 def test_numbers_that_the_set_up_makes_anew_do_not_count():
     scheduler = diffusers.EulerDiscreteScheduler()
     scheduler.set_timesteps(7)

@@ -85,6 +85,19 @@ def test_settings_of_a_scheduler_that_its_configuration_does_not_give_are_used(s
     sd.use(before)
 
 
+def test_a_method_of_a_scheduler_that_was_replaced_is_used(sd):
+    before = sd.plain.scheduler
+    changed = diffusers.DDIMScheduler.from_config(before.config, clip_sample=False)
+    sd.use(changed)
+    assert sd.error(eta=0.7) <= BOUND and sd.reason == ""
+    own = changed._get_variance
+    changed._get_variance = lambda *args: 0.5 * own(*args)
+    sd.use(changed)
+    assert sd.error(eta=0.7) <= BOUND
+    assert "_get_variance" in sd.reason
+    sd.use(before)
+
+
 @pytest.mark.parametrize("channels", [4, 9])
 def test_inpainting(folder, channels):
     both = pair(stable_diffusion(folder, diffusers.StableDiffusionInpaintPipeline, channels))
