@@ -1,4 +1,4 @@
-"""The numbers of a scheduler beside those that its configuration gives: what somebody changed by hand.
+"""The numbers and methods of a scheduler beside those that its configuration gives: what somebody changed by hand.
 
 A schedule is read from new schedulers of the same configuration, which do not have such changes.
 """
@@ -15,22 +15,32 @@ KEPT_OF_RUNS = frozenset({"is_scale_input_called"})
 
 
 def changed_by_hand(scheduler: Any, fresh: Any) -> str | None:
-    """The first attribute of a scheduler that is not what it is in a `fresh` one of the same configuration and set-up.
+    """The first attribute or method of a scheduler that is not what it is in a `fresh` one, set up alike.
 
     What a fresh one lacks, or has as None, is what schedulers keep while they run, unless the configuration names it.
     """
     expected, found = numbers_of(fresh), numbers_of(scheduler)
     own = vars(fresh)
+    if replaced := next((name for name in methods_replaced(scheduler) if name not in own), None):
+        return replaced
     named = (name for name in found if name in fresh.config or own.get(name) is not None)
     return next((name for name in named if found[name] != expected.get(name)), None)
 
 
 def made_anew(scheduler: Any) -> Any:
     """A new scheduler of the same configuration, not set up yet."""
-    fresh = type(scheduler).from_config(scheduler.config)
+    # An entry that once was a default may have been written since, and `from_config` would take the default for it.
+    fresh = type(scheduler).from_config({k: v for k, v in scheduler.config.items() if k != "_use_default_values"})
     if hasattr(fresh, "set_shift") and hasattr(scheduler, "shift"):  # the one setting that no configuration keeps
         fresh.set_shift(scheduler.shift)
     return fresh
+
+
+def methods_replaced(scheduler: Any) -> dict[str, str]:
+    """The methods of a scheduler's class, private ones too, in whose place it has something of its own."""
+    kind = type(scheduler)
+    found = {name: value for name, value in sorted(vars(scheduler).items()) if callable(getattr(kind, name, None))}
+    return {name: repr(value) for name, value in found.items()}
 
 
 def numbers_of(scheduler: Any) -> dict[str, Any]:

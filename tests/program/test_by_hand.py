@@ -63,9 +63,24 @@ def test_a_schedule_is_not_read_where_numbers_would_be_lost():
         Schedule.from_diffusers(flatter, 4)
 
 
+def test_a_schedule_is_not_read_where_a_method_of_the_scheduler_was_replaced():
+    calm = written(diffusers.DDPMScheduler(), "_get_variance", lambda *args, **kwargs: torch.tensor(1e-20))
+    with pytest.raises(UnsupportedError, match="its _get_variance is not what its configuration gives"):
+        Schedule.from_diffusers(calm, 4)
+
+
 def test_numbers_that_the_set_up_makes_anew_do_not_count():
     scheduler = diffusers.EulerDiscreteScheduler()
     scheduler.set_timesteps(7)
     scheduler.sigmas = scheduler.sigmas * 2
     expected = Schedule.from_diffusers(diffusers.EulerDiscreteScheduler(), 4)
     assert (Schedule.from_diffusers(scheduler, 4).timesteps == expected.timesteps).all()
+
+
+def test_an_entry_of_the_configuration_that_was_written_after_the_scheduler_was_made_counts():
+    written_later = diffusers.DPMSolverMultistepScheduler()
+    written_later.register_to_config(prediction_type="v_prediction")
+    expected = Schedule.from_diffusers(diffusers.DPMSolverMultistepScheduler(prediction_type="v_prediction"), 4)
+    found = Schedule.from_diffusers(written_later, 4)
+    assert found.prediction_type == "v_prediction"
+    assert (found.model_gain == expected.model_gain).all() and (found.transition == expected.transition).all()

@@ -68,6 +68,14 @@ def test_a_scheduler_that_is_set_afterwards_is_used(sd, name):
     check(sd, num_inference_steps=6, seed=3)
 
 
+@pytest.mark.parametrize("offset", [0, 1])
+def test_what_a_pipeline_writes_into_the_configuration_of_its_scheduler_counts(sd, offset):
+    made = diffusers.DDIMScheduler(steps_offset=offset)  # clips samples, which the pipeline turns off
+    own = pair(quiet(type(sd.plain)(**{**sd.plain.components, "scheduler": made}, requires_safety_checker=False)))
+    assert not own.plain.scheduler.config.clip_sample and own.plain.scheduler.config.steps_offset == 1
+    check(own)
+
+
 @pytest.mark.parametrize("name", ["EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"])
 def test_schedulers_with_fractional_timesteps_and_scaled_inputs(sd, name):
     sd.use(scheduler(name))

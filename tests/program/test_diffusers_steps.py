@@ -85,6 +85,19 @@ def test_settings_of_a_scheduler_that_its_configuration_does_not_give_are_used(s
     sd.use(before)
 
 
+def test_a_method_of_a_scheduler_that_was_replaced_is_used(sd):
+    before = sd.plain.scheduler
+    changed = diffusers.DDIMScheduler.from_config(before.config, clip_sample=False)
+    sd.use(changed)
+    assert sd.error(eta=0.7) <= BOUND and sd.reason == ""
+    own = changed._get_variance
+    changed._get_variance = lambda *args: 0.5 * own(*args)
+    sd.use(changed)
+    assert sd.error(eta=0.7) <= BOUND
+    assert "_get_variance" in sd.reason
+    sd.use(before)
+
+
 @pytest.mark.parametrize("channels", [4, 9])
 def test_inpainting(folder, channels):
     both = pair(stable_diffusion(folder, diffusers.StableDiffusionInpaintPipeline, channels))
@@ -155,7 +168,7 @@ HABITS = {
     "two timesteps": "several timesteps",
     "no call": "without calling its denoiser",
     "guidance changes": "guidance changes",
-    "clips the prediction": "guidance is not the usual one",
+    "clips the prediction": "within bounds (clamp)",
     "reads more": "'pred_original_sample'",
     "unpacks the step": "more of its scheduler's step",
     "writes to the sample": "not the scheduler's sample",
@@ -207,6 +220,12 @@ class LoopOverSteps(diffusers.DiffusionPipeline):
                 prediction = own * weight
             if habit == "negates":
                 prediction = -own
+            if habit == "keeps predictions in wide bounds":
+                prediction = own.clip(-4.5, 4.5)
+            if habit == "keeps samples in wide bounds":
+                sample = torch.where(sample > 4.5, 4.5, sample)
+            if habit == "replaces NaN":
+                sample = sample.nan_to_num_(0.0)
             if habit == "decides by numbers" and i and (sample * 2).std() > 1.9:
                 prediction = prediction * 0.5
             sample, before = self.scheduler.step(prediction, t, sample, generator=generator).prev_sample, own
@@ -222,6 +241,9 @@ class LoopOverSteps(diffusers.DiffusionPipeline):
         "negates": "something else of its denoiser's output",
         "extrapolates": "guidance changes",
         "decides by numbers": "looks at numbers",
+        "keeps predictions in wide bounds": "within bounds (clip)",
+        "keeps samples in wide bounds": "looks at numbers",
+        "replaces NaN": "within bounds (nan_to_num)",
         "returns all samples": "returns samples",
         "fills a buffer": "tensor of its own",
     }.items(),

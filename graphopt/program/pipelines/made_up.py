@@ -12,8 +12,14 @@ from graphopt.program.pipelines.calls import Deviation, leaves_in
 _READS = {
     "item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "__array__", "__bool__", "__int__", "__float__",
     "__index__", "__complex__", "__contains__", "__repr__", "__format__",
+    "gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal", "isnan", "isinf", "isfinite",
 }  # fmt: skip
 """Names of torch's functions that give numbers, truth or text for what a tensor holds."""
+_BOUNDS = {
+    "clamp", "clamp_min", "clamp_max", "clip", "hardtanh", "nan_to_num", "maximum", "minimum", "fmax", "fmin",
+}  # fmt: skip
+"""Names, without the underscore of those that write in place, of functions that may leave made-up numbers as they are
+and true ones not."""
 
 
 class MadeUp(torch.Tensor):  # type: ignore[misc]
@@ -26,6 +32,8 @@ class MadeUp(torch.Tensor):  # type: ignore[misc]
     ) -> Any:
         if func.__name__ in _READS:
             raise Deviation("it looks at numbers of its loop's samples or predictions")
+        if (name := func.__name__.rstrip("_")) in _BOUNDS:
+            raise Deviation(f"it keeps samples or predictions of its loop within bounds ({name})")
         others = [
             (tensor, tensor._version)
             for tensor in tensors_in((args, kwargs))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from graphopt.errors import UnsupportedError
-from graphopt.program.by_hand import changed_by_hand, frozen, made_anew, numbers_of
+from graphopt.program.by_hand import changed_by_hand, frozen, made_anew, methods_replaced, numbers_of
 from graphopt.program.pipelines.cache import Cache
 from graphopt.program.pipelines.calls import Deviation
 from graphopt.program.schedule import Schedule
@@ -42,6 +42,7 @@ class Schedules:
             frozen(options),
             begin,
             tuple(numbers_of(scheduler).items()),
+            tuple(methods_replaced(scheduler).items()),
         )
         found = self._read.get(key, lambda: _read(scheduler, setup, begin, options))
         if isinstance(found, str):
