@@ -14,7 +14,7 @@ from graphopt.backends.ort_errors import explain_refusal
 from graphopt.backends.ort_settings import Settings, make_session_options
 from graphopt.errors import ModelError
 from graphopt.ir.model import check_folder
-from graphopt.ir.onnx.save import PROTO_LIMIT, Carried, save_model, to_proto
+from graphopt.ir.onnx.save import PROTO_LIMIT, Carried, holds_tensors, save_model, to_proto
 from graphopt.ir.onnx.shared import all_graphs
 
 
@@ -34,6 +34,9 @@ def open_session(model: ir.Model, settings: Settings, limit: int = PROTO_LIMIT) 
         return open_(model, settings, None, limit)
     path = Path(settings.save_path)
     check_folder(path)
+    for written in (path, path.with_name(f"{path.name}.data")) if size > limit else (path,):
+        if holds_tensors(written, model):
+            raise ModelError(f"save_path={str(path)!r}: weights of the model lie in {written}; choose another name")
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             saved = Path(folder) / path.name

@@ -97,7 +97,7 @@ def save_model(model: ir.Model, path: Path, carried: Carried, limit: int = PROTO
     """
     path = Path(path)
     check_folder(path)
-    if _holds_tensors(path, model):
+    if holds_tensors(path, model):
         raise ModelError(f"cannot save to {path}: weights of the model lie in this file; choose another name")
     copy = model.clone()
     if sum(tensor.nbytes for tensor in _tensors(copy)) <= limit:
@@ -214,7 +214,8 @@ def _write_data(model: ir.Model, temporary: Path, final: Path) -> None:
             value.const_value = _reference(tensor, final.name, offset, str(final.parent))
 
 
-def _holds_tensors(path: Path, model: ir.Model) -> bool:
+def holds_tensors(path: Path, model: ir.Model) -> bool:
+    """Whether tensors of `model` lie in the file at `path`."""
     files = {Path(tensor.path) for tensor in external_tensors(model)} if path.exists() else ()
     return any(file.exists() and file.samefile(path) for file in files)
 
