@@ -4,13 +4,20 @@ keys."""
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console, RenderableType
 
+from graphopt.errors import GraphoptError
+
 WIDTH = 120
 """Columns of tables that go to a file or a pipe."""
+
+
+class OutputError(GraphoptError):
+    """The result cannot be written where it was asked for."""
 
 
 def print_json(data: Any) -> None:
@@ -30,3 +37,32 @@ def print_result(renderable: RenderableType) -> None:
 def print_note(text: str) -> None:
     """A line for people to standard error."""
     typer.echo(text, err=True)
+
+
+def require_writable(output: Path, *inputs: Path | None) -> None:
+    """Raises OutputError if `output` would overwrite one of the files `inputs` or weights of theirs, or has no folder
+    to go to."""
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder; give the name of a file")
+    if not output.parent.is_dir():
+        raise OutputError(f"{output}: the folder {output.parent} does not exist; make it first")
+    given = [path for path in inputs if path is not None and path.exists()]
+    if output.exists() and any(output.samefile(path) for path in given):
+        raise OutputError(f"{output} is an input, which is never overwritten; choose another name for the output")
+    replaced = [p for p in (output, output.with_name(f"{output.name}.data")) if p.exists()]
+    for data in (data for path in given for data in _data_files(path)) if replaced else ():
+        if any(data.exists() and data.samefile(path) for path in replaced):
+            raise OutputError(f"{data} holds weights of an input, which is never overwritten; choose another name")
+
+
+def _data_files(source: Path) -> list[Path]:
+    """The files beside `source` that hold its weights."""
+    import onnx_ir
+
+    from graphopt.ir.onnx.checks import external_tensors
+
+    try:
+        tensors = external_tensors(onnx_ir.load(source))
+        return [source.parent / location for location in dict.fromkeys(str(t.location) for t in tensors)]
+    except Exception:  # whatever is wrong with the file is said better by whoever loads it
+        return []

@@ -243,8 +243,28 @@ def test_the_input_is_never_overwritten_by_whatever_name(source, tmp_path, capsy
     for output in (source, tmp_path / "." / source.name, link):
         code, stderr = error_of(capsys, "run", source, "-o", output)
         assert code == 1
-        assert "is the input, which is never overwritten" in stderr
+        assert "is an input, which is never overwritten" in stderr
     assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "m.onnx", "--calibration", "inputs.npz", "-o", "inputs.npz"],
+        ["experts", "m.onnx", "--calibration", "inputs.npz", "--svg", "m.onnx"],
+        ["experts", "m.onnx", "--calibration", "inputs.npz", "--svg", "inputs.npz"],
+        ["verify", "m.onnx", "m.onnx", "--prove", "--counterexample", "m.onnx"],
+        ["verify", "m.onnx", "m.onnx", "--inputs", "inputs.npz", "--counterexample", "inputs.npz"],
+    ],
+)
+def test_no_command_overwrites_what_it_reads(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    onnx.save(conv_bn(), "m.onnx")
+    np.savez("inputs.npz", x=np.zeros((4, 3, 8, 16), np.float32))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    code, stderr = error_of(capsys, *arguments)
+    assert code == 1 and f"{arguments[-1]} is an input, which is never overwritten" in stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_file_that_holds_the_inputs_weights_is_not_overwritten(tmp_path, capsys):
@@ -255,7 +275,7 @@ def test_a_file_that_holds_the_inputs_weights_is_not_overwritten(tmp_path, capsy
     for output in ("out.onnx", "out.onnx.data"):
         code, stderr = error_of(capsys, "run", external, "-o", tmp_path / output)
         assert code == 1
-        assert "out.onnx.data holds weights of the input" in stderr
+        assert "out.onnx.data holds weights of an input" in stderr
     assert (tmp_path / "out.onnx.data").read_bytes() == weights
 
 
@@ -292,7 +312,7 @@ def test_weights_of_the_input_are_never_overwritten_wherever_the_model_has_them(
     before = (tmp_path / "w.data").read_bytes()
     for output in ("w.data", "w"):
         code, stderr = error_of(capsys, "run", tmp_path / "m.onnx", "-o", tmp_path / output)
-        assert code == 1 and "holds weights of the input" in stderr
+        assert code == 1 and "holds weights of an input" in stderr
     assert (tmp_path / "w.data").read_bytes() == before
 
 
