@@ -10,7 +10,7 @@ from typing import Any, overload
 
 from graphopt.errors import PipelineError
 from graphopt.ir.load import load_model
-from graphopt.ir.model import Model
+from graphopt.ir.model import Model, as_path
 from graphopt.job import Job, run_on_model, run_on_program
 from graphopt.pipeline.backend import Backend
 from graphopt.pipeline.instrument import Instrument
@@ -40,7 +40,7 @@ class Optimized:
 
     def save(self, path: str | Path) -> None:
         """Write the model; see `graphopt.save`."""
-        self._model.save(Path(path))
+        self._model.save(as_path(path))
 
     def lower(self, backend: str = "onnxruntime", **options: Any) -> Callable[..., Any]:
         """The optimised model as a callable; see `graphopt.lower`."""
@@ -126,8 +126,8 @@ def optimize(
 
     Args:
         model: path of an .onnx file, onnx.ModelProto, onnx_ir.Model, onnx_graphsurgeon.Graph, torch.nn.Module,
-            torch.export.ExportedProgram, torch.fx.GraphModule, or a sampling program (`graphopt.Sampler`), of which
-            graph passes rewrite every graph. Never modified.
+            torch.export.ExportedProgram, torch.fx.GraphModule, what `graphopt.load` or this function returns, or a
+            sampling program (`graphopt.Sampler`), of which graph passes rewrite every graph. Never modified.
         passes: pipeline text ("fuse-conv-bn,clean-up"), or a sequence of texts and pass objects.
         example_inputs: inputs to trace a torch module with: a tuple of positional ones, a dict of keyword ones, or
             a pair of both. For an ONNX model, a dict of arrays to run end-to-end checks on.
@@ -154,6 +154,7 @@ def optimize(
         VerificationError: with verify="model", the result as a whole does not agree; the message names the
             application that bisection found.
     """
+    model = _model_of(model)
     skip = check_arguments(verify, prove, limit, skip, instruments, repro)
     job = Job(
         Pipeline(make_passes(passes), instruments),
@@ -170,7 +171,8 @@ def optimize(
         return OptimizedProgram(*run_on_program(model, job, limit))
 
     def load_fresh() -> Model:
-        return load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+        taken = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+        return taken.clone() if taken is model else taken
 
     return Optimized(*run_on_model(load_fresh, describe_source(model), example_inputs, job, limit))
 
@@ -195,6 +197,13 @@ def check_arguments(verify: Any, prove: Any, limit: Any, skip: Any, instruments:
     if repro is not None and not isinstance(repro, str | PathLike):
         raise PipelineError(f"repro={repro!r}: expected the path of a folder, or None")
     return ids
+
+
+def _model_of(given: Any) -> Any:
+    """`given`, or of what `optimize` returned the model."""
+    if isinstance(given, OptimizedProgram):
+        return given.program
+    return given._model if isinstance(given, Optimized) else given
 
 
 def make_backend(name: str) -> Backend:
@@ -228,7 +237,8 @@ def lower(
         PipelineError: an unknown backend, or an option or value that it does not have.
         ModelError, MissingExtraError, RegistryError: see `graphopt.errors`.
     """
-    if isinstance(model, Optimized | OptimizedProgram | Program):
+    model = _model_of(model)
+    if isinstance(model, Program):
         return model.lower(backend, **options)
     taken = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
     return make_backend(backend).lower(taken, **options)
@@ -240,7 +250,7 @@ def load(source: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None)
     Raises:
         ModelError, UnsupportedError, MissingExtraError: see `graphopt.ir.load.load_model`.
     """
-    return load_model(source, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+    return load_model(_model_of(source), example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
 
 
 def save(model: Any, path: str | Path) -> None:
@@ -253,10 +263,8 @@ def save(model: Any, path: str | Path) -> None:
     Raises:
         ModelError: no such model, or a torch model is to be an .onnx file.
     """
-    if isinstance(model, Optimized):
-        model.save(path)
-    else:
-        load_model(model).save(Path(path))
+    place = as_path(path)
+    load_model(_model_of(model)).save(place)
 
 
 def describe_source(source: Any) -> str:

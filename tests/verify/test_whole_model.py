@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import graphopt
+from graphopt.ir.text import graph_text
 from graphopt.pipeline.registry import passes as registered_passes
 from graphopt.rewrite.contract import Evidence
 from graphopt.tools.main import main
@@ -112,6 +113,17 @@ def test_what_single_checks_do_not_see_is_found_by_the_whole_one_and_named(sourc
     message = str(caught.value)
     for part in ("does not agree", "largest error", "allowed", WRONG, f"skip=[{WRONG!r}]", "repro=DIR"):
         assert part in message
+
+
+def test_a_model_that_was_loaded_before_is_checked_against_what_it_was_and_stays_that(source, blind: None):
+    given, options = source
+    model = graphopt.load(given, **options)
+    before = graph_text(model.main)
+    with pytest.raises(graphopt.VerificationError, match=WRONG):
+        graphopt.optimize(model, "planted,clean-up", verify="model")
+    result = graphopt.optimize(model, "planted,clean-up", verify="model", skip=[WRONG])
+    assert len(result.report.kept) >= len(FACTORS) - 1
+    assert graph_text(model.main) == before
 
 
 def test_skipping_the_culprit_passes(source, blind: None):
