@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from graphopt.errors import PipelineError, RuleError
 from graphopt.ir.model import Model
@@ -24,6 +24,11 @@ def make_passes(passes: str | Sequence[str | Pass], registry: Registry | None = 
         PipelineError: unknown pass, bad option, or something that is not a pass.
     """
     registry = registry or registered_passes()
+    if isinstance(passes, Mapping | set | frozenset | bytes):
+        raise PipelineError(
+            f"passes is a {type(passes).__name__}: expected text or passes in order, with options in braces, as in "
+            "'fuse-conv-bn,clean-up{rounds=2}' or ['fuse-conv-bn', 'clean-up{rounds=2}']"
+        )
     made: list[Pass] = []
     for item in passes if isinstance(passes, Iterable) and not isinstance(passes, str) else [passes]:
         if isinstance(item, Pass):
