@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from graphopt.errors import PipelineError
+from graphopt.errors import PipelineError, RuleError
 from graphopt.ir.graph import Graph
 from graphopt.ir.model import Model
 from graphopt.rewrite.change import Change, Editor, Rejected, Verifier
@@ -174,6 +174,9 @@ class Context(RunContext):
     def run_rules(self, rules: Sequence[Rule]) -> int:
         """Apply `rules` to one region after the other, to each until none applies there any more; returns the number of
         changes kept. What a later one frees in an earlier one is left to the next run."""
+        for rule in rules:
+            if not isinstance(rule, Rule):
+                raise RuleError(f"{rule!r} is no rule; decorate its class with @graphopt.rule(contract=...)")
         before = self.ledger.kept
         for region in self.model.regions():
             driver = Driver(rules, self.editor(region))

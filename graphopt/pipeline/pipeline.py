@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-from graphopt.errors import PipelineError, RuleError
+from graphopt.errors import GraphoptError, PipelineError, RuleError
 from graphopt.ir.model import Model
 from graphopt.pipeline.context import Context, RunContext
 from graphopt.pipeline.flops import count_flops
@@ -93,7 +94,8 @@ class Pipeline:
         context.open_pass(pass_.name)
         kept = context.ledger.kept
         started = time.perf_counter()
-        _run(pass_, context)
+        with raising(pass_):
+            _run(pass_, context)
         if context.ledger.kept == kept and model_fingerprint(model) != fingerprint:
             raise RuleError(
                 f"pass {pass_.name} changed the model and reported no change; it must edit through the journal"
@@ -117,6 +119,17 @@ class Pipeline:
                     f"{', '.join(sorted(properties))}"
                 )
             properties.update(pass_.ensures)
+
+
+@contextmanager
+def raising(pass_: Pass) -> Iterator[None]:
+    """What a pass raises that is no error of graphopt's is a RuleError that names the pass."""
+    try:
+        yield
+    except GraphoptError:
+        raise
+    except Exception as error:
+        raise RuleError(f"pass {pass_.name} raised {type(error).__name__}: {error}") from error
 
 
 def _run(pass_: Pass, context: Context) -> None:
