@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, overload
 
-from graphopt.errors import PipelineError
+from graphopt.errors import ModelError, PipelineError
 from graphopt.ir.load import load_model
 from graphopt.ir.model import Model, as_path
 from graphopt.job import Job, run_on_model, run_on_program
@@ -206,6 +206,16 @@ def _model_of(given: Any) -> Any:
     return given._model if isinstance(given, Optimized) else given
 
 
+def _no_program(model: Any) -> Any:
+    """`model`; raises ModelError if it is a sampling program."""
+    if isinstance(model, Program):
+        raise ModelError(
+            "a sampling program is no model: its graphs are in `bodies`, dump() shows it, and "
+            "program.lower('onnxruntime').save(path) writes the whole loop"
+        )
+    return model
+
+
 def make_backend(name: str) -> Backend:
     """The backend registered under `name`.
 
@@ -250,7 +260,7 @@ def load(source: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None)
     Raises:
         ModelError, UnsupportedError, MissingExtraError: see `graphopt.ir.load.load_model`.
     """
-    return load_model(_model_of(source), example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+    return load_model(_no_program(_model_of(source)), example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
 
 
 def save(model: Any, path: str | Path) -> None:
@@ -264,7 +274,7 @@ def save(model: Any, path: str | Path) -> None:
         ModelError: no such model, or a torch model is to be an .onnx file.
     """
     place = as_path(path)
-    load_model(_model_of(model)).save(place)
+    load_model(_no_program(_model_of(model))).save(place)
 
 
 def describe_source(source: Any) -> str:
