@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, overload
 
-from graphopt.errors import ModelError, PipelineError
+from graphopt.errors import ModelError, PipelineError, RegistryError
 from graphopt.ir.load import load_model
 from graphopt.ir.model import Model, as_path
 from graphopt.job import Job, run_on_model, run_on_program
@@ -225,7 +225,10 @@ def make_backend(name: str) -> Backend:
     if not isinstance(name, str):
         raise PipelineError(f"{name!r} is no name of a backend; expected one of {', '.join(backends())}")
     found = backends().get(name)
-    backend: Backend = found() if isinstance(found, type) else found
+    try:
+        backend: Backend = found() if isinstance(found, type) else found
+    except TypeError as error:
+        raise RegistryError(f"backend {name!r}, {backends().owner(name)}, cannot be made: {error}") from error
     return backend
 
 

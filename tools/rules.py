@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from graphopt.errors import PipelineError, did_you_mean
+from graphopt.errors import MissingExtraError, PipelineError, RegistryError, did_you_mean
 from graphopt.pipeline.pass_ import GraphPass, Pass, instantiate
+from graphopt.pipeline.pipeline import raising
 from graphopt.pipeline.registry import Registry, passes
 from graphopt.pipeline.spec import PassSpec
 
@@ -29,9 +30,10 @@ def all_rules(registry: Registry | None = None) -> dict[str, Rule]:
     for name in registry.names():
         try:
             pass_ = instantiate(PassSpec(name), registry)
-        except PipelineError:
-            continue  # it has an option that must be given, so its rules are not known
-        found |= {f"{name}/{rule.name}": rule for rule in rules_of(pass_)}
+        except (PipelineError, RegistryError, MissingExtraError):
+            continue  # an option must be given, or it cannot be loaded: its rules are not known
+        with raising(pass_):
+            found |= {f"{name}/{rule.name}": rule for rule in rules_of(pass_)}
     return found
 
 
@@ -41,6 +43,9 @@ def find_rule(name: str, registry: Registry | None = None) -> tuple[str, Rule]:
     Raises:
         PipelineError: no such rule, or rules of several passes.
     """
+    registry = registry or passes()
+    if (owner := name.partition("/")[0]) in registry:
+        registry.get(owner)  # says why, if it cannot be loaded
     rules = all_rules(registry)
     if name in rules:
         return name, rules[name]
@@ -49,7 +54,7 @@ def find_rule(name: str, registry: Registry | None = None) -> tuple[str, Rule]:
         return matching[0], rules[matching[0]]
     if matching:
         raise PipelineError(f"several passes have a rule {name!r}: say which one, {' or '.join(matching)}")
-    if name in (registry or passes()).names():
+    if name in registry.names():
         own = ", ".join(full for full in rules if full.startswith(f"{name}/"))
         raise PipelineError(f"{name!r} is a pass, expected a rule; {f'it has {own}' if own else 'it has none to show'}")
     short = [full.rpartition("/")[2] for full in rules]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -171,9 +171,12 @@ class Context(RunContext):
             self.model.refresh()
             self._refreshed = self.ledger.kept
 
-    def run_rules(self, rules: Sequence[Rule]) -> int:
+    def run_rules(self, rules: Iterable[Rule]) -> int:
         """Apply `rules` to one region after the other, to each until none applies there any more; returns the number of
         changes kept. What a later one frees in an earlier one is left to the next run."""
+        if not isinstance(rules, Iterable):
+            raise RuleError(f"rules are {rules!r}: expected a list of what @graphopt.rule(contract=...) makes")
+        rules = list(rules)
         for rule in rules:
             if not isinstance(rule, Rule):
                 raise RuleError(f"{rule!r} is no rule; decorate its class with @graphopt.rule(contract=...)")

@@ -33,6 +33,8 @@ def make_passes(passes: str | Sequence[str | Pass], registry: Registry | None = 
     made: list[Pass] = []
     for item in passes if isinstance(passes, Iterable) and not isinstance(passes, str) else [passes]:
         if isinstance(item, Pass):
+            if not isinstance(getattr(item, "name", None), str):
+                raise PipelineError(f"{type(item).__qualname__} has no name; write name: ClassVar[str] = 'its-name'")
             made.append(item)
         elif isinstance(item, str):
             made += [instantiate(spec, registry) for spec in parse_pipeline(item)]

@@ -160,7 +160,7 @@ def _check_removal(change: Change) -> Evidence:
             if output is None:
                 continue
             if graph.is_output(output) or any(u not in inside for u in graph.users(output)):
-                raise Rejected(f"{graph.name(output)} is still read", Evidence("none"))
+                raise Rejected(f"nothing is replaced, and {graph.name(output)} is still read", Evidence("none"))
     return Evidence("construction", notes=("nothing reads what was removed",))
 
 

@@ -11,7 +11,11 @@ import pytest
 import torch
 
 from graphopt.compiler import load, lower, optimize, save
-from graphopt.errors import ModelError, PipelineError
+from graphopt.errors import ModelError, PipelineError, RegistryError
+from graphopt.pipeline.backend import Backend
+from graphopt.pipeline.pass_ import GraphPass
+from graphopt.pipeline.registration import register
+from graphopt.pipeline.registry import backends
 
 MODEL = onnx.parser.parse_model("""
     <ir_version: 8, opset_import: ["" : 18]>
@@ -38,6 +42,27 @@ def test_a_wrong_argument_is_named_with_what_was_expected(argument: str, value: 
 def test_passes_without_an_order_or_with_options_that_nothing_reads_are_refused(passes: Any) -> None:
     with pytest.raises(PipelineError, match=rf"passes is a {type(passes).__name__}: expected .*clean-up{{rounds=2}}"):
         optimize(MODEL, passes)
+
+
+def test_a_pass_without_a_name_and_a_backend_that_cannot_be_made_are_refused() -> None:
+    class Nameless(GraphPass):
+        def run(self, context: Any) -> None: ...
+
+    class Needy(Backend):
+        name = "needy"
+
+        def __init__(self, address: str) -> None: ...
+
+        def lower(self, model: Any, **options: Any) -> Any: ...
+
+    with pytest.raises(PipelineError, match="Nameless has no name; write name"):
+        optimize(MODEL, [Nameless()])
+    try:
+        register(Needy)
+        with pytest.raises(RegistryError, match="'needy', .*Needy .* cannot be made: .*'address'"):
+            lower(MODEL, "needy")
+    finally:
+        backends.cache_clear()
 
 
 @pytest.mark.parametrize("path", [None, 3, b"m.onnx", "m\0.onnx", optimize(MODEL, [])])

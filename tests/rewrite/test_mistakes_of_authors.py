@@ -169,6 +169,19 @@ def test_what_is_no_rule_is_refused_with_how_to_make_one(wrong: Any) -> None:
         graphopt.optimize(scaled("onnx"), [passing(wrong)])
 
 
+def test_rules_may_be_yielded_and_are_not_lost() -> None:
+    @dataclass(frozen=True)
+    class Yields(RulePass):
+        name: ClassVar[str] = "yields"
+
+        def rules(self) -> Any:
+            yield make()
+
+    assert [a.id for a in graphopt.optimize(scaled("onnx"), [Yields()]).report.kept] == ["yields/merge#1"]
+    with pytest.raises(RuleError, match="rules are None: expected a list"):
+        graphopt.optimize(scaled("onnx"), [type("Nothing", (Yields,), {"rules": lambda self: None})()])
+
+
 def test_a_pass_that_raises_is_named() -> None:
     @dataclass(frozen=True)
     class Broken(GraphPass):
