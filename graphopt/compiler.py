@@ -196,6 +196,8 @@ def check_arguments(verify: Any, prove: Any, limit: Any, skip: Any, instruments:
         raise PipelineError(f"instruments={instruments!r}: expected a list of graphopt.pipeline.instrument.Instrument")
     if repro is not None and not isinstance(repro, str | PathLike):
         raise PipelineError(f"repro={repro!r}: expected the path of a folder, or None")
+    if repro is not None and Path(repro).exists() and not Path(repro).is_dir():
+        raise PipelineError(f"repro={str(repro)!r}: expected the path of a folder, got a file; choose another name")
     return ids
 
 

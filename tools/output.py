@@ -14,6 +14,8 @@ from graphopt.errors import GraphoptError
 
 WIDTH = 120
 """Columns of tables that go to a file or a pipe."""
+NARROW = 80
+"""Columns of a terminal below which tables do not fit."""
 
 
 class OutputError(GraphoptError):
@@ -26,10 +28,11 @@ def print_json(data: Any) -> None:
 
 
 def print_result(renderable: RenderableType) -> None:
-    """A table of rich to standard output, `WIDTH` columns wide where there is no terminal. Cells with names
-    or paths must be `rich.text.Text`: rich reads markup in plain ones."""
+    """A table of rich to standard output, `WIDTH` columns wide where there is no terminal, or one so narrow that rich
+    would cut numbers off or leave columns out; it breaks the lines itself. Cells with names or paths must be
+    `rich.text.Text`: rich reads markup in plain ones."""
     console = Console(highlight=False)
-    if not console.is_terminal:
+    if not console.is_terminal or console.width < NARROW:
         console = Console(highlight=False, width=WIDTH)
     console.print(renderable)
 

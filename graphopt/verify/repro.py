@@ -29,8 +29,13 @@ class Recorded:
             return self.inner.verify(change)
         except Rejected as rejected:
             path = self.folder / re.sub(r"[^\w.#-]+", "_", change.id)
-            write_repro(path, change, rejected, self.pipeline)
-            raise Rejected(rejected.reason, rejected.evidence, str(path)) from rejected
+            reason = rejected.reason
+            written: str | None = str(path)
+            try:
+                write_repro(path, change, rejected, self.pipeline)
+            except OSError as error:
+                reason, written = f"{reason}; what reproduces it cannot be written: {error}", None
+            raise Rejected(reason, rejected.evidence, written) from rejected
 
 
 def write_repro(path: Path, change: Change, rejected: Rejected, pipeline: str) -> None:

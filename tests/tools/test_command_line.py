@@ -179,6 +179,14 @@ def test_run_writes_the_optimised_model_and_prints_the_report(call, source, tmp_
     assert result.stderr == f"wrote {output}\n"
 
 
+def test_a_narrow_terminal_cuts_no_number_off(call, source, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    for arguments in (["run", source, "--no-progress"], ["bench", source, source, "--rounds", 1]):
+        printed = call(*arguments).stdout
+        assert "\x1b[" in printed and "…" not in printed.replace("has other users (…)", "")
+
+
 def test_run_without_an_output_writes_nothing(call, source, tmp_path):
     call("run", source)
 

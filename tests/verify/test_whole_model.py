@@ -182,6 +182,17 @@ def test_a_repro_folder_shows_the_fault_by_itself(tmp_path: Path):
     assert "mul" in (folder / "before.txt").read_text() and "div" in (folder / "after.txt").read_text()
 
 
+def test_a_repro_folder_that_cannot_be_written_does_not_hide_why_the_change_was_undone(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(graphopt.PipelineError, match="repro=.*: expected the path of a folder, got a file"):
+        graphopt.optimize(onnx_model(), "planted", repro=tmp_path / "file")
+    result = graphopt.optimize(onnx_model(), "planted", repro=tmp_path / "file" / "below")
+    (undone,) = [a for p in result.report.passes for a in p.applications if a.status == "undone"]
+    assert undone.repro is None
+    assert undone.reason.startswith("in float64 the result changes by ")
+    assert "what reproduces it cannot be written: " in undone.reason
+
+
 def test_a_repro_folder_replays_with_the_same_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     graphopt.optimize(onnx_model(), "planted", repro=tmp_path)
     (folder,) = tmp_path.iterdir()
