@@ -101,6 +101,18 @@ class TensorRef(ABC):
     def __truediv__(self, other: TensorRef | float) -> TensorRef:
         return self.call("div", other)
 
+    def __radd__(self, other: float) -> TensorRef:
+        return self.call("add", other)
+
+    def __rsub__(self, other: float) -> TensorRef:
+        return Deferred("sub", (Number(other, self.dtype), self), {})
+
+    def __rmul__(self, other: float) -> TensorRef:
+        return self.call("mul", other)
+
+    def __rtruediv__(self, other: float) -> TensorRef:
+        return Deferred("div", (Number(other, self.dtype), self), {})
+
     def __neg__(self) -> TensorRef:
         return self.call("neg")
 

@@ -197,7 +197,8 @@ class _Budgeted:
     def verify(self, change: Change) -> Evidence:
         if isinstance(change.contract, Approximate) and self._context.opened is None:
             raise Rejected(
-                "an approximate change without a budget: the pass has not asked for context.approximation(self)",
+                "an approximate change without a budget: the pass has not asked for context.approximation(self), which "
+                "a GraphPass does in its method run",
                 Evidence("none"),
             )
         evidence = self._context.verifier.verify(change)

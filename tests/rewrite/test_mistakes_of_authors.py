@@ -14,6 +14,7 @@ from graphopt.ir.convert import from_scratch
 from graphopt.ir.graph import TensorType
 from graphopt.ir.scratch import ScratchGraph
 from graphopt.ir.weights import as_ref
+from graphopt.verify.rule_proofs import prove_rule
 
 
 def scaled(storage: str) -> Any:
@@ -192,6 +193,19 @@ def test_a_pass_that_raises_is_named() -> None:
 
     with pytest.raises(RuleError, match="pass broken raised KeyError: 'what'"):
         graphopt.optimize(scaled("onnx"), [Broken()])
+
+
+def test_numbers_may_stand_on_the_left_of_weights() -> None:
+    weight = as_ref([0.1, 4.0], "float32")
+    exact = weight.numpy().astype("float64")
+    pairs = [(1 + weight, 1 + exact), (1 - weight, 1 - exact), (2 * weight, 2 * exact), (1 / weight, 1 / exact)]
+    for made, expected in pairs:
+        assert made.numpy().tolist() == expected.astype("float32").tolist()
+    rule_with = make(
+        pattern=lambda self, op, x, a: op.sub(x, op.mul(x, const(a))),
+        rewrite=lambda self, m, build: build.mul(m.x, 1.0 - m.a, like=m.out),
+    )
+    assert prove_rule(rule_with).claim == "proof for all weights"
 
 
 def test_weights_are_reshaped_as_those_of_numpy() -> None:
