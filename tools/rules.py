@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from graphopt.errors import MissingExtraError, PipelineError, RegistryError, did_you_mean
+from graphopt.errors import MissingExtraError, PipelineError, RegistryError, RuleError, did_you_mean
 from graphopt.pipeline.pass_ import GraphPass, Pass, instantiate
 from graphopt.pipeline.pipeline import raising
 from graphopt.pipeline.registry import Registry, passes
@@ -19,8 +20,9 @@ def rules_of(pass_: Pass) -> Sequence[Rule]:
     """The rules that `pass_` shows: those of its method `rules`, which every RulePass has, and those that its
     attribute `uses` lists besides."""
     listed = getattr(pass_, "rules", None)
-    shown = (*(listed() if callable(listed) else ()), *getattr(pass_, "uses", ()))
-    return tuple({rule.name: rule for rule in reversed(shown)}.values())[::-1]
+    with raising(pass_):
+        shown = (*(listed() if callable(listed) else ()), *getattr(pass_, "uses", ()))
+        return tuple({rule.name: rule for rule in reversed(shown)}.values())[::-1]
 
 
 def all_rules(registry: Registry | None = None) -> dict[str, Rule]:
@@ -29,11 +31,10 @@ def all_rules(registry: Registry | None = None) -> dict[str, Rule]:
     found: dict[str, Rule] = {}
     for name in registry.names():
         try:
-            pass_ = instantiate(PassSpec(name), registry)
-        except (PipelineError, RegistryError, MissingExtraError):
-            continue  # an option must be given, or it cannot be loaded: its rules are not known
-        with raising(pass_):
-            found |= {f"{name}/{rule.name}": rule for rule in rules_of(pass_)}
+            rules = rules_of(instantiate(PassSpec(name), registry))
+        except (PipelineError, RegistryError, MissingExtraError, RuleError):
+            continue  # an option must be given, or it is broken: its rules are not known
+        found |= {f"{name}/{rule.name}": rule for rule in rules}
     return found
 
 
@@ -45,7 +46,8 @@ def find_rule(name: str, registry: Registry | None = None) -> tuple[str, Rule]:
     """
     registry = registry or passes()
     if (owner := name.partition("/")[0]) in registry:
-        registry.get(owner)  # says why, if it cannot be loaded
+        with suppress(PipelineError):  # an option must be given
+            rules_of(instantiate(PassSpec(owner), registry))  # says why, if it cannot be loaded
     rules = all_rules(registry)
     if name in rules:
         return name, rules[name]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 import graphopt
+from graphopt.pipeline import registry
 from graphopt.tools.main import app, main
 
 
@@ -341,6 +343,11 @@ def test_passes_are_listed_with_their_owners(call):
     assert rows["fuse-conv-bn"].startswith("graphopt.passes.fuse_conv_bn:FuseConvBn (graphopt ")
     table = call("passes").stdout
     assert all(name in table for name in rows)
+
+
+def test_what_is_no_pass_is_not_shown(capsys, monkeypatch):
+    monkeypatch.setitem(registry.passes()._registered, "odd", replace(registry.passes()._claim("bf16"), load=lambda: 3))
+    assert error_of(capsys, "passes", "odd") == (1, "error: 'odd' is not a pass: expected a subclass of Pass, got 3\n")
 
 
 def test_one_pass_is_shown_with_options_contract_and_mathematics(call):

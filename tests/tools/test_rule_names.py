@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 
-from graphopt.errors import PipelineError, RegistryError
+from graphopt.errors import PipelineError, RegistryError, RuleError
 from graphopt.pipeline.pass_ import GraphPass, RulePass
 from graphopt.pipeline.registry import Registry
 from graphopt.rewrite.contract import Exact
@@ -104,6 +104,14 @@ def test_a_pass_that_cannot_be_loaded_does_not_hide_the_rules_of_others(registry
     assert find_rule("double-negation", registry) == ("negations/double-negation", DoubleNegation)
     with pytest.raises(RegistryError, match="'broken', .* cannot be loaded: ImportError: no module named 'lost'"):
         find_rule("broken/some-rule", registry)
+
+
+def test_a_pass_whose_rules_are_broken_says_so_and_hides_no_others(registry, monkeypatch):
+    monkeypatch.setattr(Graphs, "rules", lambda self: [3])
+    registry.register(Graphs)
+    assert find_rule("double-negation", registry) == ("negations/double-negation", DoubleNegation)
+    with pytest.raises(RuleError, match="pass graphs raised AttributeError"):
+        find_rule("graphs/double-negation", registry)
 
 
 def test_a_short_name_of_two_rules_is_refused_with_both(registry):
