@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from os import PathLike
@@ -174,7 +175,9 @@ def optimize(
         taken = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
         return taken.clone() if taken is model else taken
 
-    return Optimized(*run_on_model(load_fresh, describe_source(model), example_inputs, job, limit))
+    result, report = run_on_model(load_fresh, describe_source(model), example_inputs, job, limit)
+    report.notes[:0] = _notes_on(model)
+    return Optimized(result, report)
 
 
 def check_arguments(verify: Any, prove: Any, limit: Any, skip: Any, instruments: Any, repro: Any) -> list[str]:
@@ -280,6 +283,18 @@ def save(model: Any, path: str | Path) -> None:
     """
     place = as_path(path)
     load_model(_no_program(_model_of(model))).save(place)
+
+
+def _notes_on(source: Any) -> list[str]:
+    """What is to be said of a model before anything else: that it is one in training."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(source, torch.nn.Module):
+        return []
+    kinds = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.dropout._DropoutNd)
+    training = [name for name, part in source.named_modules() if isinstance(part, kinds) and part.training]
+    if not training:
+        return []
+    return [f"{training[0]!r} is in training mode and stays so: call eval() on the module before it is optimised"]
 
 
 def describe_source(source: Any) -> str:

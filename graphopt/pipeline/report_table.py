@@ -37,10 +37,11 @@ def _title(report: Report) -> Text:
     carrying = f"{_percent(report.coverage())} with evidence" if kept else "nothing applied"
     if proofs := _proofs(report):
         carrying += f", {proofs}"
+    skipped = sum(a.status == "skipped" for a in report.applications)
     return Text(
         f"{report.model}: {report.pipeline or 'no passes'}\n"
         f"{kept} application{'' if kept == 1 else 's'} kept, {carrying} (verify={report.verify}), "
-        f"{len(report.undone)} undone, {report.seconds:.2f} s"
+        f"{len(report.undone)} undone, {f'{skipped} skipped, ' if skipped else ''}{report.seconds:.2f} s"
     )
 
 

@@ -189,5 +189,14 @@ def test_all_is_only_said_of_all(without: int, shown: str):
     assert f"300 applications kept, {shown} with evidence" in str(Report("m", "p", "match", [record]))
 
 
+def test_what_was_skipped_is_counted():
+    assert "skipped" not in str(sample())
+    record = sample().passes[0]
+    record.applications = [application(1), application(2, "skipped")]
+    assert "1 application kept, 100 % with evidence (verify=match), 0 undone, 1 skipped, " in str(
+        Report("m", "p", "match", [record])
+    )
+
+
 def test_an_empty_report_prints():
     assert "nothing applied" in str(Report("m", "", "match"))

@@ -155,6 +155,14 @@ def test_training_mode_is_exported_as_it_is() -> None:
     assert not torch.equal(exported.state_dict()["norm.running_mean"], module.norm.running_mean)
 
 
+def test_a_report_says_that_a_module_was_in_training_where_that_matters() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    note = "'1' is in training mode and stays so: call eval() on the module before it is optimised"
+    assert graphopt.optimize(module, [], example_inputs=X).report.notes == [note]
+    assert graphopt.optimize(module.eval(), [], example_inputs=X).report.notes == []
+    assert graphopt.optimize(nn.Linear(4, 4).train(), [], example_inputs=X).report.notes == []
+
+
 def test_dynamic_shapes_are_passed_through() -> None:
     module = Net().eval()
     batch = torch.export.Dim("batch", min=2, max=64)
