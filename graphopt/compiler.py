@@ -169,6 +169,7 @@ def optimize(
         prove,
     )
     if isinstance(model, Program):
+        _refuse_shapes(dynamic_shapes)
         return OptimizedProgram(*run_on_program(model, job, limit))
 
     def load_fresh() -> Model:
@@ -209,6 +210,15 @@ def _model_of(given: Any) -> Any:
     if isinstance(given, OptimizedProgram):
         return given.program
     return given._model if isinstance(given, Optimized) else given
+
+
+def _refuse_shapes(dynamic_shapes: Any) -> None:
+    """Raises ModelError if they are given for a sampling program."""
+    if dynamic_shapes is not None:
+        raise ModelError(
+            f"dynamic_shapes={dynamic_shapes!r}: the sizes of a sampling program are fixed, those of the "
+            "example_inputs of graphopt.Sampler; leave them out"
+        )
 
 
 def _no_program(model: Any) -> Any:
@@ -257,6 +267,7 @@ def lower(
     """
     model = _model_of(model)
     if isinstance(model, Program):
+        _refuse_shapes(dynamic_shapes)
         return model.lower(backend, **options)
     taken = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
     return make_backend(backend).lower(taken, **options)

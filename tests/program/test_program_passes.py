@@ -95,6 +95,12 @@ def test_a_program_pass_returns_a_program_of_which_every_row_calls_a_body(progra
             graphopt.optimize(program, [Returns()])
 
 
+def test_sizes_of_a_program_cannot_be_opened(program):
+    for take in (graphopt.optimize, graphopt.lower):
+        with pytest.raises(ModelError, match="the sizes of a sampling program are fixed"):
+            take(program, dynamic_shapes={"sample": {0: "n"}})
+
+
 def test_a_program_is_neither_loaded_nor_saved_as_a_model(program, tmp_path):
     for take in (graphopt.load, lambda given: graphopt.save(given, tmp_path / "m.onnx")):
         with pytest.raises(ModelError, match=r"program.lower\('onnxruntime'\).save\(path\) writes the whole loop"):
