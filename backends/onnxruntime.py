@@ -75,7 +75,7 @@ class OnnxRuntimeBackend(Backend):
         from graphopt.backends.ort_program import CompiledProgram
         from graphopt.backends.ort_settings import Settings
 
-        settings = read_options(Settings, self.name, options)
+        settings = read_options(Settings, self.name, options, ["form", "low_memory"])
         return CompiledProgram(program.convert(self.name), form, settings, low_memory=low_memory)
 
     def convert(self, model: Model) -> Model:

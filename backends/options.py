@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from graphopt.errors import PipelineError, did_you_mean
@@ -11,8 +11,10 @@ from graphopt.errors import PipelineError, did_you_mean
 Settings = TypeVar("Settings")
 
 
-def read_options(settings: type[Settings], backend: str, given: Mapping[str, Any]) -> Settings:
-    """An instance of the dataclass `settings` with the options `given`.
+def read_options(
+    settings: type[Settings], backend: str, given: Mapping[str, Any], also: Sequence[str] = ()
+) -> Settings:
+    """An instance of the dataclass `settings` with the options `given`; the backend itself reads those called `also`.
 
     Raises:
         PipelineError: an option that `settings` lacks, or a value that it refuses with a ValueError.
@@ -20,9 +22,10 @@ def read_options(settings: type[Settings], backend: str, given: Mapping[str, Any
     known = [field.name for field in dataclasses.fields(settings)]  # type: ignore[arg-type]
     for name in given:
         if name not in known:
-            takes = f"it takes {', '.join(known)}" if known else "it takes no options"
+            names = [*known, *also]
+            takes = f"it takes {', '.join(names)}" if names else "it takes no options"
             raise PipelineError(
-                f"backend {backend!r}: unknown option {name!r}{did_you_mean(name, known)}; {takes}"
+                f"backend {backend!r}: unknown option {name!r}{did_you_mean(name, names)}; {takes}"
             )
     try:
         return settings(**given)

@@ -24,7 +24,7 @@ from graphopt.ir.onnx.save import Carried, save_model
 from graphopt.ir.weights import Array
 from graphopt.program.guidance import Scale
 from graphopt.program.program import Program
-from graphopt.program.runner import check_sample, concatenate, like, to_numpy
+from graphopt.program.runner import CALLED_BACK, check_callback, check_sample, concatenate, like, to_numpy
 
 FORMS = ("auto", "loop", "sessions")
 Callback = Callable[[int, Any], Any]
@@ -128,6 +128,7 @@ class CompiledProgram:
         conditions: Mapping[str, Any],
     ) -> Any:
         program = self.program
+        check_callback(callback)
         inputs = read_call(program, start, initial_scale, generator, guidance_scale, conditions)
         if callback is None and self.form == "loop":
             return like(start, self._run_loop(inputs.by_name()))
@@ -150,7 +151,7 @@ class CompiledProgram:
             changed = callback(row, like(start, sample))
             if changed is None:
                 return None
-            check_sample(self.program.interface.sample, changed)
+            check_sample(self.program.interface.sample, changed, CALLED_BACK)
             array: Array = to_numpy(changed)
             return array
 

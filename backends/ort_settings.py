@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +52,14 @@ class Settings:
             )
         if self.io_binding is not None and not isinstance(self.io_binding, bool):
             raise ValueError(f"io_binding is {self.io_binding!r}, expected True, False or None")
+        for name, path in (("save_path", self.save_path), ("profile", self.profile)):
+            if path is not None and not isinstance(path, str | PathLike):
+                raise ValueError(f"{name} is {path!r}, expected a path or None")
         _require_providers(self.providers)
 
 
 def _require_count(name: str, value: object) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
         raise ValueError(f"{name} is {value!r}, expected a positive integer or None")
 
 
@@ -79,9 +84,9 @@ def make_session_options(settings: Settings, save_to: Path | None) -> Any:
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     options.log_severity_level = _FATAL  # everything worse than a warning is raised, and said there
     if settings.threads is not None:
-        options.intra_op_num_threads = settings.threads
+        options.intra_op_num_threads = int(settings.threads)
     if settings.inter_threads is not None:
-        options.inter_op_num_threads = settings.inter_threads
+        options.inter_op_num_threads = int(settings.inter_threads)
         if settings.inter_threads > 1:
             options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
     for key, value in settings.session_options.items():

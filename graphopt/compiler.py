@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any, overload
 
-from graphopt.errors import PipelineError
+from graphopt.errors import ModelError, PipelineError, RegistryError
 from graphopt.ir.load import load_model
-from graphopt.ir.model import Model
+from graphopt.ir.model import Model, as_path
 from graphopt.job import Job, run_on_model, run_on_program
 from graphopt.pipeline.backend import Backend
 from graphopt.pipeline.instrument import Instrument
@@ -41,7 +42,7 @@ class Optimized:
 
     def save(self, path: str | Path) -> None:
         """Write the model; see `graphopt.save`."""
-        self._model.save(Path(path))
+        self._model.save(as_path(path))
 
     def lower(self, backend: str = "onnxruntime", **options: Any) -> Callable[..., Any]:
         """The optimised model as a callable; see `graphopt.lower`."""
@@ -127,8 +128,8 @@ def optimize(
 
     Args:
         model: path of an .onnx file, onnx.ModelProto, onnx_ir.Model, onnx_graphsurgeon.Graph, torch.nn.Module,
-            torch.export.ExportedProgram, torch.fx.GraphModule, or a sampling program (`graphopt.Sampler`), of which
-            graph passes rewrite every graph. Never modified.
+            torch.export.ExportedProgram, torch.fx.GraphModule, what `graphopt.load` or this function returns, or a
+            sampling program (`graphopt.Sampler`), of which graph passes rewrite every graph. Never modified.
         passes: pipeline text, or a sequence of texts and pass objects; "clean-up,fuse-conv-bn,clean-up" unless given.
         example_inputs: inputs to trace a torch module with: a tuple of positional ones, a dict of keyword ones, or
             a pair of both. For an ONNX model, a dict of arrays to run end-to-end checks on.
@@ -155,6 +156,7 @@ def optimize(
         VerificationError: with verify="model", the result as a whole does not agree; the message names the
             application that bisection found.
     """
+    model = _model_of(model)
     skip = check_arguments(verify, prove, limit, skip, instruments, repro)
     job = Job(
         Pipeline(make_passes(passes), instruments),
@@ -168,12 +170,16 @@ def optimize(
         prove,
     )
     if isinstance(model, Program):
+        _refuse_shapes(dynamic_shapes)
         return OptimizedProgram(*run_on_program(model, job, limit))
 
     def load_fresh() -> Model:
-        return load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+        taken = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+        return taken.clone() if taken is model else taken
 
-    return Optimized(*run_on_model(load_fresh, describe_source(model), example_inputs, job, limit))
+    result, report = run_on_model(load_fresh, describe_source(model), example_inputs, job, limit)
+    report.notes[:0] = _notes_on(model)
+    return Optimized(result, report)
 
 
 def check_arguments(verify: Any, prove: Any, limit: Any, skip: Any, instruments: Any, repro: Any) -> list[str]:
@@ -195,7 +201,35 @@ def check_arguments(verify: Any, prove: Any, limit: Any, skip: Any, instruments:
         raise PipelineError(f"instruments={instruments!r}: expected a list of graphopt.pipeline.instrument.Instrument")
     if repro is not None and not isinstance(repro, str | PathLike):
         raise PipelineError(f"repro={repro!r}: expected the path of a folder, or None")
+    if repro is not None and Path(repro).exists() and not Path(repro).is_dir():
+        raise PipelineError(f"repro={str(repro)!r}: expected the path of a folder, got a file; choose another name")
     return ids
+
+
+def _model_of(given: Any) -> Any:
+    """`given`, or of what `optimize` returned the model."""
+    if isinstance(given, OptimizedProgram):
+        return given.program
+    return given._model if isinstance(given, Optimized) else given
+
+
+def _refuse_shapes(dynamic_shapes: Any) -> None:
+    """Raises ModelError if they are given for a sampling program."""
+    if dynamic_shapes is not None:
+        raise ModelError(
+            f"dynamic_shapes={dynamic_shapes!r}: the sizes of a sampling program are fixed, those of the "
+            "example_inputs of graphopt.Sampler; leave them out"
+        )
+
+
+def _no_program(model: Any) -> Any:
+    """`model`; raises ModelError if it is a sampling program."""
+    if isinstance(model, Program):
+        raise ModelError(
+            "a sampling program is no model: its graphs are in `bodies`, dump() shows it, and "
+            "program.lower('onnxruntime').save(path) writes the whole loop"
+        )
+    return model
 
 
 def make_backend(name: str) -> Backend:
@@ -207,7 +241,10 @@ def make_backend(name: str) -> Backend:
     if not isinstance(name, str):
         raise PipelineError(f"{name!r} is no name of a backend; expected one of {', '.join(backends())}")
     found = backends().get(name)
-    backend: Backend = found() if isinstance(found, type) else found
+    try:
+        backend: Backend = found() if isinstance(found, type) else found
+    except TypeError as error:
+        raise RegistryError(f"backend {name!r}, {backends().owner(name)}, cannot be made: {error}") from error
     return backend
 
 
@@ -229,7 +266,9 @@ def lower(
         PipelineError: an unknown backend, or an option or value that it does not have.
         ModelError, MissingExtraError, RegistryError: see `graphopt.errors`.
     """
-    if isinstance(model, Optimized | OptimizedProgram | Program):
+    model = _model_of(model)
+    if isinstance(model, Program):
+        _refuse_shapes(dynamic_shapes)
         return model.lower(backend, **options)
     taken = load_model(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
     return make_backend(backend).lower(taken, **options)
@@ -241,7 +280,7 @@ def load(source: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None)
     Raises:
         ModelError, UnsupportedError, MissingExtraError: see `graphopt.ir.load.load_model`.
     """
-    return load_model(source, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+    return load_model(_no_program(_model_of(source)), example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
 
 
 def save(model: Any, path: str | Path) -> None:
@@ -254,10 +293,20 @@ def save(model: Any, path: str | Path) -> None:
     Raises:
         ModelError: no such model, or a torch model is to be an .onnx file.
     """
-    if isinstance(model, Optimized):
-        model.save(path)
-    else:
-        load_model(model).save(Path(path))
+    place = as_path(path)
+    load_model(_no_program(_model_of(model))).save(place)
+
+
+def _notes_on(source: Any) -> list[str]:
+    """What is to be said of a model before anything else: that it is one in training."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(source, torch.nn.Module):
+        return []
+    kinds = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.dropout._DropoutNd)
+    training = [name for name, part in source.named_modules() if isinstance(part, kinds) and part.training]
+    if not training:
+        return []
+    return [f"{training[0]!r} is in training mode and stays so: call eval() on the module before it is optimised"]
 
 
 def describe_source(source: Any) -> str:

@@ -146,11 +146,14 @@ def _check_whole(
         return
     kept = len(report.kept)
     bad = first_bad(kept, lambda k: check.compare(attempt(k, ())[0]).ok)
-    culprit = report.kept[bad - 1].id if bad is not None else "no single application"
+    if bad is None:
+        found, advice = "no single one to blame", "with fewer passes to see which one it is"
+    else:
+        found = report.kept[bad - 1].id
+        advice = f"with skip=[{found!r}] to leave it out, and with repro=DIR to keep what reproduces it"
     raise VerificationError(
         f"the optimised model does not agree with the original end to end: {verdict}. Bisection over {kept} "
-        f"applications found {culprit}. Run again with skip=[{culprit!r}] to leave it out, and with repro=DIR to keep "
-        "what reproduces it"
+        f"applications found {found}. Run again {advice}"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -73,7 +72,7 @@ def bench(
     results = [_first_run(file, model, feeds) for file, model in zip(files, models, strict=True)]
     samples = interleave([_job(model, feeds) for model in models], rounds)
     rows = [
-        _row(file, own, samples[0]) | {"difference": _difference(results[0], result)}
+        _row(file, own, samples[0]) | {"difference": difference_of(results[0], result)}
         for file, own, result in zip(files, samples, results, strict=True)
     ]
     inputs = {name: {"dtype": a.dtype.name, "shape": list(a.shape)} for name, a in feeds.items()}
@@ -207,9 +206,9 @@ def _quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
     return low, median, high
 
 
-def _difference(first: Sequence[Any], other: Sequence[Any]) -> float | None:
-    """Largest difference relative to the largest value, over all outputs; None unless all are tensors of
-    equal shape."""
+def difference_of(first: Sequence[Any], other: Sequence[Any]) -> float | None:
+    """Largest difference relative to the largest value, over all outputs; None unless all are tensors of equal shape
+    and a number says how they differ, which no number does of text, nor of NaN or infinities at other places."""
     import numpy as np
 
     worst = 0.0
@@ -222,12 +221,17 @@ def _difference(first: Sequence[Any], other: Sequence[Any]) -> float | None:
             or a.dtype != b.dtype
         ):
             return None
-        if a.dtype.kind not in "OU" and a.size and not np.array_equal(a, b):
-            wide, other_wide = a.astype(np.float64), b.astype(np.float64)
-            scale = float(np.max(np.abs(wide)))
-            worst = max(worst, float(np.max(np.abs(wide - other_wide))) / (scale or 1.0))
-            if not math.isfinite(worst):
+        if a.dtype.kind in "OU":
+            if not np.array_equal(a, b):
                 return None
+        elif a.size:
+            wide, other_wide = a.astype(np.float64), b.astype(np.float64)
+            apart = wide != other_wide
+            apart &= ~(np.isnan(wide) & np.isnan(other_wide))
+            if not (np.isfinite(wide[apart]).all() and np.isfinite(other_wide[apart]).all()):
+                return None
+            scale = float(np.max(np.abs(wide), where=np.isfinite(wide), initial=0.0))
+            worst = max(worst, float(np.max(np.abs(wide[apart] - other_wide[apart]), initial=0.0)) / (scale or 1.0))
     return worst
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from graphopt.tools.output import print_json, print_note, print_result
+from graphopt.tools.output import print_json, print_note, print_result, require_writable
 
 
 def experts(
@@ -32,6 +32,8 @@ def experts(
     from graphopt.passes.prune_experts import balance, svg, table
     from graphopt.tools.calibration import read_calibration
 
+    if picture is not None:
+        require_writable(picture, file, calibration)
     found = balance(file, read_calibration(calibration))
     if picture is not None:
         picture.write_text(svg(found), encoding="utf-8")

@@ -38,12 +38,12 @@ def passes_command(
 
 def _details(name: str) -> dict[str, Any]:
     from graphopt.errors import PipelineError
-    from graphopt.pipeline.pass_ import describe, instantiate
+    from graphopt.pipeline.pass_ import describe, find_class, instantiate
     from graphopt.pipeline.registry import passes
     from graphopt.pipeline.spec import PassSpec
     from graphopt.tools.rules import rules_of
 
-    pass_class = passes().get(name)
+    pass_class = find_class(name, passes())
     try:
         pass_ = instantiate(PassSpec(name), passes())
         rules = rules_of(pass_)

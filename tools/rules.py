@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from graphopt.errors import PipelineError, did_you_mean
+from graphopt.errors import MissingExtraError, PipelineError, RegistryError, RuleError, did_you_mean
 from graphopt.pipeline.pass_ import GraphPass, Pass, instantiate
+from graphopt.pipeline.pipeline import raising
 from graphopt.pipeline.registry import Registry, passes
 from graphopt.pipeline.spec import PassSpec
 
@@ -18,8 +20,9 @@ def rules_of(pass_: Pass) -> Sequence[Rule]:
     """The rules that `pass_` shows: those of its method `rules`, which every RulePass has, and those that its
     attribute `uses` lists besides."""
     listed = getattr(pass_, "rules", None)
-    shown = (*(listed() if callable(listed) else ()), *getattr(pass_, "uses", ()))
-    return tuple({rule.name: rule for rule in reversed(shown)}.values())[::-1]
+    with raising(pass_):
+        shown = (*(listed() if callable(listed) else ()), *getattr(pass_, "uses", ()))
+        return tuple({rule.name: rule for rule in reversed(shown)}.values())[::-1]
 
 
 def all_rules(registry: Registry | None = None) -> dict[str, Rule]:
@@ -28,10 +31,10 @@ def all_rules(registry: Registry | None = None) -> dict[str, Rule]:
     found: dict[str, Rule] = {}
     for name in registry.names():
         try:
-            pass_ = instantiate(PassSpec(name), registry)
-        except PipelineError:
-            continue  # it has an option that must be given, so its rules are not known
-        found |= {f"{name}/{rule.name}": rule for rule in rules_of(pass_)}
+            rules = rules_of(instantiate(PassSpec(name), registry))
+        except (PipelineError, RegistryError, MissingExtraError, RuleError):
+            continue  # an option must be given, or it is broken: its rules are not known
+        found |= {f"{name}/{rule.name}": rule for rule in rules}
     return found
 
 
@@ -41,6 +44,10 @@ def find_rule(name: str, registry: Registry | None = None) -> tuple[str, Rule]:
     Raises:
         PipelineError: no such rule, or rules of several passes.
     """
+    registry = registry or passes()
+    if (owner := name.partition("/")[0]) in registry:
+        with suppress(PipelineError):  # an option must be given
+            rules_of(instantiate(PassSpec(owner), registry))  # says why, if it cannot be loaded
     rules = all_rules(registry)
     if name in rules:
         return name, rules[name]
@@ -49,7 +56,7 @@ def find_rule(name: str, registry: Registry | None = None) -> tuple[str, Rule]:
         return matching[0], rules[matching[0]]
     if matching:
         raise PipelineError(f"several passes have a rule {name!r}: say which one, {' or '.join(matching)}")
-    if name in (registry or passes()).names():
+    if name in registry.names():
         own = ", ".join(full for full in rules if full.startswith(f"{name}/"))
         raise PipelineError(f"{name!r} is a pass, expected a rule; {f'it has {own}' if own else 'it has none to show'}")
     short = [full.rpartition("/")[2] for full in rules]

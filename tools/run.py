@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graphopt.errors import GraphoptError, PipelineError
+from graphopt.errors import PipelineError
 from graphopt.pipeline.spec import DEFAULT_PASSES
-from graphopt.tools.output import print_json, print_note, print_result
+from graphopt.tools.output import OutputError, print_json, print_note, print_result, require_writable
 
 if TYPE_CHECKING:
     from graphopt.compiler import Optimized
@@ -29,10 +29,6 @@ class Level(StrEnum):
 class ReportForm(StrEnum):
     table = "table"
     json = "json"
-
-
-class OutputError(GraphoptError):
-    """The result cannot be written where it was asked for."""
 
 
 def run(
@@ -103,7 +99,7 @@ def run(
     Approximate passes need --budget and --calibration. They tune on one half of the samples, and the metric on the
     other half may not exceed the limit. With --verify model the first batch of the samples is run end to end.
 
-    The output is written under a temporary name and moved into place. It may not be the input.
+    The output is written under a temporary name and moved into place. It may not be an input.
 
     JSON keys: input, output, model, pipeline, verify, coverage, seconds, notes, and passes: a list with, for
     each pass, pass, where, before, after (nodes, parameters, bytes, flops), rules, applications, seconds, notes,
@@ -115,7 +111,7 @@ def run(
     from graphopt.tools.calibration import read_calibration
 
     if output is not None:
-        _require_writable(file, output)
+        require_writable(output, file, calibration)
     result = optimize(
         file,
         pipeline,
@@ -166,24 +162,6 @@ def _instruments(
     if progress or (progress is None and sys.stderr.isatty()):
         chosen.append(Progress())
     return chosen
-
-
-def _require_writable(source: Path, output: Path) -> None:
-    """Refuse an output that would overwrite the input, or a folder that is not there."""
-    from graphopt.ir.onnx.save import data_files_at
-
-    if output.is_dir():
-        raise OutputError(f"{output} is a folder; give the name of a file")
-    if not output.parent.is_dir():
-        raise OutputError(f"{output}: the folder {output.parent} does not exist; make it first")
-    if output.exists() and source.exists() and output.samefile(source):
-        raise OutputError(f"{output} is the input, which is never overwritten; choose another name with -o")
-    replaced = [p for p in (output, output.with_name(f"{output.name}.data")) if p.exists()]
-    for data in sorted(data_files_at(source)) if replaced else ():
-        if any(data.exists() and data.samefile(path) for path in replaced):
-            raise OutputError(
-                f"{data} holds weights of the input, which is never overwritten; choose another name"
-            )
 
 
 def _save(result: Optimized, output: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from graphopt.tools.output import print_json, print_note, print_result
+from graphopt.tools.output import print_json, print_note, print_result, require_writable
 
 if TYPE_CHECKING:
     from graphopt.verify.apart import Comparison
@@ -44,12 +44,11 @@ def verify_command(
     proof: level, reason, log2_error, functions, laws, weights, sampled, seed, milliseconds, and of the models sizes,
     executed, constants, computed, folded, units, counterexample (the file, if one was written).
     """
-    from graphopt.ir.model import check_folder
     from graphopt.tools.calibration import read_named
     from graphopt.verify.apart import compare
 
     if counterexample is not None:
-        check_folder(counterexample)
+        require_writable(counterexample, before, after, inputs)
     examples = None if inputs is None else read_named(inputs)
     found = compare(before, after, examples=examples, prove=prove, seed=seed, seconds=limit)
     written = _keep(found.proof, counterexample)

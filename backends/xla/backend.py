@@ -67,7 +67,7 @@ class XlaBackend(Backend):
         """
         from graphopt.backends.xla.settings import Settings
 
-        settings = read_options(Settings, self.name, options)
+        settings = read_options(Settings, self.name, options, ["devices", "tensor", "branches"])
         program = program.convert(self.name)
         if settings.buckets is not None:
             raise UnsupportedError(f"backend {self.name!r}: the sizes of a program are fixed, so it takes no buckets")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,20 +29,26 @@ def load_model(source: Any, *, example_inputs: Any = None, dynamic_shapes: Any =
             cannot convert a ScriptModule.
         MissingExtraError: the package that this kind of model needs is not installed.
     """
-    if isinstance(source, Model):
-        return source
-    if isinstance(source, str | Path):
-        return _load_path(Path(source))
     if is_torch(source):
         from graphopt.ir.fx.load import load_torch
 
         return load_torch(source, example_inputs, dynamic_shapes)
+    if dynamic_shapes is not None:
+        raise ModelError(
+            f"dynamic_shapes={dynamic_shapes!r}: they say how a torch module is traced, and this "
+            f"{type(source).__name__} has its sizes already; leave them out"
+        )
+    if isinstance(source, Model):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return _load_path(source)
     from graphopt.ir.onnx.load import load_onnx
 
     return load_onnx(source)
 
 
-def _load_path(path: Path) -> Model:
+def _load_path(given: str | os.PathLike[str]) -> Model:
+    path = Path(given)
     suffix = path.suffix.lower()
     if suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt"):
         raise ModelError(

@@ -49,6 +49,10 @@ class Model(ABC):
     def weights(self) -> Sequence[tuple[str, int, int]]:
         """(name, number of elements, bytes) of every stored weight, each shared weight once."""
 
+    @abstractmethod
+    def clone(self) -> Model:
+        """The whole model once more, to be exported as this one is. The two share no more than weights."""
+
     def copy(self) -> Model:
         """A model of its own that shares no more than weights. Only the main graph and what it holds is copied."""
         main = self.main
@@ -63,6 +67,13 @@ class Model(ABC):
         Raises:
             UnsupportedError: a value is read that is neither an input, nor a constant, nor computed by `nodes`.
         """
+
+
+def as_path(path: Any) -> Path:
+    """`path` as a Path. Raises ModelError for what is none."""
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str) or "\0" in os.fspath(path):
+        raise ModelError(f"{path!r} is no path to save to; expected text or a Path, as in save(model, 'm.onnx')")
+    return Path(path)
 
 
 def check_folder(path: Path) -> None:

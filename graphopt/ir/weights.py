@@ -101,6 +101,18 @@ class TensorRef(ABC):
     def __truediv__(self, other: TensorRef | float) -> TensorRef:
         return self.call("div", other)
 
+    def __radd__(self, other: float) -> TensorRef:
+        return self.call("add", other)
+
+    def __rsub__(self, other: float) -> TensorRef:
+        return Deferred("sub", (Number(other, self.dtype), self), {})
+
+    def __rmul__(self, other: float) -> TensorRef:
+        return self.call("mul", other)
+
+    def __rtruediv__(self, other: float) -> TensorRef:
+        return Deferred("div", (Number(other, self.dtype), self), {})
+
     def __neg__(self) -> TensorRef:
         return self.call("neg")
 
@@ -110,14 +122,21 @@ class TensorRef(ABC):
     def sqrt(self) -> TensorRef:
         return self.call("sqrt")
 
-    def reshape(self, *shape: int) -> TensorRef:
-        return self.call("reshape", shape=tuple(shape))
+    def reshape(self, *shape: int | tuple[int, ...]) -> TensorRef:
+        """As numpy's: the sizes one by one, or as a tuple."""
+        return self.call("reshape", shape=_one_by_one(shape))
 
-    def transpose(self, *perm: int) -> TensorRef:
-        return self.call("transpose", perm=tuple(perm))
+    def transpose(self, *perm: int | tuple[int, ...]) -> TensorRef:
+        """As numpy's: the axes one by one, or as a tuple."""
+        return self.call("transpose", perm=_one_by_one(perm))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.dtype}{list(self.shape)})"
+
+
+def _one_by_one(numbers: tuple[int | tuple[int, ...], ...]) -> tuple[int, ...]:
+    given = numbers[0] if len(numbers) == 1 and isinstance(numbers[0], tuple | list) else numbers
+    return tuple(given)  # type: ignore[arg-type]
 
 
 class SlicedRef(TensorRef):

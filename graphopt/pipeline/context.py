@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from graphopt.errors import PipelineError
+from graphopt.errors import PipelineError, RuleError
 from graphopt.ir.graph import Graph
 from graphopt.ir.model import Model
 from graphopt.rewrite.change import Change, Editor, Rejected, Verifier
@@ -171,9 +171,15 @@ class Context(RunContext):
             self.model.refresh()
             self._refreshed = self.ledger.kept
 
-    def run_rules(self, rules: Sequence[Rule]) -> int:
+    def run_rules(self, rules: Iterable[Rule]) -> int:
         """Apply `rules` to one region after the other, to each until none applies there any more; returns the number of
         changes kept. What a later one frees in an earlier one is left to the next run."""
+        if not isinstance(rules, Iterable):
+            raise RuleError(f"rules are {rules!r}: expected a list of what @graphopt.rule(contract=...) makes")
+        rules = list(rules)
+        for rule in rules:
+            if not isinstance(rule, Rule):
+                raise RuleError(f"{rule!r} is no rule; decorate its class with @graphopt.rule(contract=...)")
         before = self.ledger.kept
         for region in self.model.regions():
             driver = Driver(rules, self.editor(region))
@@ -191,7 +197,8 @@ class _Budgeted:
     def verify(self, change: Change) -> Evidence:
         if isinstance(change.contract, Approximate) and self._context.opened is None:
             raise Rejected(
-                "an approximate change without a budget: the pass has not asked for context.approximation(self)",
+                "an approximate change without a budget: the pass has not asked for context.approximation(self), which "
+                "a GraphPass does in its method run",
                 Evidence("none"),
             )
         evidence = self._context.verifier.verify(change)

@@ -100,8 +100,8 @@ def option_value(owner: str, key: str, hint: Any, value: Any) -> str | tuple[str
     text = _write(value)
     try:
         back = _parse(hint, text)
-    except _Mismatch as mismatch:
-        raise PipelineError(f"pass {owner!r}, option {key!r}: expected {mismatch}, got {value!r}") from None
+    except _Mismatch:
+        raise PipelineError(f"pass {owner!r}, option {key!r}: expected {type_text(hint)}, got {value!r}") from None
     if back != value or not _same_types(back, value):
         raise PipelineError(f"pass {owner!r}, option {key!r}: {value!r} cannot be written in a pipeline")
     return text
@@ -208,9 +208,10 @@ def _write_scalar(value: Any) -> str:
 
 
 def _same_types(a: Any, b: Any) -> bool:
+    """Whether `b` may be written as what is read back as `a`, which is equal to it."""
     if isinstance(a, tuple) and isinstance(b, tuple):
         return all(_same_types(x, y) for x, y in zip(a, b, strict=True))
-    return type(a) is type(b)
+    return type(a) is type(b) or (type(a), type(b)) == (float, int)  # 1 is a float like any other
 
 
 def _takes(known: Mapping[str, tuple[dataclasses.Field[Any], Any]]) -> str:

@@ -96,6 +96,14 @@ class _Passes(Protocol):
     def get(self, name: str) -> Any: ...
 
 
+def find_class(name: str, registry: _Passes) -> type[Pass]:
+    """The class of the pass called `name`. Raises PipelineError if there is none, or something that is no pass."""
+    found = registry.get(name)
+    if not (isinstance(found, type) and issubclass(found, Pass)):
+        raise PipelineError(f"{name!r} is not a pass: expected a subclass of Pass, got {found!r}")
+    return found
+
+
 def instantiate(spec: PassSpec, registry: _Passes) -> Pass:
     """The pass that `spec` names, with its options.
 
@@ -106,9 +114,7 @@ def instantiate(spec: PassSpec, registry: _Passes) -> Pass:
     Raises:
         PipelineError: unknown pass or option, a value of the wrong type or one that the pass refuses.
     """
-    pass_class = registry.get(spec.name)
-    if not (isinstance(pass_class, type) and issubclass(pass_class, Pass)):
-        raise PipelineError(f"{spec.name!r} is not a pass: expected a subclass of Pass, got {pass_class!r}")
+    pass_class = find_class(spec.name, registry)
     values = parse_options(pass_class, spec.name, spec.options)
     try:
         return pass_class(**values)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-from graphopt.errors import PipelineError, RuleError
+from graphopt.errors import GraphoptError, PipelineError, RuleError
 from graphopt.ir.model import Model
 from graphopt.pipeline.context import Context, RunContext
 from graphopt.pipeline.flops import count_flops
@@ -24,9 +25,16 @@ def make_passes(passes: str | Sequence[str | Pass], registry: Registry | None = 
         PipelineError: unknown pass, bad option, or something that is not a pass.
     """
     registry = registry or registered_passes()
+    if isinstance(passes, Mapping | set | frozenset | bytes):
+        raise PipelineError(
+            f"passes is a {type(passes).__name__}: expected text or passes in order, with options in braces, as in "
+            "'fuse-conv-bn,clean-up{rounds=2}' or ['fuse-conv-bn', 'clean-up{rounds=2}']"
+        )
     made: list[Pass] = []
     for item in passes if isinstance(passes, Iterable) and not isinstance(passes, str) else [passes]:
         if isinstance(item, Pass):
+            if not isinstance(getattr(item, "name", None), str):
+                raise PipelineError(f"{type(item).__qualname__} has no name; write name: ClassVar[str] = 'its-name'")
             made.append(item)
         elif isinstance(item, str):
             made += [instantiate(spec, registry) for spec in parse_pipeline(item)]
@@ -88,7 +96,8 @@ class Pipeline:
         context.open_pass(pass_.name)
         kept = context.ledger.kept
         started = time.perf_counter()
-        _run(pass_, context)
+        with raising(pass_):
+            _run(pass_, context)
         if context.ledger.kept == kept and model_fingerprint(model) != fingerprint:
             raise RuleError(
                 f"pass {pass_.name} changed the model and reported no change; it must edit through the journal"
@@ -112,6 +121,17 @@ class Pipeline:
                     f"{', '.join(sorted(properties))}"
                 )
             properties.update(pass_.ensures)
+
+
+@contextmanager
+def raising(pass_: Pass) -> Iterator[None]:
+    """What a pass raises that is no error of graphopt's is a RuleError that names the pass."""
+    try:
+        yield
+    except GraphoptError:
+        raise
+    except Exception as error:
+        raise RuleError(f"pass {pass_.name} raised {type(error).__name__}: {error}") from error
 
 
 def _run(pass_: Pass, context: Context) -> None:

@@ -17,6 +17,8 @@ def register(plugin: Any, name: str | None = None, *, replace: bool = False) -> 
         RegistryError: the name is taken, or `plugin` is neither a pass class nor a backend.
     """
     kind = plugin if isinstance(plugin, type) else type(plugin)
+    if isinstance(plugin, Pass):
+        raise RegistryError(f"{plugin!r} is an object: register its class, {kind.__qualname__}")
     if issubclass(kind, Pass):
         return passes().register(plugin, name, replace=replace)
     if issubclass(kind, Backend):

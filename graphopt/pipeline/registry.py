@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, overload
 
 from graphopt.errors import GraphoptError, PipelineError, RegistryError, did_you_mean
+from graphopt.pipeline.spec import is_name
 
 T = TypeVar("T")
 
@@ -125,6 +126,8 @@ class Registry:
         name = name or getattr(obj, "name", None)
         if not isinstance(name, str):
             raise RegistryError(f"{obj!r} has no attribute `name`; give it one or register(obj, name)")
+        if not is_name(name):
+            raise RegistryError(f"{name!r} cannot be written in a pipeline: expected letters, digits, '_', '-' and '.'")
         self._check_name(obj, name, f"register({name!r})")
         named = obj if hasattr(obj, "__qualname__") else type(obj)
         return _Claim(name, f"{named.__module__}:{named.__qualname__}", None, lambda: obj)

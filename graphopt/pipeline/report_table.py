@@ -34,20 +34,26 @@ def report_text(report: Report) -> str:
 
 def _title(report: Report) -> Text:
     kept = len(report.kept)
-    carrying = f"{100 * report.coverage():.0f} % with evidence" if kept else "nothing applied"
+    carrying = f"{_percent(report.coverage())} with evidence" if kept else "nothing applied"
     if proofs := _proofs(report):
         carrying += f", {proofs}"
+    skipped = sum(a.status == "skipped" for a in report.applications)
     return Text(
         f"{report.model}: {report.pipeline or 'no passes'}\n"
         f"{kept} application{'' if kept == 1 else 's'} kept, {carrying} (verify={report.verify}), "
-        f"{len(report.undone)} undone, {report.seconds:.2f} s"
+        f"{len(report.undone)} undone, {f'{skipped} skipped, ' if skipped else ''}{report.seconds:.2f} s"
     )
 
 
 def _proofs(report: Report) -> str:
     """How much of what was kept is proved or right by construction, where proofs were asked for."""
     settled, kept = _settled(report.kept), len(report.kept)
-    return f"{100 * settled / kept:.0f} % proved" if kept and _asked(report) else ""
+    return f"{_percent(settled / kept)} proved" if kept and _asked(report) else ""
+
+
+def _percent(share: float) -> str:
+    """Rounded, but for all and none, which are only said where they are true."""
+    return f"{share if share in (0.0, 1.0) else min(max(share, 0.01), 0.99):.0%}".replace("%", " %")
 
 
 def _asked(report: Report) -> bool:

@@ -29,6 +29,11 @@ _BLANK = re.compile(r"\s*")
 _EMPTY = "()"
 
 
+def is_name(text: str) -> bool:
+    """Whether a pass or an option can be called so."""
+    return _NAME.fullmatch(text) is not None
+
+
 class PipelineSyntaxError(PipelineError):
     """The text of a pipeline does not follow the grammar.
 
@@ -64,7 +69,7 @@ class PassSpec:
 
     def __post_init__(self) -> None:
         for name in (self.name, *self.options):
-            if not _NAME.fullmatch(name):
+            if not is_name(name):
                 raise PipelineError(
                     f"{name!r} cannot be written in a pipeline: expected letters, digits, '_', '-' and '.'"
                 )

@@ -38,8 +38,8 @@ class Guidance:
     def __post_init__(self) -> None:
         if self.mode not in ("batch", "calls"):
             raise ValueError(f"mode={self.mode!r}: expected 'batch' or 'calls'")
-        if not 0.0 <= self.rescale <= 1.0:
-            raise ValueError(f"rescale={self.rescale}: expected a share in [0, 1]")
+        if not is_number(self.rescale) or not 0.0 <= self.rescale <= 1.0:
+            raise ValueError(f"rescale={self.rescale!r}: expected a share in [0, 1]")
         if not is_number(self.scale) and not isinstance(self.scale, Mapping | list | tuple):
             raise ValueError(f"scale={self.scale}: expected a finite number, or one for each body or row")
         scales = self.scale.values() if isinstance(self.scale, Mapping) else np.atleast_1d(self.scale)

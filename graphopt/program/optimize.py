@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from graphopt.errors import RuleError
 from graphopt.pipeline.context import Context, RunContext
 from graphopt.pipeline.pass_ import Pass, ProgramPass
-from graphopt.pipeline.pipeline import Pipeline, record_of, size_of
+from graphopt.pipeline.pipeline import Pipeline, raising, record_of, size_of
 from graphopt.pipeline.report import PassRecord, Report, Size
 from graphopt.program.program import Program
 from graphopt.program.reference import reference_runner
@@ -65,7 +66,13 @@ def _run_program_pass(pass_: ProgramPass, program: Program, context: RunContext)
     before = program_size(program)
     context.ledger.open_pass(pass_.name)
     started = time.perf_counter()
-    changed = pass_.run(program, context)
+    kept = context.ledger.kept
+    with raising(pass_):
+        changed = pass_.run(program, context)
+    if not isinstance(changed, Program):
+        raise RuleError(f"pass {pass_.name} returned {changed!r}; run returns the program, rewritten or as it was")
+    if changed is not program and context.ledger.kept == kept:
+        context.notes.append(f"{pass_.name} made another program and no application: nothing has verified that change")
     return changed, record_of(pass_, context, before, program_size(changed), started)
 
 

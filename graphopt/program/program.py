@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from graphopt.errors import ModelError
 from graphopt.ir.model import Model
 from graphopt.program.body import Body, Unit
 from graphopt.program.guidance import Guidance, Scale
@@ -28,6 +29,15 @@ class Program:
     schedule: Schedule
     interface: Interface
     guidance: Guidance | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ModelError if not every row of the schedule calls one of the bodies."""
+        if len(self.calls) != len(self.schedule) or not set(self.calls) <= set(self.bodies):
+            raise ModelError(
+                f"a program has one call of a body for each row of its schedule: got {len(self.calls)} calls of "
+                f"{', '.join(dict.fromkeys(self.calls))} for {len(self.schedule)} rows and the bodies "
+                f"{', '.join(self.bodies)}; a pass that changes the rows changes `calls` with them"
+            )
 
     @property
     def storage(self) -> str:

@@ -42,6 +42,8 @@ _OPTIONS = {
 def refuse_by_name(scheduler: Any) -> None:
     """Raise UnsupportedError if the scheduler's class, configuration or signature rules a schedule out."""
     name = type(scheduler).__name__
+    if isinstance(scheduler, type):
+        raise UnsupportedError(f"{scheduler.__name__} is a class and no scheduler: give an object of it")
     if name in REASONS:
         raise UnsupportedError(f"{name} cannot be written as a schedule: {REASONS[name]}.")
     if not all(hasattr(scheduler, part) for part in ("config", "set_timesteps", "step")):

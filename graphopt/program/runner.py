@@ -71,6 +71,7 @@ class Runner:
         """As calling it, from a `sample` that has the scale of the first row already (image to image)."""
         program = self.program
         check_sample(program.interface.sample, sample)
+        check_callback(callback)
         scales = scales_of(program, guidance_scale)
         guided = program.guidance is not None
         given = program.interface.gather(conditions, guided=guided)
@@ -87,7 +88,7 @@ class Runner:
             if callback is not None:
                 changed = callback(row, _copy(like(sample, state[0])))
                 if changed is not None:
-                    check_sample(program.interface.sample, changed)
+                    check_sample(program.interface.sample, changed, CALLED_BACK)
                     state[0] = self._to_own(changed)
         return like(sample, state[0])
 
@@ -168,9 +169,18 @@ def timestep_table(program: Program, rows: Sequence[int]) -> np.ndarray[Any, Any
     return np.stack([np.full(shape, value, dtype=type_.dtype) for value in values])
 
 
-def check_sample(type_: TensorType, sample: Any) -> None:
+def check_sample(type_: TensorType, sample: Any, what: str = "the initial sample") -> None:
     """Raise ModelError unless `sample` is of this type."""
-    require_type("the initial sample", type_, sample)
+    require_type(what, type_, sample)
+
+
+CALLED_BACK = "the sample that `callback` returned"
+
+
+def check_callback(callback: Any) -> None:
+    """Raise ModelError unless it can be called, or is None."""
+    if callback is not None and not callable(callback):
+        raise ModelError(f"callback={callback!r}: expected a function of a row's number and its sample, or None")
 
 
 def scales_of(program: Program, given: Scale | None) -> tuple[float, ...]:

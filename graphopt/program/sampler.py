@@ -66,6 +66,8 @@ def Sampler(  # reads as the constructor that it is to users
         UnsupportedError: the scheduler is not affine, timesteps are per token, or the denoiser's graph mutates state.
     """
     schedule = _schedule(scheduler, steps, schedule_options)
+    if timestep_scale is not None and not is_number(timestep_scale):
+        raise ModelError(f"timestep_scale={timestep_scale!r}: expected a finite number, such as 0.001, or None")
     experts = denoiser if isinstance(denoiser, Experts) else None
     calls = (BODY,) * len(schedule) if experts is None else experts.calls(schedule)
     guidance = _guidance(guidance, calls)

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from os import PathLike
 from typing import Any
 
 import numpy as np
 
-from graphopt.errors import MissingExtraError
+from graphopt.errors import MissingExtraError, ModelError
 from graphopt.program import executor
 from graphopt.program.checks import check_schedule
 from graphopt.program.prediction import conversion, tensors_of_a_call
@@ -102,6 +103,7 @@ class Schedule:
 
         Raises:
             UnsupportedError: the scheduler cannot be written as a schedule exactly; the message says why.
+            ModelError: `steps` is no number of steps.
             MissingExtraError: torch or diffusers is not installed.
         """
         try:
@@ -111,6 +113,8 @@ class Schedule:
                 f"Reading a scheduler needs {error.name}: pip install graphopt[diffusers]"
             ) from error
 
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1):
+            raise ModelError(f"steps={steps!r}: expected how many inference steps, 1 or more")
         seen = probe(
             scheduler, steps, timesteps=timesteps, sigmas=sigmas, mu=mu, begin_index=begin_index, options=step_options
         )

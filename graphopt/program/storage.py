@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.errors import ModelError
-from graphopt.ir.model import check_folder
+from graphopt.ir.model import as_path, check_folder
 from graphopt.program.schedule import Clip, Schedule
 
 FORMAT = "graphopt.schedule"
@@ -67,7 +67,7 @@ def from_dict(data: Any) -> Schedule:
 
 def save(schedule: Schedule, path: str | PathLike[str]) -> None:
     """Write the schedule, whole or not at all; see `Schedule.save`."""
-    path = Path(path)
+    path = as_path(path)
     check_folder(path)
     text = json.dumps(to_dict(schedule), allow_nan=False, indent=1)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
@@ -85,7 +85,7 @@ def load(path: str | PathLike[str]) -> Schedule:
     """Read a schedule; see `Schedule.load`."""
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not a schedule that can be read: {error}") from error
     try:
         return from_dict(data)

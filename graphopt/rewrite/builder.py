@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.errors import RuleError
-from graphopt.ir.graph import CannotEmit, Graph, Node, TensorType, Value
+from graphopt.errors import RuleError, did_you_mean
+from graphopt.ir.graph import Call, CannotEmit, Graph, Node, TensorType, Value
 from graphopt.ir.ops import OPS
 from graphopt.ir.ops.spec import REQUIRED, Fill, Op
 from graphopt.ir.weights import Array, TensorRef, as_ref
@@ -41,7 +41,10 @@ class Builder:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         op = name.rstrip("_")
         if op not in OPS:
-            raise RuleError(f"build.{name}: not in the vocabulary; build.raw(name, ...) writes an op of one storage")
+            raise RuleError(
+                f"build.{name}: not in the vocabulary{did_you_mean(op, OPS)}; build.raw(name, ...) writes an op of one "
+                "storage"
+            )
         write = _writer(OPS[op])
         setattr(Builder, name, write)  # The next time it is found at once.
         return MethodType(write, self)
@@ -52,6 +55,8 @@ class Builder:
 
     def can(self, op: str, *operands: Any, **fields: Any) -> bool:
         """Whether the storage can say `op` exactly with these operands and fields."""
+        if op not in OPS:
+            raise RuleError(f"build.can({op!r}): not in the vocabulary{did_you_mean(op, OPS)}")
         types = [self._type(o) for o in operands]
         return self._graph.can_emit(op, _complete(OPS[op], fields), types) is None
 
@@ -66,12 +71,13 @@ class Builder:
         values: list[Value | None] = []
         for given in operands:
             kind = _kind(given.__class__)
-            if kind is _NUMBERS:
+            if isinstance(kind, str):
                 raise RuleError(
-                    f"build.{op} is given a {type(given).__name__}; expected values of the graph and TensorRefs; "
-                    "make a weight of it with build.const"
+                    f"build.{op} is given a {type(given).__name__}; expected values of the graph and TensorRefs; {kind}"
                 )
             values.append(self.const(given) if kind is TensorRef else given)
+        if isinstance(like, str | Call | TensorRef | tuple):
+            raise RuleError(f"build.{op}: like={like!r}: expected a value of the graph, as m.out, or a TensorType")
         types = () if like is None else (like if isinstance(like, TensorType) else self._graph.type(like),)
         outputs = self._journal.insert(op, values, fields, before=self._before, types=types)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
@@ -84,10 +90,26 @@ class Builder:
 
 @cache
 def _kind(given: type) -> Any:
-    """What an operand of this type is: one of `_NUMBERS`, a `TensorRef`, or None for a handle of the graph."""
+    """What an operand of this type is: a `TensorRef`, None for a handle of the graph, or, of what is neither, what to
+    do about it."""
     if issubclass(given, _NUMBERS):
-        return _NUMBERS
+        return "make a weight of it with build.const"
+    if issubclass(given, Call):
+        return "of a call take a value, as in m.conv.outputs[0]"
+    if issubclass(given, str | list | tuple | dict | TensorType):
+        return "give each of them as an operand of its own" if issubclass(given, list | tuple) else "such as m.x"
     return TensorRef if issubclass(given, TensorRef) else None
+
+
+def require_result(given: Any) -> None:
+    """Raises RuleError for what a rewrite returns and no value of the graph is."""
+    kind = _kind(given.__class__)
+    if kind is None and not isinstance(given, bool | None):
+        return
+    advice = "return what build.<op>(...) gives, or m.x"
+    if kind is TensorRef:
+        advice = "write a weight with build.const(...)"
+    raise RuleError(f"the rewrite returned a {type(given).__name__} and no value of the graph; {advice}")
 
 
 def _writer(spec: Op) -> Callable[..., Any]:
@@ -97,11 +119,19 @@ def _writer(spec: Op) -> Callable[..., Any]:
     def write(self: Builder, *operands: Any, like: Value | TensorType | None = None, **fields: Any) -> Any:
         if has_fields or fields:
             _complete(spec, fields)
-        if len(operands) < arity:
+        if arity and len(operands) != arity:
+            _check_count(spec, len(operands))
             operands += (None,) * (arity - len(operands))
         return self._write(op, operands, fields, like)
 
     return write
+
+
+def _check_count(spec: Op, given: int) -> None:
+    missing = [name for name in spec.operands[given:] if name not in spec.optional]
+    if missing or given > len(spec.operands):
+        said = f"is not given {missing[0]!r}" if missing else f"is given {given} operands"
+        raise RuleError(f"build.{spec.name} {said}; its operands are {', '.join(spec.operands)}")
 
 
 def _complete(spec: Op, fields: dict[str, Any]) -> dict[str, Any]:
@@ -110,9 +140,15 @@ def _complete(spec: Op, fields: dict[str, Any]) -> dict[str, Any]:
         if name in fields:
             continue
         if default is REQUIRED or isinstance(default, Fill):
+            _refuse_unknown(spec, fields)
             raise CannotEmit(f"build.{spec.name} must be given {name}")
         fields[name] = default
     if len(fields) > len(spec.fields):
-        unknown = fields.keys() - spec.fields.keys()
-        raise CannotEmit(f"build.{spec.name} has no field {sorted(unknown)[0]!r}")
+        _refuse_unknown(spec, fields)
     return fields
+
+
+def _refuse_unknown(spec: Op, fields: dict[str, Any]) -> None:
+    if unknown := fields.keys() - spec.fields.keys():
+        known = ", ".join(spec.fields) or "none"
+        raise CannotEmit(f"build.{spec.name} has no field {sorted(unknown)[0]!r}; its fields are: {known}")

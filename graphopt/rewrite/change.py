@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
+from pathlib import Path
+from traceback import walk_tb
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from graphopt.errors import RuleError
 from graphopt.ir.graph import CannotEmit, Graph, Node, Value
 from graphopt.ir.weights import TensorRef
-from graphopt.rewrite.contract import Application, Contract, Evidence
+from graphopt.rewrite.contract import Application, Contract, Evidence, require_contract
 from graphopt.rewrite.journal import Journal
 from graphopt.rewrite.ledger import Ledger
 from graphopt.rewrite.matcher import Name, NoMatch
@@ -86,6 +88,7 @@ class Editor:
         An exception raised by `write` counts against this change alone. The journal returned still lists what was
         inserted and replaced if the change was kept.
         """
+        require_contract(contract, rule_name)
         record = self.ledger.record
         id_ = self.ledger.next_id(rule_name)
         names = tuple(map(self.graph.node_name, nodes))
@@ -107,7 +110,7 @@ class Editor:
         except Exception as error:
             journal.rollback()
             self._require_untouched(rule_name, nodes, before)
-            reason, evidence, repro = _why(error)
+            reason, evidence, repro = _why(error, write if rule is None else rule.definition.rewrite)
             return record(Application(id_, rule_name, names, "undone", reason, evidence, repro)), journal
         journal.commit()
         return record(Application(id_, rule_name, names, "kept", "", evidence)), journal
@@ -132,7 +135,9 @@ def _neighbourhood(graph: Graph, nodes: Sequence[Node]) -> list[tuple[object, ..
     return parts
 
 
-def _why(error: Exception) -> tuple[str, Evidence, str | None]:
+def _why(error: Exception, written_by: object) -> tuple[str, Evidence, str | None]:
+    """What is said of a change that failed, its evidence and the folder that reproduces it. Where the function
+    `written_by` or what stands beside it was executing is said of errors that say nothing else."""
     none = Evidence("none")
     match error:
         case Rejected():
@@ -141,7 +146,13 @@ def _why(error: Exception) -> tuple[str, Evidence, str | None]:
             return error.no_match.reason, none, None
         case CannotEmit():
             return f"cannot be written: {error}", none, None
-    return f"the rewrite raised {type(error).__name__}: {error}", none, None
+        case RuleError():
+            return str(error), none, None
+    code = getattr(written_by, "__code__", None)
+    file = None if code is None else code.co_filename
+    lines = [line for frame, line in walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
+    place = f" ({Path(file).name}, line {lines[-1]})" if file is not None and lines else ""
+    return f"the rewrite raised {type(error).__name__}: {error}{place}", none, None
 
 
 def escapes(graph: Graph, values: Sequence[Value], inside: Container[Node]) -> NoMatch | None:

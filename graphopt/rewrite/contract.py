@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from graphopt.errors import RuleError
+
 
 @dataclass(frozen=True)
 class Contract:
@@ -50,6 +52,14 @@ class Approximate(Contract):
 
     def __str__(self) -> str:
         return f"approximate({self.metric})"
+
+
+def require_contract(contract: Any, where: str) -> Contract:
+    """`contract`, if it is one. Raises RuleError, which names `where`, otherwise."""
+    if isinstance(contract, Contract):
+        return contract
+    advice = f"; write {contract.__name__}()" if isinstance(contract, type) and issubclass(contract, Contract) else ""
+    raise RuleError(f"{where}: contract={contract!r}: expected Exact(), Rounding() or Approximate(){advice}")
 
 
 @dataclass(frozen=True)

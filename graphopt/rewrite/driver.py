@@ -11,7 +11,7 @@ from typing import Any
 from graphopt.errors import RuleError
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.ops import OPS
-from graphopt.rewrite.builder import Builder
+from graphopt.rewrite.builder import Builder, require_result
 from graphopt.rewrite.change import Editor, escapes
 from graphopt.rewrite.index import Rooted, RuleIndex
 from graphopt.rewrite.journal import Journal
@@ -227,6 +227,7 @@ def write_match(
     if len(results) != len(match.outputs):
         raise RuleError(f"the rewrite returned {len(results)} values for {len(match.outputs)} outputs")
     for old, new in zip(match.outputs, results, strict=True):
+        require_result(new)
         if new is old:
             raise Refused("the rewrite returned the value that it replaces", (), None)
         journal.replace(old, new, resized=resized)

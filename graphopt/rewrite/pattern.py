@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from graphopt.errors import RuleError
+from graphopt.errors import RuleError, did_you_mean
 from graphopt.ir.ops import OPS
 from graphopt.ir.ops.spec import Op
 
@@ -42,6 +42,9 @@ class Var(Pattern):
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
 
 
 class Const(Pattern):
@@ -98,6 +101,9 @@ class OpPattern(Pattern):
         self.commutative = self.arity == 2 and self.spec is not None and self.spec.commutative
         """Whether the two operands may stand in either order."""
 
+    def __repr__(self) -> str:
+        return f"op.{self.op}(...)"
+
     def named(self, name: str) -> OpPattern:
         """Make the matched call available as `m.<name>`."""
         self.name = name
@@ -105,6 +111,8 @@ class OpPattern(Pattern):
 
     def __getitem__(self, index: int) -> OpPattern:
         """The pattern for another output of the same node."""
+        if self.spec is not None and self.spec.outputs is not None and not 0 <= index < self.spec.outputs:
+            raise RuleError(f"op.{self.op}(...)[{index}]: {self.op} has {self.spec.outputs} outputs, counted from 0")
         other = OpPattern(self.op, self.operands, self.fields)
         other.name, other.output = self.name, index
         return other
@@ -112,22 +120,30 @@ class OpPattern(Pattern):
 
 def const(operand: Var | float) -> Const:
     """`const(w)` captures a constant as `m.w`; `const(0.5)` is a constant all of whose elements equal 0.5."""
-    return Const(operand.name) if isinstance(operand, Var) else Const(None, float(operand))
+    if isinstance(operand, Var):
+        return Const(operand.name)
+    if not isinstance(operand, bool | int | float):
+        raise RuleError(f"const(...) is given {operand!r}: expected a variable of the pattern or a number")
+    return Const(None, float(operand))
 
 
-def opt(operand: Pattern) -> Opt:
+def opt(operand: Pattern | float) -> Opt:
     """An operand that may be absent."""
-    return Opt(operand)
+    return Opt(_operand(operand))
 
 
 def many(operand: Var) -> Many:
     """Every operand of a variadic op (`op.concat(many(xs), axis=any_)`)."""
+    if not isinstance(operand, Var):
+        raise RuleError(f"many(...) is given {operand!r}: expected a variable of the pattern")
     return Many(operand.name)
 
 
-def any_of(*alternatives: Pattern) -> AnyOf:
+def any_of(*alternatives: Pattern | float) -> AnyOf:
     """Alternatives, tried in order with full backtracking."""
-    return AnyOf(alternatives)
+    if not alternatives:
+        raise RuleError("any_of() has no alternatives: give it two patterns or more")
+    return AnyOf(tuple(map(_operand, alternatives)))
 
 
 class PatternOps:
@@ -136,13 +152,18 @@ class PatternOps:
     def __getattr__(self, name: str) -> Callable[..., OpPattern]:
         spec = OPS.get(name.rstrip("_"))
         if spec is None:
-            raise RuleError(f"op.{name}: the vocabulary has no such op; op.raw(name, ...) matches an op of one storage")
+            raise RuleError(
+                f"op.{name}: the vocabulary has no such op{did_you_mean(name, OPS)}; op.raw(name, ...) matches an op "
+                "of one storage"
+            )
 
         def make(*operands: Any, **fields: Any) -> OpPattern:
             if unknown := set(fields) - set(spec.fields):
                 raise RuleError(f"op.{name} has no field {sorted(unknown)[0]!r}; it has {sorted(spec.fields)}")
             if not spec.variadic and len(operands) > len(spec.operands):
                 raise RuleError(f"op.{name} takes {len(spec.operands)} operands {spec.operands}, not {len(operands)}")
+            if missing := [o for o in spec.operands[len(operands) :] if o not in spec.optional and not spec.variadic]:
+                raise RuleError(f"op.{name} is not given {missing[0]!r}; its operands are {', '.join(spec.operands)}")
             return OpPattern(spec.name, tuple(_operand(o) for o in operands), fields)
 
         return make
@@ -165,13 +186,24 @@ def _operand(value: Any) -> Pattern:
 def build_pattern(method: Callable[..., Any]) -> tuple[OpPattern, ...]:
     """Call a rule's `pattern` method with one variable per parameter; returns its roots."""
     names = list(inspect.signature(method).parameters)[1:]
-    roots = method(PatternOps(), *(Var(n) for n in names))
+    try:
+        roots = method(PatternOps(), *(Var(n) for n in names))
+    except RuleError:
+        raise
+    except Exception as error:
+        raise RuleError(
+            f"{method.__qualname__} raised {type(error).__name__}: {error}; it is a method pattern(self, op, x, ...) "
+            "with a parameter for each variable"
+        ) from error
     roots = roots if isinstance(roots, tuple) else (roots,)
     if not roots or not all(isinstance(r, OpPattern) for r in roots):
         raise RuleError(f"{method.__qualname__} must return op patterns, not {roots!r}")
     for part in (p for root in roots for p in walk(root)):
         if any(isinstance(c, Many) for c in children(part)) and not (isinstance(part, OpPattern) and part.arity == 1):
             raise RuleError(f"{method.__qualname__}: many(...) stands for all operands of an op: give it no other")
+    called = {part.name for root in roots for part in walk(root) if isinstance(part, OpPattern)}
+    if both := [name for name in names if name in called]:
+        raise RuleError(f"{method.__qualname__}: {both[0]!r} is a variable and the name of an op; rename one of them")
     return roots
 
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from graphopt.errors import RuleError
 from graphopt.ir.graph import Call, Graph, Node, TensorType, Value
-from graphopt.rewrite.contract import Contract
+from graphopt.rewrite.contract import Contract, require_contract
 from graphopt.rewrite.matcher import Bindings, Matcher, Name, NoMatch
 from graphopt.rewrite.pattern import OpPattern, build_pattern, depth, walk
 
@@ -100,10 +100,12 @@ class Rule:
 
     def __init__(self, definition: Any, contract: Contract, name: str, keep_shared: bool) -> None:
         self.definition = definition
-        self.contract = contract
-        self.name = name
+        self.contract = require_contract(contract, f"rule {name}")
+        self.name = _rule_name(name)
         self.keep_shared = keep_shared
         self.doc = inspect.cleandoc(definition.__doc__ or "")
+        if not callable(getattr(definition, "pattern", None)):
+            raise RuleError(f"rule {name}: pattern is not a method; expected pattern(self, op, x, ...)")
         roots = build_pattern(definition.pattern)
         self.matcher = Matcher(roots)
         self.depth = max(depth(r) for r in roots)
@@ -143,13 +145,23 @@ class Rule:
             return refused.no_match
         except Exception as error:
             raise RuleError(f"rule {self.name}: {name} raised {type(error).__name__}: {error}") from error
-        return NoMatch(f"{name} returned False", score=1000) if verdict is False else None
+        if verdict is False:
+            return NoMatch(f"{name} returned False", score=1000)
+        if verdict is not None and verdict is not True:
+            raise RuleError(f"rule {self.name}: {name} returned {verdict!r}; a match is refused by m.fail(reason, ...)")
+        return None
 
     def rewrite(self, match: Match, build: Builder) -> Any:
         return self.definition.rewrite(match, build)
 
     def __repr__(self) -> str:
         return f"Rule({self.name})"
+
+
+def _rule_name(name: Any) -> str:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*", name):
+        raise RuleError(f"a rule's name is {name!r}: expected letters, digits, '_', '-' and '.', as in 'merge-scales'")
+    return name
 
 
 T = TypeVar("T")

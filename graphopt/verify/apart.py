@@ -88,7 +88,8 @@ def _apart(job: _Job) -> Comparison:
     with tempfile.TemporaryDirectory() as folder:
         question, answer = Path(folder) / "question", Path(folder) / "answer"
         question.write_bytes(pickle.dumps(job))
-        command = [sys.executable, "-m", "graphopt.verify.apart", str(question), str(answer)]
+        # Without -P a file of the current folder that is called as a module of Python would be imported for it.
+        command = [sys.executable, "-P", "-m", "graphopt.verify.apart", str(question), str(answer)]
         reason = ""
         try:
             done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=job.seconds)

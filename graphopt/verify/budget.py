@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from graphopt.errors import PipelineError, did_you_mean
+from graphopt.errors import GraphoptError, PipelineError, did_you_mean
 from graphopt.verify.metrics import METRICS, Metric, Outputs, incomparable
 
 
@@ -32,8 +32,11 @@ class Budget:
                     f"unknown metric {self.metric!r}{did_you_mean(self.metric, METRICS)}: expected one of "
                     f"{', '.join(METRICS)}, or a callable(reference, candidate) -> float"
                 )
-        elif not callable(self.metric):
-            raise PipelineError(f"metric={self.metric!r}: expected the name of a metric or a callable")
+        elif not callable(self.metric) or isinstance(self.metric, type):
+            raise PipelineError(
+                f"metric={self.metric!r}: expected the name of a metric or a callable(reference, candidate) -> float, "
+                "as in Budget('kl', 0.1)"
+            )
         if not _is_number(self.limit) or not self.limit >= 0.0:
             raise PipelineError(
                 f"a budget's limit is {self.limit!r}: expected a number that is not negative, such as 0.01; "
@@ -68,12 +71,20 @@ class Budget:
         infinities at other places.
 
         Raises:
-            PipelineError: the user's metric returns no number.
+            PipelineError: the user's metric raises something or returns no number.
         """
         if incomparable(reference, candidate) is not None:
             return math.nan
         metric = METRICS[self.metric] if isinstance(self.metric, str) else self.metric
-        measured = metric(reference, candidate)
+        try:
+            measured = metric(reference, candidate)
+        except GraphoptError:
+            raise
+        except Exception as error:  # it is the user's own
+            raise PipelineError(
+                f"metric {self.name!r} raised {type(error).__name__}: {error}; it is called as metric(reference, "
+                "candidate), both lists of batches, and these lists of arrays"
+            ) from error
         try:
             return float(measured)
         except (TypeError, ValueError):

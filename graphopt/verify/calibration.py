@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral, Real
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from graphopt.errors import ModelError, PipelineError, did_you_mean
+from graphopt.errors import GraphoptError, ModelError, PipelineError, did_you_mean
 from graphopt.ir.graph import TensorType
 from graphopt.ir.model import Model
 from graphopt.ir.weights import Array
@@ -66,9 +67,9 @@ class Calibration:
             PipelineError: an option that is not as described. What is wrong with the data is a ModelError, raised when
                 it is read.
         """
-        if isinstance(held_out, bool) or not isinstance(held_out, int | float) or not 0.0 < held_out < 1.0:
+        if not _is_a(Real, held_out) or not 0.0 < held_out < 1.0:
             raise PipelineError(f"held_out={held_out!r}: expected a share between 0 and 1, both excluded")
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        if limit is not None and (not _is_a(Integral, limit) or limit < 1):
             raise PipelineError(f"limit={limit!r}: expected a number of batches from 1 on, or None")
         if take is not None and not callable(take):
             raise PipelineError(f"take={take!r}: expected a callable, as in lambda batch: batch[0]")
@@ -80,7 +81,7 @@ class Calibration:
         self.data = data
         self.held_out = float(held_out)
         self.take = take
-        self.limit = limit
+        self.limit = None if limit is None else int(limit)
         self.step_weights = step_weights
         self._read: list[Any] | None = None
 
@@ -146,8 +147,15 @@ class Calibration:
     def _items(self, inputs: Sequence[Input]) -> list[Any]:
         """What was given, one item a batch, read once."""
         if self._read is None:
-            items = list(islice(_iterable(self.data, inputs, self.take is None), self.limit))
-            self._read = items if self.take is None else [self.take(item) for item in items]
+            take = self.take
+            try:
+                items = list(islice(_iterable(self.data, inputs, take is None), self.limit))
+                self._read = items if take is None else [take(item) for item in items]
+            except GraphoptError:
+                raise
+            except Exception as error:  # whatever the user's own data or functions raise
+                read = "read" if take is None else "read and given to `take`"
+                raise ModelError(f"calibration data cannot be {read}: {type(error).__name__}: {error}") from error
         return self._read
 
 
@@ -155,6 +163,11 @@ def inputs_of(model: Model) -> list[Input]:
     """What calibration data of `model` is to have."""
     main = model.main
     return [Input(main.name(value), main.type(value)) for value in main.inputs()]
+
+
+def _is_a(kind: type, number: Any) -> bool:
+    """Whether `number` is one of `kind`, of numpy too, and no flag."""
+    return isinstance(number, kind) and not isinstance(number, bool)
 
 
 def _iterable(data: Any, inputs: Sequence[Input], whole: bool) -> Iterable[Any]:

@@ -84,6 +84,8 @@ class Frechet:
         Args:
             features: called with the first output of each batch, (n, ...); returns their features (n, d).
         """
+        if not callable(features):
+            raise PipelineError(f"features={features!r}: expected a callable that makes (n, d) of an output (n, ...)")
         self.features = features
 
     def __call__(self, reference: Outputs, candidate: Outputs) -> float:

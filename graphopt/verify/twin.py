@@ -98,6 +98,9 @@ def check_twin(change: Change, fragment: Fragment, feeds: Sequence[Array]) -> fl
     except Refused as refused:
         raise TwinFailed(f"the rule refuses its own float64 twin: {refused.no_match.reason}") from refused
     after = evaluate(scratch, feeds)
+    for old, new in zip(before, after, strict=True):
+        if old.shape != new.shape:
+            raise TwinFailed(f"a result of shape {list(old.shape)} becomes one of shape {list(new.shape)}")
     change_of = max((_difference(b, a) for b, a in zip(before, after, strict=True)), default=0.0)
     if not change_of <= TOLERANCE:
         raise TwinFailed(f"in float64 the result changes by {change_of:.1e} (allowed {TOLERANCE:.0e})", change_of)

@@ -163,7 +163,7 @@ def _check_removal(change: Change) -> Evidence:
             if output is None:
                 continue
             if graph.is_output(output) or any(u not in inside for u in graph.users(output)):
-                raise Rejected(f"{graph.name(output)} is still read", Evidence("none"))
+                raise Rejected(f"nothing is replaced, and {graph.name(output)} is still read", Evidence("none"))
     return Evidence("construction", notes=("nothing reads what was removed",))
 
 
@@ -334,9 +334,10 @@ def _check_results(
             worst = max(worst, ratio)
             if not ratio <= 1.0:
                 evidence = Evidence("executed", sets, ratio, twin, notes)
-                raise Rejected(
-                    f"on {kind} inputs the error is {ratio:.3g} times what {change.contract} allows", evidence
-                )
+                found = f"the error is {ratio:.3g} times what {change.contract} allows"
+                if isinstance(change.contract, Exact):
+                    found = "the results are not the same bits, which exact promises"
+                raise Rejected(f"on {kind} inputs {found}", evidence)
     return Evidence("bit-equal" if equal else "executed", sets, worst, twin, notes)
 
 

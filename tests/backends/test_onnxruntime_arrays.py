@@ -125,6 +125,8 @@ def test_strings_are_passed_through():
         ({"thread": 1}, r"unknown option 'thread' \(did you mean 'threads'"),
         ({"threads": 0}, "threads is 0, expected a positive integer"),
         ({"threads": True}, "threads is True"),
+        ({"save_path": 3}, "save_path is 3, expected a path or None"),
+        ({"profile": 3}, "profile is 3, expected a path or None"),
         ({"optimization": "most"}, "expected one of all, extended, basic, off"),
         (
             {"providers": ["TpuExecutionProvider"]},
@@ -142,7 +144,7 @@ def test_options_that_do_not_exist_or_cannot_be_are_errors(options, message):
 
 def test_options_reach_the_session():
     compiled = weighted_sum(
-        threads=1,
+        threads=np.int64(1),
         inter_threads=2,
         optimization="off",
         providers=[("CPUExecutionProvider", {})],
@@ -319,6 +321,20 @@ def test_external_data_is_read_from_beside_the_model(tmp_path):
     x = np.ones((1, 3, 8, 8), np.float32)
 
     np.testing.assert_array_equal(graphopt.lower(external)(x)[0], graphopt.lower(path)(x)[0])
+
+
+@pytest.mark.parametrize(("limit", "name"), [(10**9, "weights.bin"), (100, "weights.bin"), (100, "weights")])
+def test_the_optimised_model_does_not_take_the_place_of_weights(tmp_path, limit, name):
+    folder = tmp_path / "given"
+    folder.mkdir()
+    data = folder / ("weights.bin" if name == "weights.bin" else "weights.data")
+    onnx.save(
+        conv_bn(channels=64), folder / "m.onnx", save_as_external_data=True, location=data.name, size_threshold=0
+    )
+    before = data.read_bytes()
+    with pytest.raises(ModelError, match=f"weights of the model lie in .*{data.name}; choose another name"):
+        open_session(load_model(folder / "m.onnx").ir, Settings(save_path=folder / name), limit=limit)
+    assert data.read_bytes() == before
 
 
 # ---- features ------------------------------------------------------------------------------------

@@ -38,6 +38,9 @@ class SketchModel(Model):
     def weights(self) -> Sequence[tuple[str, int, int]]:
         return []
 
+    def clone(self) -> SketchModel:
+        return SketchModel(self._graph.cut(self._graph.nodes(), self._graph.inputs(), self._graph.outputs()))
+
     def extract(self, nodes: Iterable[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> SketchModel:
         return SketchModel(self._graph.cut(nodes, inputs, outputs))
 

@@ -141,6 +141,15 @@ def test_bad_options_say_pass_option_expected_and_got(text, message):
         make(text)
 
 
+@dataclass(frozen=True)
+class Shares(GraphPass):
+    name: ClassVar[str] = "shares"
+    share: float = 0.5
+    more: tuple[float, ...] = ()
+
+    def run(self, context: Any) -> None: ...
+
+
 def test_a_value_that_text_cannot_say_is_refused_and_not_changed():
     @dataclass(frozen=True)
     class Named(GraphPass):
@@ -151,6 +160,9 @@ def test_a_value_that_text_cannot_say_is_refused_and_not_changed():
         def run(self, context: Any) -> None: ...
 
     assert str(Named(None)) == "named{title=none}"
+    assert str(Shares(1, (1, 0.5))) == "shares{share=1 more=1,0.5}"
+    with pytest.raises(PipelineError, match="'shares', option 'more': expected tuple of float, got \\[1\\]"):
+        pass_to_spec(Shares(more=[1]))  # type: ignore[arg-type]
     with pytest.raises(PipelineError, match="'named', option 'title': 'none' cannot be written"):
         pass_to_spec(Named("none"))
     with pytest.raises(PipelineError, match="'named', option 'size': expected int, got 1.5"):

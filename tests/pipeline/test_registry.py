@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import graphopt
 from graphopt.errors import MissingExtraError, PipelineError, RegistryError
+from graphopt.pipeline.pass_ import GraphPass
 from graphopt.pipeline.registry import Registry, backends, passes
 
 GROUP = "graphopt.passes"
@@ -206,6 +208,18 @@ def test_running_a_notebook_cell_again_replaces_its_own_class():
 def test_an_object_without_a_name_needs_one():
     with pytest.raises(RegistryError, match="has no attribute `name`"):
         registry().register(object())
+
+
+def test_a_name_that_no_pipeline_can_say_and_an_object_of_a_pass_are_refused():
+    class Spaced(GraphPass):
+        name = "two words"
+
+        def run(self, context): ...
+
+    with pytest.raises(RegistryError, match="'two words' cannot be written in a pipeline: expected letters"):
+        Registry("graphopt.test", "pass").register(Spaced)
+    with pytest.raises(RegistryError, match="is an object: register its class, .*Spaced"):
+        graphopt.register(Spaced())
 
 
 def test_a_name_other_than_the_objects_own_is_refused():

@@ -181,5 +181,22 @@ def test_with_proofs_the_table_has_how_many_of_what_was_kept_are_settled():
     assert [a.evidence.proof for a in again.kept] == [a.evidence.proof for a in report.kept]
 
 
+@pytest.mark.parametrize(("without", "shown"), [(0, "100 %"), (1, "99 %"), (100, "67 %"), (299, "1 %"), (300, "0 %")])
+def test_all_is_only_said_of_all(without: int, shown: str):
+    kinds = ["none"] * without + ["executed"] * (300 - without)
+    record = sample().passes[0]
+    record.applications = [application(i, kind=kind) for i, kind in enumerate(kinds)]
+    assert f"300 applications kept, {shown} with evidence" in str(Report("m", "p", "match", [record]))
+
+
+def test_what_was_skipped_is_counted():
+    assert "skipped" not in str(sample())
+    record = sample().passes[0]
+    record.applications = [application(1), application(2, "skipped")]
+    assert "1 application kept, 100 % with evidence (verify=match), 0 undone, 1 skipped, " in str(
+        Report("m", "p", "match", [record])
+    )
+
+
 def test_an_empty_report_prints():
     assert "nothing applied" in str(Report("m", "", "match"))

@@ -28,7 +28,9 @@ def test_single_precision_stays_single():
     assert combine(WITHOUT.astype(np.float32), WITH.astype(np.float32), 7.5, 0.5).dtype == np.float32
 
 
-@pytest.mark.parametrize("wrong", [{"mode": "both"}, {"rescale": 1.5}, {"rescale": -0.1}, {"scale": float("nan")}])
+@pytest.mark.parametrize(
+    "wrong", [{"mode": "both"}, {"rescale": 1.5}, {"rescale": -0.1}, {"rescale": "x"}, {"scale": float("nan")}]
+)
 def test_impossible_guidance_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Guidance(**wrong)

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 from tiny_denoisers import tiny
 
 import graphopt
-from graphopt.errors import PipelineError, VerificationError
+from graphopt.errors import ModelError, PipelineError, RuleError, VerificationError
 from graphopt.ir.text import model_text
 from graphopt.program.guidance import Guidance
 
@@ -63,12 +63,48 @@ class Reverse(graphopt.ProgramPass):
 def test_a_program_pass_gets_the_program_and_its_notes_are_reported(program):
     result = graphopt.optimize(program, [Reverse()])
     assert list(result.program.schedule.timesteps) == list(program.schedule.timesteps)[::-1]
-    assert result.report.passes[0].notes == ["reversed"]
+    said = "reverse made another program and no application: nothing has verified that change"
+    assert result.report.passes[0].notes == ["reversed", said]
 
 
 def test_a_program_that_samples_something_else_is_caught_end_to_end(program):
-    with pytest.raises(VerificationError, match="does not agree with the original end to end"):
+    with pytest.raises(VerificationError, match="end to end: .* no single one to blame. Run again with fewer passes"):
         graphopt.optimize(program, [Reverse()], verify="model")
+
+
+@dataclass(frozen=True)
+class Returns(graphopt.ProgramPass):
+    """Returns what a function makes of the program."""
+
+    name: ClassVar[str] = "returns"
+
+    def run(self, program, context):
+        return made(program)
+
+
+def made(program):
+    return None
+
+
+def test_a_program_pass_returns_a_program_of_which_every_row_calls_a_body(program, monkeypatch):
+    with pytest.raises(RuleError, match="pass returns returned None; run returns the program"):
+        graphopt.optimize(program, [Returns()])
+    for change in ({"calls": program.calls[:1]}, {"calls": ("other",) * len(program.schedule)}):
+        monkeypatch.setitem(globals(), "made", lambda given, change=change: replace(given, **change))
+        with pytest.raises(ModelError, match="one call of a body for each row .* changes `calls` with them"):
+            graphopt.optimize(program, [Returns()])
+
+
+def test_sizes_of_a_program_cannot_be_opened(program):
+    for take in (graphopt.optimize, graphopt.lower):
+        with pytest.raises(ModelError, match="the sizes of a sampling program are fixed"):
+            take(program, dynamic_shapes={"sample": {0: "n"}})
+
+
+def test_a_program_is_neither_loaded_nor_saved_as_a_model(program, tmp_path):
+    for take in (graphopt.load, lambda given: graphopt.save(given, tmp_path / "m.onnx")):
+        with pytest.raises(ModelError, match=r"program.lower\('onnxruntime'\).save\(path\) writes the whole loop"):
+            take(program)
 
 
 def test_a_program_pass_on_a_graph_is_refused():

@@ -406,8 +406,24 @@ def test_a_callback_gets_a_copy_and_its_result_is_checked():
     seen = []
     got = program(draw(2, 4), callback=lambda row, x: seen.append(x.mul_(0.0)), **given)
     assert torch.equal(got, expected) and len(seen) == 5
-    with pytest.raises(ModelError, match=r"got float32\[3,4\]"):
+    with pytest.raises(ModelError, match=r"the sample that `callback` returned: .* got float32\[3,4\]"):
         program(draw(2, 4), callback=lambda row, x: draw(3, 4), **given)
+    with pytest.raises(ModelError, match="callback=3: expected a function"):
+        program(draw(2, 4), callback=3, **given)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, "4", True])
+def test_what_is_no_number_of_steps_is_refused_before_the_scheduler_is_asked(steps):
+    with pytest.raises(ModelError, match=f"steps={steps!r}: expected how many"):
+        graphopt.Sampler(torch.nn.Identity(), DDIMScheduler(), steps, example_inputs=EXAMPLE)
+    assert len(graphopt.Schedule.from_diffusers(DDIMScheduler(), np.int64(3))) == 3
+
+
+def test_the_class_of_a_scheduler_and_a_scale_of_text_are_refused():
+    with pytest.raises(UnsupportedError, match="DDIMScheduler is a class and no scheduler: give an object"):
+        graphopt.Sampler(torch.nn.Identity(), DDIMScheduler, 4, example_inputs=EXAMPLE)
+    with pytest.raises(ModelError, match="timestep_scale='x': expected a finite number"):
+        graphopt.Sampler(torch.nn.Identity(), DDIMScheduler(), 4, example_inputs=EXAMPLE, timestep_scale="x")
 
 
 @pytest.mark.parametrize("guidance", ["7", True])

@@ -1,9 +1,10 @@
 """How `graphopt bench` takes turns, and what it makes of the times."""
 
+import numpy as np
 import pytest
 
 from graphopt.backends.inputs import InputType
-from graphopt.tools.bench import BenchError, interleave, make_feeds
+from graphopt.tools.bench import BenchError, difference_of, interleave, make_feeds
 
 
 def test_jobs_take_turns_backwards_every_other_round_and_the_first_round_is_dropped():
@@ -48,3 +49,21 @@ def test_inputs_are_made_from_types_the_same_ones_for_the_same_seed():
 def test_an_input_without_a_known_type_is_refused(type_):
     with pytest.raises(BenchError, match="no inputs can be made for 's'"):
         make_feeds([type_], {}, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "difference"),
+    [
+        ([0.0, 4.0], [1.0, 4.0], 0.25),
+        ([np.nan, 4.0], [np.nan, 4.0], 0.0),
+        ([np.inf, 4.0], [np.inf, 5.0], 0.25),
+        ([0.0, 4.0], [np.nan, 4.0], None),
+        ([np.nan, 4.0], [0.0, 4.0], None),
+        ([np.inf, 4.0], [-np.inf, 4.0], None),
+        (["a", "b"], ["a", "b"], 0.0),
+        (["a", "b"], ["a", "c"], None),
+        ([], [], 0.0),
+    ],
+)
+def test_a_difference_that_no_number_says_is_not_called_zero(first, other, difference):
+    assert difference_of([np.array(first)], [np.array(other)]) == difference

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 import graphopt
+from graphopt.pipeline import registry
 from graphopt.tools.main import app, main
 
 
@@ -179,6 +181,14 @@ def test_run_writes_the_optimised_model_and_prints_the_report(call, source, tmp_
     assert result.stderr == f"wrote {output}\n"
 
 
+def test_a_narrow_terminal_cuts_no_number_off(call, source, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    for arguments in (["run", source, "--no-progress"], ["bench", source, source, "--rounds", 1]):
+        printed = call(*arguments).stdout
+        assert "\x1b[" in printed and "…" not in printed.replace("has other users (…)", "")
+
+
 def test_run_without_an_output_writes_nothing(call, source, tmp_path):
     call("run", source)
 
@@ -243,8 +253,28 @@ def test_the_input_is_never_overwritten_by_whatever_name(source, tmp_path, capsy
     for output in (source, tmp_path / "." / source.name, link):
         code, stderr = error_of(capsys, "run", source, "-o", output)
         assert code == 1
-        assert "is the input, which is never overwritten" in stderr
+        assert "is an input, which is never overwritten" in stderr
     assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "m.onnx", "--calibration", "inputs.npz", "-o", "inputs.npz"],
+        ["experts", "m.onnx", "--calibration", "inputs.npz", "--svg", "m.onnx"],
+        ["experts", "m.onnx", "--calibration", "inputs.npz", "--svg", "inputs.npz"],
+        ["verify", "m.onnx", "m.onnx", "--prove", "--counterexample", "m.onnx"],
+        ["verify", "m.onnx", "m.onnx", "--inputs", "inputs.npz", "--counterexample", "inputs.npz"],
+    ],
+)
+def test_no_command_overwrites_what_it_reads(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    onnx.save(conv_bn(), "m.onnx")
+    np.savez("inputs.npz", x=np.zeros((4, 3, 8, 16), np.float32))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    code, stderr = error_of(capsys, *arguments)
+    assert code == 1 and f"{arguments[-1]} is an input, which is never overwritten" in stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_file_that_holds_the_inputs_weights_is_not_overwritten(tmp_path, capsys):
@@ -255,7 +285,7 @@ def test_a_file_that_holds_the_inputs_weights_is_not_overwritten(tmp_path, capsy
     for output in ("out.onnx", "out.onnx.data"):
         code, stderr = error_of(capsys, "run", external, "-o", tmp_path / output)
         assert code == 1
-        assert "out.onnx.data holds weights of the input" in stderr
+        assert "out.onnx.data holds weights of an input" in stderr
     assert (tmp_path / "out.onnx.data").read_bytes() == weights
 
 
@@ -292,7 +322,7 @@ def test_weights_of_the_input_are_never_overwritten_wherever_the_model_has_them(
     before = (tmp_path / "w.data").read_bytes()
     for output in ("w.data", "w"):
         code, stderr = error_of(capsys, "run", tmp_path / "m.onnx", "-o", tmp_path / output)
-        assert code == 1 and "holds weights of the input" in stderr
+        assert code == 1 and "holds weights of an input" in stderr
     assert (tmp_path / "w.data").read_bytes() == before
 
 
@@ -313,6 +343,11 @@ def test_passes_are_listed_with_their_owners(call):
     assert rows["fuse-conv-bn"].startswith("graphopt.passes.fuse_conv_bn:FuseConvBn (graphopt ")
     table = call("passes").stdout
     assert all(name in table for name in rows)
+
+
+def test_what_is_no_pass_is_not_shown(capsys, monkeypatch):
+    monkeypatch.setitem(registry.passes()._registered, "odd", replace(registry.passes()._claim("bf16"), load=lambda: 3))
+    assert error_of(capsys, "passes", "odd") == (1, "error: 'odd' is not a pass: expected a subclass of Pass, got 3\n")
 
 
 def test_one_pass_is_shown_with_options_contract_and_mathematics(call):

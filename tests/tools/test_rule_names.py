@@ -1,11 +1,11 @@
 """Rules looked up over the registered passes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
 
-from graphopt.errors import PipelineError
+from graphopt.errors import PipelineError, RegistryError, RuleError
 from graphopt.pipeline.pass_ import GraphPass, RulePass
 from graphopt.pipeline.registry import Registry
 from graphopt.rewrite.contract import Exact
@@ -94,6 +94,24 @@ def test_any_pass_with_a_method_rules_shows_its_rules(registry):
 def test_a_rule_is_found_by_its_full_and_by_its_short_name(registry):
     for name in ("negations/double-negation", "double-negation"):
         assert find_rule(name, registry) == ("negations/double-negation", DoubleNegation)
+
+
+def test_a_pass_that_cannot_be_loaded_does_not_hide_the_rules_of_others(registry):
+    def load():
+        raise ImportError("no module named 'lost'")
+
+    registry._registered["broken"] = replace(registry._claim("plain"), name="broken", load=load)
+    assert find_rule("double-negation", registry) == ("negations/double-negation", DoubleNegation)
+    with pytest.raises(RegistryError, match="'broken', .* cannot be loaded: ImportError: no module named 'lost'"):
+        find_rule("broken/some-rule", registry)
+
+
+def test_a_pass_whose_rules_are_broken_says_so_and_hides_no_others(registry, monkeypatch):
+    monkeypatch.setattr(Graphs, "rules", lambda self: [3])
+    registry.register(Graphs)
+    assert find_rule("double-negation", registry) == ("negations/double-negation", DoubleNegation)
+    with pytest.raises(RuleError, match="pass graphs raised AttributeError"):
+        find_rule("graphs/double-negation", registry)
 
 
 def test_a_short_name_of_two_rules_is_refused_with_both(registry):

@@ -49,6 +49,11 @@ def test_a_refuted_pair_ends_with_1_and_keeps_the_inputs(call, tmp_path):
         assert kept["x"].shape == (5, 3)
 
 
+def test_files_of_the_current_folder_are_not_imported_in_place_of_pythons_own(call, tmp_path):
+    (tmp_path / "json.py").write_text("raise SystemExit('imported')")
+    assert call("a.onnx", "b.onnx").exit_code == 0
+
+
 @pytest.mark.parametrize("options", [[], ["--prove"]])
 def test_what_takes_too_long_is_undecided_and_no_difference(call, monkeypatch, options):
     from graphopt.verify import apart

@@ -178,6 +178,24 @@ def test_options_out_of_range_are_refused(options):
         Calibration(BATCHES, **options)
 
 
+def test_numbers_of_numpy_are_numbers():
+    data = Calibration(BATCHES, held_out=np.float32(0.5), limit=np.int64(2))
+    assert [len(part) for part in data.split(FIXED)] == [1, 1]
+
+
+def test_what_the_users_own_data_raises_is_said():
+    def broken():
+        yield BATCHES[0]
+        raise OSError("the disk is gone")
+
+    for data, message in (
+        (Calibration(broken), "calibration data cannot be read: OSError: the disk is gone"),
+        (Calibration([(1,)], take=lambda item: item[1]), "read and given to `take`: IndexError: tuple index"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            data.batches(FIXED)
+
+
 def test_unknown_step_weights_are_refused_with_the_nearest_name():
     with pytest.raises(PipelineError, match=r"did you mean 'coefficient'\?"):
         Calibration(step_weights="coefficients")

@@ -155,6 +155,13 @@ def test_integers_and_flags_count_as_numbers():
     assert Budget().measure([[np.array([True, False])]], [[np.array([True, True])]]) == 1.0
 
 
+def test_what_a_callable_raises_is_said_with_how_it_is_called():
+    with pytest.raises(PipelineError, match=r"raised TypeError: .* it is called as metric\(reference, candidate\)"):
+        Budget(lambda a: 0.0).measure(REFERENCE, CANDIDATE)
+    with pytest.raises(PipelineError, match="features=None: expected a callable"):
+        Frechet(None)
+
+
 # ---- the budget ----------------------------------------------------------------------------------
 
 
@@ -169,6 +176,8 @@ def test_an_unknown_metric_is_refused_with_the_nearest_names():
         Budget("relativ-error")
     with pytest.raises(PipelineError, match="expected the name of a metric or a callable"):
         Budget(7)
+    with pytest.raises(PipelineError, match="expected the name of a metric or a callable"):
+        Budget(Frechet)
 
 
 @pytest.mark.parametrize("value", ["0.01", True, [1], math.nan, {"limit": 1}])

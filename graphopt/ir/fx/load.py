@@ -53,6 +53,12 @@ def _load(source: Any, example_inputs: Any, dynamic_shapes: Any) -> FxModel:
     from graphopt.ir.fx.positions import keep_positions
     from graphopt.ir.fx.script import convert_script, is_scripted
 
+    traced = isinstance(source, torch.nn.Module) and not is_scripted(source)
+    if dynamic_shapes is not None and not traced:
+        raise ModelError(
+            f"dynamic_shapes={dynamic_shapes!r}: they say how a torch module is traced, and this "
+            f"{type(source).__name__} has its sizes already; leave them out"
+        )
     if isinstance(source, torch.export.ExportedProgram):
         return FxModel(_functional(source, source, source.graph_module), "program")
     if not isinstance(source, torch.nn.Module):

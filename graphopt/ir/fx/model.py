@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -173,6 +174,9 @@ class FxModel(Model):
         distinct = {tensor_identity(w.tensor): w for w in reversed(self._main.weights.values())}
         return [(w.name, w.tensor.numel(), stored_bytes(w.tensor)) for w in reversed(distinct.values())]
 
+    def clone(self) -> FxModel:
+        return FxModel(self.program(), self._given)
+
     def extract(self, nodes: Iterable[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> FxModel:
         return FxModel(extract_program(self._main, self._program, nodes, inputs, outputs), self._given)
 
@@ -196,11 +200,12 @@ class FxModel(Model):
         ]
 
 
-class _Careful:
+class _Careful(io.RawIOBase):
     """A file that keeps its first error instead of raising it: torch's archive writer aborts the process when a
-    write raises, as on a full disk."""
+    write raises, as on a full disk. It warns of what is no file that can be written and sought in."""
 
     def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
         self._file = file
         self.failure: OSError | None = None
 
@@ -212,6 +217,15 @@ class _Careful:
             except OSError as error:
                 self.failure = error
         return size
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
 
     def flush(self) -> None:
         """Closing the file does that, and may raise."""

@@ -37,10 +37,19 @@ def load_onnx(source: str | Path | onnx.ModelProto | ir.Model | gs.Graph) -> Onn
         proto = graphsurgeon.proto_of(source)
         return _from_proto(proto, "the onnx_graphsurgeon.Graph", None, graphsurgeon.graph_of)
     raise ModelError(
-        f"cannot take a {type(source).__module__}.{type(source).__qualname__} as an ONNX model; "
-        "expected a path, an "
-        "onnx.ModelProto, an onnx_ir.Model or an onnx_graphsurgeon.Graph"
+        f"cannot take a {type(source).__module__}.{type(source).__qualname__} as a model{_advice(source)}; expected "
+        "the path of an .onnx file, an onnx.ModelProto, onnx_ir.Model or onnx_graphsurgeon.Graph, or, with the extra "
+        "'torch', a torch.nn.Module, torch.export.ExportedProgram or torch.fx.GraphModule"
     )
+
+
+def _advice(source: Any) -> str:
+    """What somebody may have meant by a `source` that is no model."""
+    if isinstance(source, type):
+        return f": {source.__qualname__} is a class; give an object of it"
+    if isinstance(source, bytes) or hasattr(source, "read"):
+        return ": make one of the file's content with onnx.load_model_from_string"
+    return ""
 
 
 def _from_path(path: Path) -> OnnxModel:

@@ -104,6 +104,11 @@ class OnnxModel(Model):
     def save(self, path: Path) -> None:
         save.save_model(self.ir, path, self.carried)
 
+    def clone(self) -> OnnxModel:
+        twin = self.ir.clone()
+        twin.meta.update(self.ir.meta)
+        return OnnxModel(twin, self.carried, self._export, self.shared.known_of_twin(twin))
+
     def extract(self, nodes: Iterable[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> OnnxModel:
         part = cut_fragment(self.main, nodes, inputs, outputs)
         return OnnxModel(part.model, None, self._export, part)

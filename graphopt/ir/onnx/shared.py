@@ -50,6 +50,13 @@ def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
         yield from nested_graphs(function.graph)
 
 
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """The values that `graph` itself defines, in its order."""
+    yield from graph.inputs
+    yield from (value for value in graph.initializers.values() if not value.is_graph_input())
+    yield from (value for node in graph for value in node.outputs)
+
+
 class Names:
     """Value and node names in use anywhere in the model. Fresh ones depend on the edits made, on nothing
     else."""
@@ -252,6 +259,17 @@ class Shared:
             self.remember_ref(tensor, ref)
         for value, type_ in fragment.types.items():
             self.give_type(value, type_)
+
+    def known_of_twin(self, twin: ir.Model) -> Fragment:
+        """`twin`, which is a copy of the model, with what was given to this one."""
+        from graphopt.ir.onnx.cut import Fragment
+
+        types = {}
+        for graph, copy in zip(all_graphs(self.model), all_graphs(twin), strict=True):
+            for value, other in zip(_values(graph), _values(copy), strict=True):
+                if (given := self.given_type(value)) is not None:
+                    types[other] = given
+        return Fragment(twin, {tensor: ref for tensor, ref in self._refs.items() if ref is not None}, types)
 
     def forget_tensor(self, node: ir.Node) -> None:
         """Read the tensor of a Constant node anew when it is next asked for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ import graphopt
 from graphopt.errors import MissingExtraError, ModelError, UnsupportedError
 from graphopt.ir.fx.load import load_torch
 from graphopt.ir.graph import Unreadable
+from graphopt.ir.text import graph_text
 
 
 class Net(nn.Module):
@@ -122,6 +124,28 @@ def test_the_input_is_not_modified(training: bool) -> None:
     assert all(p.requires_grad and p.grad is None for p in module.parameters())
 
 
+def test_a_clone_computes_the_same_is_called_the_same_and_is_of_its_own() -> None:
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor, *, scale: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"y": torch.relu(self.linear(x)) * scale}
+
+    module, x, scale = Both(), torch.randn(2, 4), torch.tensor(2.0)
+    model = load_torch(module, ((x,), {"scale": scale}))
+    before = graph_text(model.main)
+    copy = model.clone()
+    assert graph_text(copy.main) == before
+    relu = next(n for n in copy.main.nodes() if copy.main.call(n).op == "relu")
+    (twice,), _, _ = copy.main.insert("neg", [copy.main.call(relu).operands[0]], {}, before=relu, types=[None])
+    copy.main.replace(copy.main.results(relu)[0], twice)
+    assert graph_text(model.main) == before
+    torch.testing.assert_close(model.export()(x, scale=scale), module(x, scale=scale), rtol=0, atol=0)
+    torch.testing.assert_close(copy.export()(x, scale=scale)["y"], -module.linear(x) * scale)
+
+
 def test_training_mode_is_exported_as_it_is() -> None:
     module, reference = Net().train(), Net().train()
     reference.load_state_dict(module.state_dict())
@@ -129,6 +153,14 @@ def test_training_mode_is_exported_as_it_is() -> None:
     assert same(exported(X), reference(X))
     assert torch.equal(exported.state_dict()["norm.running_mean"], reference.norm.running_mean)
     assert not torch.equal(exported.state_dict()["norm.running_mean"], module.norm.running_mean)
+
+
+def test_a_report_says_that_a_module_was_in_training_where_that_matters() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    note = "'1' is in training mode and stays so: call eval() on the module before it is optimised"
+    assert graphopt.optimize(module, [], example_inputs=X).report.notes == [note]
+    assert graphopt.optimize(module.eval(), [], example_inputs=X).report.notes == []
+    assert graphopt.optimize(nn.Linear(4, 4).train(), [], example_inputs=X).report.notes == []
 
 
 def test_dynamic_shapes_are_passed_through() -> None:
@@ -154,12 +186,17 @@ def test_assertions_on_intermediate_results_move_to_the_inputs() -> None:
         model.program().module()(X.double())
 
 
-def test_save_writes_an_exported_program_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+def test_save_writes_an_exported_program_and_leaves_nothing_beside_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("torch"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("torch.export"), "propagate", True)
     module = Net().eval()
     path = tmp_path / "model.pt2"
     load_torch(module, (X,)).save(path)
     assert same(torch.export.load(path).module()(X), module(X))
     assert list(tmp_path.iterdir()) == [path]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_a_script_module_is_converted_if_torch_can() -> None:

@@ -15,6 +15,7 @@ from onnx_helpers import parse, run, same
 from graphopt.errors import ModelError
 from graphopt.ir.graph import TensorType
 from graphopt.ir.onnx.load import load_onnx
+from graphopt.ir.text import graph_text
 
 X = np.asarray([[-1, 2, -3], [4, -5, 6]], np.float32)
 TEXT = """
@@ -50,6 +51,20 @@ def test_proto_round_trip_loses_and_adds_nothing():
     assert isinstance(out, onnx.ModelProto)
     assert proto.SerializeToString(deterministic=True) == before
     assert normalised(out) == normalised(proto)
+
+
+def test_a_clone_exports_the_same_knows_the_same_and_is_of_its_own():
+    model = load_onnx(rich_model())
+    region = model.main
+    (new,), _, _ = region.insert(
+        "com.example::Odd", list(region.inputs()), {}, before=next(region.nodes()), types=[TensorType("float32", (3,))]
+    )
+    copy = model.clone()
+    assert normalised(copy.export()) == normalised(model.export())
+    assert graph_text(copy.main) == graph_text(region)
+    assert copy.main.type(copy.main.results(next(copy.main.nodes()))[0]) == region.type(new)
+    copy.main.remove(next(copy.main.nodes()))
+    assert region.raw_name(next(region.nodes())) == "com.example::Odd"
 
 
 def normalised(model: onnx.ModelProto) -> bytes:
