@@ -228,6 +228,8 @@ class LoopOverSteps(diffusers.DiffusionPipeline):
                 sample = sample.nan_to_num_(0.0)
             if habit == "decides by numbers" and i and (sample * 2).std() > 1.9:
                 prediction = prediction * 0.5
+            if habit == "decides by a count" and len(sample.round().unique()) > 8:
+                prediction = prediction * 0.5
             sample, before = self.scheduler.step(prediction, t, sample, generator=generator).prev_sample, own
             samples.append(sample.clone())
             if habit == "fills a buffer":
@@ -241,6 +243,7 @@ class LoopOverSteps(diffusers.DiffusionPipeline):
         "negates": "something else of its denoiser's output",
         "extrapolates": "guidance changes",
         "decides by numbers": "looks at numbers",
+        "decides by a count": "looks at numbers",
         "keeps predictions in wide bounds": "within bounds (clip)",
         "keeps samples in wide bounds": "looks at numbers",
         "replaces NaN": "within bounds (nan_to_num)",
