@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from graphopt.errors import UnsupportedError
+
 KEPT_OF_RUNS = frozenset({"is_scale_input_called"})
 """What diffusers' schedulers keep of a run beside its samples and counts, under names that are not private."""
 
@@ -28,9 +30,19 @@ def changed_by_hand(scheduler: Any, fresh: Any) -> str | None:
 
 
 def made_anew(scheduler: Any) -> Any:
-    """A new scheduler of the same configuration, not set up yet."""
+    """A new scheduler of the same configuration, not set up yet.
+
+    Raises:
+        UnsupportedError: its class does not make one.
+    """
     # An entry that once was a default may have been written since, and `from_config` would take the default for it.
-    fresh = type(scheduler).from_config({k: v for k, v in scheduler.config.items() if k != "_use_default_values"})
+    given = {k: v for k, v in scheduler.config.items() if k != "_use_default_values"}
+    try:
+        fresh = type(scheduler).from_config(given)
+    except Exception as error:  # a class of somebody's own may raise anything
+        raise UnsupportedError(
+            f"{type(scheduler).__name__} cannot be made anew from its configuration: {type(error).__name__}: {error}"
+        ) from error
     if hasattr(fresh, "set_shift") and hasattr(scheduler, "shift"):  # the one setting that no configuration keeps
         fresh.set_shift(scheduler.shift)
     return fresh

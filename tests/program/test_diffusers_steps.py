@@ -3,6 +3,7 @@
 import diffusers
 import pytest
 import torch
+from diffusers.configuration_utils import register_to_config
 from diffusers_pairs import BOUND, pair, relative
 from tiny_pipelines import quiet, randomised, stable_diffusion, stable_diffusion_3, unet
 
@@ -228,6 +229,8 @@ class LoopOverSteps(diffusers.DiffusionPipeline):
                 sample = sample.nan_to_num_(0.0)
             if habit == "decides by numbers" and i and (sample * 2).std() > 1.9:
                 prediction = prediction * 0.5
+            if habit == "decides by a count" and len(sample.round().unique()) > 8:
+                prediction = prediction * 0.5
             sample, before = self.scheduler.step(prediction, t, sample, generator=generator).prev_sample, own
             samples.append(sample.clone())
             if habit == "fills a buffer":
@@ -241,6 +244,7 @@ class LoopOverSteps(diffusers.DiffusionPipeline):
         "negates": "something else of its denoiser's output",
         "extrapolates": "guidance changes",
         "decides by numbers": "looks at numbers",
+        "decides by a count": "looks at numbers",
         "keeps predictions in wide bounds": "within bounds (clip)",
         "keeps samples in wide bounds": "looks at numbers",
         "replaces NaN": "within bounds (nan_to_num)",
@@ -303,6 +307,65 @@ def test_a_denoiser_returns_what_it_ever_returned(returns, read):
 def test_reading_more_of_a_denoiser_than_its_prediction_is_refused():
     with pytest.raises(UnsupportedError, match="Plain returns more than its prediction"):
         own_denoiser(lambda x: (x, 2 * x)).fast(lambda result: result[1])
+
+
+class Bare(diffusers.SchedulerMixin, diffusers.ConfigMixin):
+    """A scheduler as people write them: with names and habits of its own."""
+
+    config_name = "scheduler_config.json"
+
+    @register_to_config
+    def __init__(self):
+        self.timesteps = torch.tensor([9, 5, 1])
+
+    def set_timesteps(self, steps):
+        pass
+
+    def step(self, noise, t, x):
+        return (x - 0.1 * noise,)
+
+
+class Usual(Bare):
+    def step(self, model_output, timestep, sample):
+        return super().step(model_output, timestep, sample)
+
+
+class NotMadeAnew(Usual):
+    @classmethod
+    def from_config(cls, config, **options):
+        raise OSError("no such file")
+
+
+class OwnLoop(LoopOverSteps):
+    @torch.no_grad()
+    def __call__(self, text, expanded):
+        sample = torch.ones(2, 4, 8, 8)
+        for t in getattr(self.scheduler, "timesteps", [9, 5, 1]):
+            time = t.expand(2) if expanded else t
+            sample = self.scheduler.step(self.unet(sample, t, encoder_hidden_states=text).sample, time, sample)[0]
+        return sample
+
+
+@pytest.mark.parametrize(
+    ("kind", "expanded", "reason"),
+    [
+        (Bare, False, "step is not given 'model_output' but noise, t, x"),
+        (NotMadeAnew, False, "NotMadeAnew cannot be made anew from its configuration: OSError: no such file"),
+        (Usual, True, "something else than one timestep"),
+    ],
+)
+def test_a_scheduler_with_habits_of_its_own_runs_step_by_step(kind, expanded, reason):
+    both = pair(quiet(OwnLoop(unet(), kind())))
+    text = torch.ones(2, 9, 16)
+    assert relative(*(pipe(text, expanded) for pipe in (both.plain, both.fast))) <= BOUND
+    assert reason in both.reason
+
+
+def test_a_scheduler_without_timesteps_is_refused():
+    without = Bare()
+    del without.timesteps
+    with pytest.raises(UnsupportedError, match="Bare has no tensor of timesteps"):
+        pair(quiet(OwnLoop(unet(), without))).fast(torch.ones(2, 9, 16), False)
 
 
 class WritesItsLatents(LoopOverSteps):

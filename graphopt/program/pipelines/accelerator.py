@@ -120,13 +120,22 @@ class Accelerator:
 
     def _denoiser_for(self, name: str, call: DenoiserCall) -> CompiledDenoiser:
         def build() -> CompiledDenoiser:
-            schedule = placeholder(self._scheduler.timesteps)
+            schedule = placeholder(self._timesteps())
             made = CompiledDenoiser(unrouted(self._denoisers[name]), call, schedule, self._settings)
             self.report.compiled.append(made.report)
             self._states[name] = ModuleState(self._denoisers[name])  # tracing may set attributes
             return made
 
         return self._compiled.get((name, call.signature), build)
+
+    def _timesteps(self) -> torch.Tensor:
+        found = getattr(self._scheduler, "timesteps", None)
+        if not isinstance(found, torch.Tensor):
+            raise UnsupportedError(
+                f"{type(self._scheduler).__name__} has no tensor of timesteps when the pipeline calls its denoiser: "
+                "sampling programs are read from schedulers of diffusers, which have one"
+            )
+        return found
 
     def adopt(self, name: str, component: Any) -> Any:
         """What the accelerated pipeline holds for a component that it is given."""
@@ -158,7 +167,7 @@ class Accelerator:
             return call.pass_on()
         self._check_denoiser(name)
         named = "return_dict" in call.signature.parameters
-        given = DenoiserCall.of(looked_at(call.arguments()), named, self._scheduler.timesteps.dtype)
+        given = DenoiserCall.of(looked_at(call.arguments()), named, self._timesteps().dtype)
         return self._whole.denoise(name, given) if self._whole is not None else self._predict(name, given)
 
     def _predict(self, name: str, call: DenoiserCall) -> Any:

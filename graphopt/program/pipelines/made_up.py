@@ -12,9 +12,10 @@ from graphopt.program.pipelines.calls import Deviation, leaves_in
 _READS = {
     "item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "__array__", "__bool__", "__int__", "__float__",
     "__index__", "__complex__", "__contains__", "__repr__", "__format__",
-    "gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal", "isnan", "isinf", "isfinite",
+    "eq", "ne", "gt", "ge", "lt", "le", "__eq__", "__ne__", "greater", "greater_equal", "less", "less_equal",
+    "isnan", "isinf", "isfinite", "unique", "unique_consecutive", "nonzero", "argwhere", "masked_select",
 }  # fmt: skip
-"""Names of torch's functions that give numbers, truth or text for what a tensor holds."""
+"""Names of torch's functions that give numbers, truth or text for what a tensor holds, or whose sizes depend on it."""
 _BOUNDS = {
     "clamp", "clamp_min", "clamp_max", "clip", "hardtanh", "nan_to_num", "maximum", "minimum", "fmax", "fmin",
 }  # fmt: skip

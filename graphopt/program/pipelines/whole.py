@@ -123,6 +123,8 @@ class WholeRequest:
         answers, self._answers = self._answers, []
         if not answers or len(answers) != len(self._calls):
             raise Deviation("it steps without calling its denoiser, or calls it less often than in the first step")
+        if missing := [name for name in ("model_output", "timestep", "sample") if name not in arguments]:
+            raise Deviation(f"its scheduler's step is not given {missing[0]!r} but {', '.join(arguments)}")
         output, timestep, sample = (arguments[name] for name in ("model_output", "timestep", "sample"))
         options = {k: v for k, v in arguments.items() if k not in _OWN}
         generator = arguments.get("generator")
@@ -221,7 +223,7 @@ class _Start:
         if generator is not self.generator or not _equal(options, self._options):
             raise Deviation("what it gives the scheduler's step changes from step to step")
         expected = float(self._times[self._begin + self.row])
-        if self._scheduler.timesteps is not self._times or float(timestep) != expected:
+        if self._scheduler.timesteps is not self._times or _number(timestep) != expected:
             raise Deviation("its timesteps are not those of its scheduler in their order")
 
     def next_sample(self, random: torch.Generator) -> torch.Tensor:
@@ -246,13 +248,21 @@ def _kind(guidance: Guidance | None) -> Any:
 def _begin(scheduler: Any, timestep: Any) -> int:
     """The entry of the scheduler's timesteps with which the loop begins."""
     given, times = getattr(scheduler, "begin_index", None), scheduler.timesteps.tolist()
-    places = [place for place, time in enumerate(times) if time == float(timestep)]
+    number = _number(timestep)
+    places = [place for place, time in enumerate(times) if time == number]
     if given is None and len(places) > 1:
         given = _place_in_memory(scheduler.timesteps, timestep)
     begin = given if given is not None else next(iter(places), None)
     if begin not in places:
         raise Deviation("its first timestep is not one of its scheduler's")
     return int(begin)
+
+
+def _number(timestep: Any) -> float:
+    try:
+        return float(timestep)
+    except (TypeError, ValueError, RuntimeError):
+        raise Deviation("it gives its scheduler's step something else than one timestep") from None
 
 
 def _place_in_memory(times: torch.Tensor, timestep: Any) -> int | None:
