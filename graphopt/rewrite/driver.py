@@ -218,7 +218,7 @@ def write_match(
 ) -> None:
     """Write what `rule` says at `match`, whose sorted nodes are `nodes`, into `journal`; what gives another dtype or
     shape than it replaces as well, if `resized`."""
-    result = rule.rewrite(match, Builder(match.graph, journal, nodes[-1], match.bindings))
+    result = rule.rewrite(match, Builder(journal.graph, journal, nodes[-1], match.bindings))
     results: tuple[Any, ...] = result if isinstance(result, tuple) else (result,)
     if result is None:
         if not journal.is_empty:

@@ -25,13 +25,14 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from graphopt.errors import RuleError
 from graphopt.ir.graph import Call, Graph, Node, TensorType, Value
 from graphopt.rewrite.contract import Contract, require_contract
 from graphopt.rewrite.matcher import Bindings, Matcher, Name, NoMatch
 from graphopt.rewrite.pattern import OpPattern, build_pattern, depth, walk
+from graphopt.rewrite.reading import Reading
 
 if TYPE_CHECKING:
     from graphopt.rewrite.builder import Builder
@@ -48,10 +49,10 @@ class Refused(Exception):
 class Match:
     """A pattern found in a graph."""
 
-    __slots__ = ("graph", "bindings", "calls", "outputs", "__dict__")
+    __slots__ = ("_graph", "bindings", "calls", "outputs", "__dict__")
 
     def __init__(self, graph: Graph, bindings: Bindings) -> None:
-        self.graph = graph
+        self._graph = graph
         self.bindings = bindings
         self.calls: Mapping[Node, Call] = bindings.calls
         """Every matched call by its node."""
@@ -66,29 +67,34 @@ class Match:
         raise AttributeError(f"the pattern binds no {name!r}")
 
     @property
+    def graph(self) -> Graph:
+        """The graph around the match, which can be asked but not edited."""
+        return cast(Graph, Reading(self._graph))
+
+    @property
     def out(self) -> Value:
         """The value that the rewrite replaces, for a pattern with one root."""
         return self.bindings.roots[0]
 
     def type(self, value: Value) -> TensorType:
         """Type of `value`; fails the match when it is unknown."""
-        known = self.graph.type(value)
+        known = self._graph.type(value)
         if known is None:
-            self.fail("the type of {} is unknown", Name(self.graph.name(value)))
+            self.fail("the type of {} is unknown", Name(self._graph.name(value)))
         return known
 
     def rank(self, value: Value) -> int:
         """Number of dimensions of `value`; fails the match when it is unknown."""
         rank = self.type(value).rank
         if rank is None:
-            self.fail("the rank of {} is unknown", Name(self.graph.name(value)))
+            self.fail("the rank of {} is unknown", Name(self._graph.name(value)))
         return rank
 
     def require_same_type(self, a: Value, b: Value) -> None:
         """Fail unless `a` and `b` certainly have one dtype and one shape (symbolic sizes by name)."""
         left, right = self.type(a), self.type(b)
         if left != right or left.shape is None or None in left.shape:
-            self.fail("{} is {} but {} is {}", Name(self.graph.name(a)), left, Name(self.graph.name(b)), right)
+            self.fail("{} is {} but {} is {}", Name(self._graph.name(a)), left, Name(self._graph.name(b)), right)
 
     def fail(self, reason: str, *values: Any, node: Node | None = None) -> NoReturn:
         """Refuse the match. `reason` is a str.format template filled with `values` only if somebody reads it."""

@@ -35,10 +35,12 @@ def draw_float(
 
 
 def _make_subnormal(rng: np.random.Generator, flat: Array) -> None:
-    """Some numbers, one in twenty but no more than `SUBNORMALS`, become subnormal and keep their sign."""
+    """Some numbers become subnormal and keep their sign: one in twenty, one at the least if there are four, and no more
+    than about `SUBNORMALS`."""
     if not flat.size:
         return
-    places = rng.integers(flat.size, size=rng.binomial(min(flat.size, 20 * SUBNORMALS), 0.05))
+    count = rng.binomial(min(flat.size, 20 * SUBNORMALS), 0.05)
+    places = rng.integers(flat.size, size=max(count, int(flat.size >= 4)))
     smallest = ml_dtypes.finfo("float32" if flat.dtype.name == "float64" else flat.dtype).smallest_subnormal
     flat[places] = np.copysign(3 * float(smallest), flat[places].astype(np.float64))
 

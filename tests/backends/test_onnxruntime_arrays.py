@@ -323,17 +323,17 @@ def test_external_data_is_read_from_beside_the_model(tmp_path):
     np.testing.assert_array_equal(graphopt.lower(external)(x)[0], graphopt.lower(path)(x)[0])
 
 
-@pytest.mark.parametrize(("limit", "name"), [(10**9, "weights.bin"), (100, "weights.bin"), (100, "weights")])
-def test_the_optimised_model_does_not_take_the_place_of_weights(tmp_path, limit, name):
+@pytest.mark.parametrize("limit", [10**9, 100])
+def test_the_optimised_model_does_not_take_the_place_of_weights(tmp_path, limit):
     folder = tmp_path / "given"
     folder.mkdir()
-    data = folder / ("weights.bin" if name == "weights.bin" else "weights.data")
+    data = folder / "weights.bin"
     onnx.save(
         conv_bn(channels=64), folder / "m.onnx", save_as_external_data=True, location=data.name, size_threshold=0
     )
     before = data.read_bytes()
-    with pytest.raises(ModelError, match=f"weights of the model lie in .*{data.name}; choose another name"):
-        open_session(load_model(folder / "m.onnx").ir, Settings(save_path=folder / name), limit=limit)
+    with pytest.raises(ModelError, match="weights.bin: weights of the model lie in this file; choose another name"):
+        open_session(load_model(folder / "m.onnx").ir, Settings(save_path=data), limit=limit)
     assert data.read_bytes() == before
 
 

@@ -236,7 +236,7 @@ def test_a_rewrite_that_edits_behind_the_journal_is_named():
             return op.exp(x)
 
         def rewrite(self, m, build):
-            m.graph.replace(m.out, m.x)
+            graph.replace(m.out, m.x)
             return
 
     graph, _ = graph_of("exp", "neg")

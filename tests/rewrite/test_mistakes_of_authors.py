@@ -11,9 +11,10 @@ import pytest
 import graphopt
 from graphopt import Exact, GraphPass, Rounding, RuleError, RulePass, any_, any_of, const, many, opt, rule
 from graphopt.ir.convert import from_scratch
-from graphopt.ir.graph import TensorType
+from graphopt.ir.graph import Graph, TensorType
 from graphopt.ir.scratch import ScratchGraph
 from graphopt.ir.weights import as_ref
+from graphopt.rewrite.reading import EDITS
 from graphopt.verify.rule_proofs import prove_rule
 
 
@@ -211,3 +212,18 @@ def test_numbers_may_stand_on_the_left_of_weights() -> None:
 def test_weights_are_reshaped_as_those_of_numpy() -> None:
     weight = as_ref([[1.0, 2.0, 3.0]], "float32")
     assert weight.reshape((3, 1)).shape == weight.reshape(3, 1).shape == weight.transpose((1, 0)).shape == (3, 1)
+
+
+@pytest.mark.parametrize("storage", ["onnx", "fx"])
+def test_a_rule_cannot_change_the_graph_beside_its_own_rewrite(storage: str) -> None:
+    def elsewhere(self: Any, m: Any, build: Any) -> Any:
+        (relu,) = [n for n in m.graph.nodes() if m.graph.key(n) == "relu"]
+        m.graph.redirect(m.graph.results(relu)[0], m.x)
+        return build.mul(m.x, m.a * m.b, like=m.out)
+
+    assert "m.graph.redirect would change the graph unverified" in reason(storage, elsewhere)
+
+
+def test_every_edit_of_a_graph_is_known_as_one() -> None:
+    undone = {name for name, method in vars(Graph).items() if "Undo" in str(getattr(method, "__annotations__", {}))}
+    assert undone | {"remove", "remove_unread"} == EDITS

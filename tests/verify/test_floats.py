@@ -6,7 +6,7 @@ import pytest
 
 from graphopt.verify.floats import SUBNORMALS, draw_float
 
-SIZES = [(200,), (64, 60), (3, 50_000)]
+SIZES = [(4,), (200,), (64, 60), (3, 50_000)]
 
 
 def subnormals(data: np.ndarray) -> int:
@@ -25,7 +25,7 @@ def test_mixed_data_hold_some_subnormal_numbers_however_large_they_are(dtype, sh
     assert subnormals(data) <= 3 * SUBNORMALS or dtype == "float16", "drawn numbers may be subnormal in float16"
 
 
-@pytest.mark.parametrize("shape", SIZES, ids=str)
+@pytest.mark.parametrize("shape", SIZES[1:], ids=str)
 def test_mixed_data_hold_zeros_of_both_signs_and_subnormals_of_both(shape):
     data = draw_float(np.random.default_rng(0), shape, "float32", "mixed")
     tiny = data[(np.abs(data) > 0) & (np.abs(data) < np.finfo(np.float32).smallest_normal)]
