@@ -15,6 +15,7 @@ import torch
 from torch.export.exported_program import ExportedProgram
 
 from graphopt.backends.inputs import InputError
+from graphopt.ir.fx.decompose import TRACING
 from graphopt.ir.fx.guards import guards_of
 
 NODES = (ast.Expression, ast.Compare, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Call, ast.Attribute, ast.Subscript,
@@ -29,7 +30,8 @@ class Guards:
 
     def __init__(self, program: ExportedProgram, arguments: Collection[str]) -> None:
         """`arguments`: names of what the program is called with."""
-        trees = {text: ast.parse(text, mode="eval") for text in guards_of(program)}
+        with TRACING:  # CPython makes a tree for one thread at a time, and torch parses while it traces.
+            trees = {text: ast.parse(text, mode="eval") for text in guards_of(program)}
         self.unread = [text for text, tree in trees.items() if not _is_read(tree, arguments)]
         """Conditions of another form, which are not checked."""
         self._conditions = {t: compile(tree, t, "eval") for t, tree in trees.items() if t not in self.unread}

@@ -14,6 +14,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, SymIntArgu
 from torch.utils import _pytree as pytree
 
 from graphopt.errors import InputError, UnsupportedError, did_you_mean
+from graphopt.ir.fx.decompose import TRACING
 from graphopt.ir.fx.positions import by_position
 from graphopt.ir.fx.stored import Taken
 
@@ -24,7 +25,8 @@ def checked_module(program: ExportedProgram, training: bool | None, taken: Taken
 
     `training`: the mode that it was exported in, to which it may be switched; None if that is not known.
     """
-    module: Any = program.module()
+    with TRACING:  # torch parses its assertions, which CPython does for one thread at a time
+        module: Any = program.module()
     _watch(module, CallCheck(program, taken), training)
     # Copying a GraphModule leaves out the hooks that run before it, and methods that were replaced.
     if hasattr(module, "_register_deepcopy_hook"):

@@ -42,7 +42,8 @@ class Aliases:
         else:
             return tensor
         if isinstance(tensor, torch.nn.Parameter):
-            return torch.nn.Parameter(made, tensor.requires_grad)
+            # What the model writes itself (an embedding with max_norm) it could not write where gradients are recorded.
+            return torch.nn.Parameter(made, tensor.requires_grad and not copied)
         return made.requires_grad_(tensor.requires_grad)
 
 

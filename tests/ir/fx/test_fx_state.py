@@ -200,3 +200,15 @@ def test_tied_weights_are_not_blamed_for_what_else_torch_refuses(monkeypatch: An
     monkeypatch.setattr(decompose, "run_decompositions", fails)
     with pytest.raises(ModelError, match="functional: another reason"):
         graphopt.optimize(Layers().eval(), example_inputs=X)
+
+
+def test_a_parameter_that_the_model_writes_can_be_written_while_gradients_are_recorded() -> None:
+    original = nn.Sequential(nn.Embedding(5, 3, max_norm=0.5), nn.Linear(3, 2))
+    with torch.no_grad():
+        original[0].weight.mul_(4)
+    module = graphopt.optimize(copy.deepcopy(original), example_inputs=torch.tensor([0, 2])).model
+    for indices in ([1, 4], [0, 2]):
+        torch.testing.assert_close(module(torch.tensor(indices)), original(torch.tensor(indices)))
+    torch.testing.assert_close(module.get_parameter("0.weight").data, original[0].weight.data)
+    module(torch.tensor([0, 2])).sum().backward()
+    assert module.get_parameter("1.weight").grad is not None
