@@ -58,6 +58,7 @@ class CallCheck:
     def __init__(self, program: ExportedProgram, taken: Taken) -> None:
         self._taken = taken
         self._positional, self._names, self._children = _arguments(program)
+        self._places = [_places(child) for child in self._children]
         self._by_position = by_position(program, self._positional)
         placeholders = {n.name: n.meta.get("val") for n in program.graph.find_nodes(op="placeholder")}
         inputs = [s.arg for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
@@ -66,20 +67,19 @@ class CallCheck:
         self._inputs: list[tuple[Any, Any]] = [(a, _described(a, placeholders.get(a.name))) for a in inputs]
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        leaves = pytree.tree_leaves((args, kwargs))
-        if torch.compiler.is_dynamo_compiling() or any(isinstance(leaf, fx.Proxy) for leaf in leaves):
-            return None  # It is traced, not called.
+        if torch.compiler.is_dynamo_compiling() or _is_traced(args, kwargs):
+            return None
         self._taken.require_unchanged()
         given = self._named(args, kwargs)
         found: list[Any] = []
         paths: list[str] = []
-        for name, child in zip(self._names, self._children, strict=True):
+        for name, child, places in zip(self._names, self._children, self._places, strict=True):
             leaves = _leaves(name, child, given[name])
-            for place, leaf in zip(_places(child), leaves, strict=True):
+            for place, leaf in zip(places, leaves, strict=True):
                 _require(f"{name}{place}", leaf, *self._inputs[len(found)])
                 found.append(leaf)
                 paths.append(f"{name}{place}")
-            if pytree.tree_structure(given[name]) != child:
+            if not child.is_leaf() and pytree.tree_structure(given[name]) != child:
                 given[name] = pytree.tree_unflatten(leaves, child)  # The keys of a dict may have another order.
         for i in self._written:
             _require_apart(i, found, paths)
@@ -120,6 +120,11 @@ class CallCheck:
                 f"{error}, which the model was exported for; give inputs for which it holds, or optimise it with other "
                 "example inputs or dynamic_shapes="
             ) from error
+
+
+def _is_traced(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the module is not called but traced by torch.fx."""
+    return any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs)))
 
 
 def _parts(spec: Any) -> list[Any]:
