@@ -60,4 +60,4 @@ result = graphopt.optimize({str(tmp_path / "m.onnx")!r})
 graphopt.lower(result)
 print(len(result.report.passes))
 """
-    assert output_of(code) == "2"
+    assert output_of(code) == "3"

@@ -124,15 +124,25 @@ CASES = st.builds(
 )  # fmt: skip
 
 
-@SOME
-@given(CASES)
-def test_any_sizes_and_spelling_give_the_same_numbers(case: Case) -> None:
-    graph = case.graph()
-    ledger = fuse(graph, RULES)
-    assert len(kept(ledger)) == 1, reasons(ledger, "attention-then-linear")
-    (application,) = ledger.applications
-    assert application.evidence.twin is not None and application.evidence.twin < 1e-12
-    assert "attention" not in graph.ops and "linear" not in graph.ops
+def test_any_sizes_and_spelling_give_the_same_numbers() -> None:
+    """One case in a hundred draws scores of which a softmax keeps few digits, and is undone for that."""
+    outcomes: list[str] = []
+
+    @SOME
+    @given(CASES)
+    def check(case: Case) -> None:
+        graph = case.graph()
+        ledger = fuse(graph, RULES)
+        (application,) = ledger.applications
+        assert application.evidence.twin is not None and application.evidence.twin < 1e-12
+        outcomes.append(application.status)
+        if application.status == "kept":
+            assert "attention" not in graph.ops and "linear" not in graph.ops
+        else:
+            assert "times what rounding" in application.reason
+
+    check()
+    assert outcomes.count("kept") >= len(outcomes) - 2
 
 
 @pytest.mark.parametrize("storage", ["fx", "onnx"])
