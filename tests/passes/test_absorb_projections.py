@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conv_graphs import Layers, assert_refused, fuse, kept, reasons
+from conv_graphs import Layers, assert_refused, fuse, kept
 from diffusers.models.attention_processor import Attention
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
