@@ -24,7 +24,7 @@ class Calling:
         self.types = _input_types(program)
         """Of the inputs that are tensors or sizes, in order."""
         self._ranges = _ranges(program)
-        self._guards = Guards(program, self.signature.names)
+        self._guards = Guards(program, self.signature.arguments.names)
         given = [a for a in self.signature.inputs if not isinstance(a, ConstantArgument)]
         self.are_tensors = [isinstance(a, TensorArgument) for a in given]
         """Which of them are tensors."""
@@ -56,7 +56,7 @@ class Calling:
                     f"a size of {size} is given for {self._place(symbol)}, and the model was exported for {least:g} to "
                     f"{most:g}; export it again for a larger range"
                 )
-        self._guards.require({**dict(zip(self.signature.names, args, strict=False)), **kwargs})
+        self._guards.require(self.signature.arguments.named(args, kwargs))
         return found
 
     def _place(self, symbol: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PASSES = "clean-up,fuse-conv-bn,clean-up"
+from graphopt.pipeline.spec import DEFAULT_PASSES as PASSES
 
 
 def run_graphopt(source: Path, target: Path) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from benchmarks.compare import session
 from benchmarks.corpus_cases import Case, corpus
 from graphopt.backends.ort_values import run_arrays
 from graphopt.ir.weights import Array
+from graphopt.pipeline.spec import DEFAULT_PASSES as PASSES
 
 Tool = Callable[[onnx.ModelProto], onnx.ModelProto]
-PASSES = "clean-up,fuse-conv-bn,clean-up"
 RTOL, ATOL = 1e-3, 1e-4
 UNITS = {"float64": 0.0, "float32": 0.0, "float16": 2.0**-9, "bfloat16": 2.0**-6}
 """Two units in the last place of each float, allowed where that is more than `RTOL`."""

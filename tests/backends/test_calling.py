@@ -71,3 +71,19 @@ def test_conditions_that_are_not_of_sizes_are_noted_and_not_evaluated(text):
     guards.require({"x": torch.ones(2)})
     with pytest.raises(InputError, match="it does not"):
         guards.require({"x": torch.ones(3)})
+
+
+def test_conditions_hold_for_the_arguments_that_are_given_by_position():
+    """`b` was exported in front of `a`, which the original's forward takes first."""
+
+    class Clears(torch.nn.Module):
+        def forward(self, x, a, b):
+            y = a.clone()
+            y.flatten().zero_()
+            return x + y + b
+
+    x, a, b = (torch.arange(9.0).reshape(3, 3) + i for i in range(3))
+    lowered = graphopt.lower(Clears().eval(), example_inputs=((x,), {"b": b, "a": a}))
+    torch.testing.assert_close(lowered(x, a, b.T), Clears()(x, a, b.T))
+    with pytest.raises(InputError, match=r"L\['a'\].is_contiguous\(\) holds"):
+        lowered(x, a.T, b)

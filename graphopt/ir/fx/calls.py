@@ -13,9 +13,9 @@ from torch.export.exported_program import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, SymIntArgument, TensorArgument
 from torch.utils import _pytree as pytree
 
-from graphopt.errors import InputError, UnsupportedError, did_you_mean
+from graphopt.errors import InputError, UnsupportedError
+from graphopt.ir.fx.arguments import Arguments, leaves_of, places_in
 from graphopt.ir.fx.decompose import TRACING
-from graphopt.ir.fx.positions import by_position
 from graphopt.ir.fx.stored import Taken
 
 
@@ -57,9 +57,8 @@ class CallCheck:
 
     def __init__(self, program: ExportedProgram, taken: Taken) -> None:
         self._taken = taken
-        self._positional, self._names, self._children = _arguments(program)
-        self._places = [_places(child) for child in self._children]
-        self._by_position = by_position(program, self._positional)
+        self._arguments = Arguments(program)
+        self._places = [places_in(structure) for structure in self._arguments.structures]
         placeholders = {n.name: n.meta.get("val") for n in program.graph.find_nodes(op="placeholder")}
         inputs = [s.arg for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
         written = set(program.graph_signature.user_inputs_to_mutate.values())
@@ -70,11 +69,14 @@ class CallCheck:
         if torch.compiler.is_dynamo_compiling() or _is_traced(args, kwargs):
             return None
         self._taken.require_unchanged()
-        given = self._named(args, kwargs)
+        known = self._arguments
+        given = known.named(args, kwargs)
+        if missing := [name for name in known.names if name not in given]:
+            raise InputError(f"missing argument {', '.join(map(repr, missing))}; the model takes {known.listed()}")
         found: list[Any] = []
         paths: list[str] = []
-        for name, child, places in zip(self._names, self._children, self._places, strict=True):
-            leaves = _leaves(name, child, given[name])
+        for name, child, places in zip(known.names, known.structures, self._places, strict=True):
+            leaves = leaves_of(name, child, given[name])
             for place, leaf in zip(places, leaves, strict=True):
                 _require(f"{name}{place}", leaf, *self._inputs[len(found)])
                 found.append(leaf)
@@ -84,31 +86,8 @@ class CallCheck:
         for i in self._written:
             _require_apart(i, found, paths)
         self._assert(module, found)
-        return tuple(given[n] for n in self._positional), {n: given[n] for n in self._names[len(self._positional) :]}
-
-    def _named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        if len(args) > len(self._by_position):
-            raise InputError(
-                f"the model takes {len(self._names)} arguments ({self._listed()}), got {len(args)} by position, where "
-                f"it takes {len(self._by_position)}"
-            )
-        given = dict(zip(self._by_position, args, strict=False))
-        for name, value in kwargs.items():
-            if name in given:
-                raise InputError(f"argument {name!r} is given both by position and by name")
-            if name not in self._names:
-                raise InputError(
-                    f"the model was exported without an argument {name!r}{did_you_mean(name, self._names)}; it takes "
-                    f"{self._listed()}; export it again with example inputs that have {name!r}"
-                )
-            given[name] = value
-        missing = [name for name in self._names if name not in given]
-        if missing:
-            raise InputError(f"missing argument {', '.join(map(repr, missing))}; the model takes {self._listed()}")
-        return given
-
-    def _listed(self) -> str:
-        return ", ".join(self._names) or "no arguments"
+        by_name = {name: given[name] for name in known.names[len(known.positional) :]}
+        return tuple(given[name] for name in known.positional), by_name
 
     @staticmethod
     def _assert(module: Any, leaves: list[Any]) -> None:
@@ -127,43 +106,8 @@ def _is_traced(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     return any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs)))
 
 
-def _parts(spec: Any) -> list[Any]:
-    """The parts of a TreeSpec; torch 2.9 has them as an attribute that later ones warn about."""
-    return list(spec.children() if hasattr(spec, "children") else spec.children_specs)
-
-
 def _nothing(*_: Any) -> None:
     """Without example inputs torch makes no function of its assertions, and checks sizes itself."""
-
-
-def input_places(program: ExportedProgram) -> list[tuple[str, str]]:
-    """Of each input in order the name of its argument and where it is in that: ("given", "['a'][0]")."""
-    _, names, children = _arguments(program)
-    return [(name, place) for name, child in zip(names, children, strict=True) for place in _places(child)]
-
-
-def _arguments(program: ExportedProgram) -> tuple[list[str], list[str], list[Any]]:
-    """(names of the positional arguments, names of all, their structures)."""
-    positional, keyword = _parts(program.call_spec.in_spec)
-    signature = program.module_call_graph[0].signature
-    count, known = len(_parts(positional)), getattr(signature, "forward_arg_names", None)
-    names: list[str] = list((known or [])[:count])
-    names += [f"arg_{i}" for i in range(len(names), count)]
-    return names, [*names, *keyword.context], [*_parts(positional), *_parts(keyword)]
-
-
-def _places(child: Any) -> list[str]:
-    """Where the leaves of an argument are in it."""
-    filled = pytree.tree_unflatten([0] * child.num_leaves, child)
-    places = [pytree.keystr(path) for path, _ in pytree.tree_leaves_with_path(filled)]
-    return places if len(places) == child.num_leaves else [""] * child.num_leaves
-
-
-def _leaves(name: str, child: Any, value: Any) -> list[Any]:
-    try:
-        return list(child.flatten_up_to(value))
-    except ValueError as error:
-        raise InputError(f"argument {name!r} has another structure than when exported: {error}") from error
 
 
 def _described(argument: Any, value: Any) -> Any:

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from graphopt.errors import UnsupportedError
 from graphopt.ir.fx.aliasing import roots, viewed, views
+from graphopt.ir.fx.arguments import Arguments
 from graphopt.ir.fx.guards import add_guards
 
 if TYPE_CHECKING:
@@ -139,12 +140,10 @@ def _short_name(node: fx.Node) -> str:
 
 def _inputs(program: ExportedProgram) -> Iterator[tuple[str, str, torch.Tensor]]:
     """(name of the placeholder, place as in torch's conditions, example) of the tensors that a caller gives."""
-    from graphopt.ir.fx.calls import input_places
-
     values = {n.name: n.meta.get("val") for n in program.graph.find_nodes(op="placeholder")}
     examples = pytree.tree_leaves(program.example_inputs) if program.example_inputs is not None else None
     given = [s.arg for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
-    for i, (argument, (name, rest)) in enumerate(zip(given, input_places(program), strict=True)):
+    for i, (argument, (name, rest)) in enumerate(zip(given, Arguments(program).places(), strict=True)):
         if isinstance(argument, TensorArgument):
             yield argument.name, f"L[{name!r}]{rest}", examples[i] if examples is not None else values[argument.name]
 

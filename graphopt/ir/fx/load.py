@@ -49,8 +49,8 @@ def load_torch(source: Any, example_inputs: Any = None, dynamic_shapes: Any = No
 def _load(source: Any, example_inputs: Any, dynamic_shapes: Any) -> FxModel:
     import torch
 
+    from graphopt.ir.fx.arguments import keep_positions
     from graphopt.ir.fx.model import FxModel
-    from graphopt.ir.fx.positions import keep_positions
     from graphopt.ir.fx.script import convert_script, is_scripted
 
     traced = isinstance(source, torch.nn.Module) and not is_scripted(source)
