@@ -41,10 +41,11 @@ class Calling:
             InputError: other arguments than the model was exported with, wrong dtypes, ranks or sizes, or sizes outside
                 of the ranges that it was exported for.
         """
+        given = self.signature.arguments.named(args, kwargs)
         found: list[torch.Tensor] = []
         sizes: dict[str, int] = {}
         types = iter(self.types)
-        for argument, value in zip(self.signature.inputs, self.signature.leaves(args, kwargs), strict=True):
+        for argument, value in zip(self.signature.inputs, self.signature.leaves(given), strict=True):
             if isinstance(argument, ConstantArgument):
                 require_constant(argument, value)
             else:
@@ -56,7 +57,7 @@ class Calling:
                     f"a size of {size} is given for {self._place(symbol)}, and the model was exported for {least:g} to "
                     f"{most:g}; export it again for a larger range"
                 )
-        self._guards.require(self.signature.arguments.named(args, kwargs))
+        self._guards.require(given)
         return found
 
     def _place(self, symbol: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from graphopt.ir.onnx.shared import all_graphs
+from graphopt.ir.onnx.shared import all_graphs, copy_of
 
 if TYPE_CHECKING:
     from graphopt.ir.onnx.model import OnnxModel
@@ -25,8 +25,7 @@ def without_idle_squeezes(model: OnnxModel) -> tuple[ir.Model, list[str]]:
     idle = [i for i, node in enumerate(_nodes(model.ir)) if _is_idle(model, node)]
     if not idle:
         return model.ir, []
-    copied = model.ir.clone()
-    copied.meta.update(model.ir.meta)
+    copied = copy_of(model.ir)
     nodes = list(_nodes(copied))
     return copied, list(_made_identities(nodes[i] for i in idle))
 

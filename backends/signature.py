@@ -25,17 +25,15 @@ class Signature:
         self.inputs = [s.arg for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
         self.outputs = [s.arg for s in program.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT]
 
-    def leaves(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-        """The leaves of a call in the order of `inputs`.
+    def leaves(self, given: Mapping[str, Any]) -> list[Any]:
+        """The leaves of a call, of which arguments are `given` by name, in the order of `inputs`.
 
         An argument that is left out takes the value with which the program was exported, if that is no
         tensor.
 
         Raises:
-            InputError: too many, unknown, missing or twice given arguments, or another structure than
-            exported.
+            InputError: a missing argument, or another structure than exported.
         """
-        given = self.arguments.named(args, kwargs)
         leaves: list[Any] = []
         for name, child in zip(self.arguments.names, self.arguments.structures, strict=True):
             own = self.inputs[len(leaves) : len(leaves) + child.num_leaves]

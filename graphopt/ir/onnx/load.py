@@ -15,6 +15,7 @@ from graphopt.ir.onnx.check_tensors import check_tensors
 from graphopt.ir.onnx.checks import check_external, check_functions, check_proto, check_structure
 from graphopt.ir.onnx.model import OnnxModel
 from graphopt.ir.onnx.save import Carried, remember_files, to_proto
+from graphopt.ir.onnx.shared import copy_of
 from graphopt.ir.onnx.sparse import densified
 
 if TYPE_CHECKING:
@@ -114,14 +115,13 @@ def _declared(graph: onnx.GraphProto) -> frozenset[str]:
 
 def _from_ir(source: ir.Model) -> OnnxModel:
     try:
-        model = source.clone()
+        model = copy_of(source)
     except Exception as error:
         raise ModelError(
             f"the onnx_ir.Model cannot be copied: {error.__cause__ or error}; expected nodes in "
             "topological order and "
             "every value defined; call model.graph.sort() first"
         ) from error
-    model.meta.update(source.meta)
     check_external(model, "the onnx_ir.Model", None, named=True)
     check_structure(model, "the onnx_ir.Model")
     check_functions(model, "the onnx_ir.Model")

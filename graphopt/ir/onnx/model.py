@@ -14,7 +14,7 @@ from graphopt.ir.onnx import save
 from graphopt.ir.onnx.cut import Fragment, cut_fragment
 from graphopt.ir.onnx.infer import infer_types, refutes
 from graphopt.ir.onnx.save import Carried
-from graphopt.ir.onnx.shared import QUANTIZATION, Shared, all_graphs, nested_graphs
+from graphopt.ir.onnx.shared import QUANTIZATION, Shared, all_graphs, copy_of, nested_graphs
 from graphopt.ir.onnx.storage import OnnxGraph
 
 
@@ -95,18 +95,13 @@ class OnnxModel(Model):
                         yield known[QUANTIZATION].values()
 
     def export(self) -> Any:
-        if self._export is not None:
-            return self._export(self)
-        model = self.ir.clone()
-        model.meta.update(self.ir.meta)
-        return model
+        return copy_of(self.ir) if self._export is None else self._export(self)
 
     def save(self, path: Path) -> None:
         save.save_model(self.ir, path, self.carried)
 
     def clone(self) -> OnnxModel:
-        twin = self.ir.clone()
-        twin.meta.update(self.ir.meta)
+        twin = copy_of(self.ir)
         return OnnxModel(twin, self.carried, self._export, self.shared.known_of_twin(twin))
 
     def extract(self, nodes: Iterable[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> OnnxModel:

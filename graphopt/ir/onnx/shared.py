@@ -57,6 +57,13 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from (value for node in graph for value in node.outputs)
 
 
+def copy_of(model: ir.Model) -> ir.Model:
+    """A copy of `model` with what is noted of it in memory, which onnx_ir leaves behind."""
+    copied = model.clone()
+    copied.meta.update(model.meta)
+    return copied
+
+
 class Names:
     """Value and node names in use anywhere in the model. Fresh ones depend on the edits made, on nothing
     else."""
