@@ -20,10 +20,10 @@ def bit_equal(a: Array, b: Array) -> bool:
         return False
     if a.dtype.name not in FLOATS:
         return bool(np.array_equal(a, b))
-    both_nan = np.isnan(a.astype(np.float64)) & np.isnan(b.astype(np.float64))
     bits = f"u{a.dtype.itemsize}"
-    same = np.ascontiguousarray(a).view(bits) == np.ascontiguousarray(b).view(bits)
-    return bool(np.all(same | both_nan))
+    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    other = a.view(bits) != b.view(bits)
+    return not other.any() or bool(np.isnan(a[other]).all() and np.isnan(b[other]).all())
 
 
 def mismatch(before: Sequence[Array], after: Sequence[Array]) -> str | None:
@@ -47,23 +47,27 @@ def rounding_ratio(
     yardstick: there the rewrite must be what one of the two is, NaN, the same infinity, or that number up to rounding.
     Where neither is a number, one that `loses_infinities`, as a sum that is divided does, may be NaN.
     """
-    old, new = before.astype(np.float64), after.astype(np.float64)
-    finite = np.isfinite(reference) & np.isfinite(old)
-    if not np.all(np.isfinite(new[finite])):
+    ref, old, new = reference, before.astype(np.float64), after.astype(np.float64)
+    finite = np.isfinite(ref) & np.isfinite(old)
+    ratios = [0.0]
+    if not finite.all():
+        apart = _apart_from_either(ref[~finite], old[~finite], new[~finite], factor * eps, loses_infinities)
+        ratios.append(float(np.max(apart)))
+        ref, old, new = ref[finite], old[finite], new[finite]
+    if not np.isfinite(new).all():
         return float("inf")
-    one_of_two = np.fmin(*(_apart(wanted[~finite], new[~finite], factor * eps) for wanted in (reference, old)))
-    if loses_infinities:
-        neither = ~np.isfinite(reference[~finite]) & ~np.isfinite(old[~finite])
-        one_of_two[neither & np.isnan(new[~finite])] = 0.0
-    worst = float(np.max(one_of_two, initial=0.0))
-    ref, old, new = reference[finite], old[finite], new[finite]
-    if ref.size == 0:
-        return worst
-    ratios = [worst]
-    for norm in (_rms, _largest):
+    for norm in (_rms, _largest) if ref.size else ():
         allowed = factor * max(norm(old - ref), eps * norm(ref))
         ratios.append(_quotient(norm(new - ref), allowed))
-    return max(ratios)
+    return float(np.max(ratios))  # a NaN among them stays
+
+
+def _apart_from_either(reference: Array, old: Array, new: Array, allowed: float, loses_infinities: bool) -> Array:
+    """How far each number of `new` is from what it may be where the reference and the original are not both numbers."""
+    apart: Array = np.fmin(*(_apart(wanted, new, allowed) for wanted in (reference, old)))
+    if loses_infinities:
+        apart[~np.isfinite(reference) & ~np.isfinite(old) & np.isnan(new)] = 0.0
+    return apart
 
 
 def _apart(wanted: Array, found: Array, allowed: float) -> Array:

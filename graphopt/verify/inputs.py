@@ -31,6 +31,8 @@ NUMERIC = ELEMENTWISE | {"transpose", "concat"}
 """Ops that take integers for numbers, however large."""
 LAYOUT = frozenset({"identity", "cast", "reshape", "unsqueeze", "squeeze", "transpose", "expand"})
 """Ops that give integers another form: what they are used for afterwards, they are used for."""
+IMAGES = 2
+"""How many images are tried where their number is symbolic and no op can tell."""
 PRIMES = (7, 11, 13, 17, 19, 23, 29, 31)
 ENOUGH = 32
 """Numbers that are drawn for an input at the least, in several draws if it has fewer."""
@@ -48,8 +50,8 @@ Sizes = dict[Value, tuple[int, ...]]
 def size_choices(fragment: Fragment, calls: Sequence[Call]) -> Iterator[Sizes]:
     """Concrete shapes for the inputs, most preferred first. The caller takes the first that the original accepts.
 
-    Static sizes are kept, but images are first tried smaller where no op can tell. Symbolic sizes are first all
-    different, so that a rewrite that reads the wrong dimension is seen.
+    Static sizes are kept, but images are first tried smaller, and few of them, where no op can tell. Symbolic sizes
+    are first all different, so that a rewrite that reads the wrong dimension is seen.
     """
     types = [_known(fragment.graph, v) for v in fragment.inputs]
     shapes = [constrained(fragment, v, t, calls) for v, t in zip(fragment.inputs, types, strict=True)]
@@ -59,7 +61,8 @@ def size_choices(fragment: Fragment, calls: Sequence[Call]) -> Iterator[Sizes]:
     extent = kernel_extent(fragment, calls)
     wanted = _wanted(fragment, calls)
     spread = {name: max(PRIMES[i % len(PRIMES)], wanted.get(name, 0) + i) for i, name in enumerate(names)}
-    choices = [{name: p + extent for name, p in spread.items()}]
+    few = _batches(shapes) if local else frozenset()
+    choices = [{name: IMAGES if name in few else p + extent for name, p in spread.items()}]
     if symbols:
         choices.append(spread)
         choices += [dict.fromkeys(names, size) for size in (extent + 8, 16, 64, 1)]
@@ -72,6 +75,13 @@ def size_choices(fragment: Fragment, calls: Sequence[Call]) -> Iterator[Sizes]:
         if (told := telling_rows(fragment, exact, calls)) is not None:
             yield dict(zip(fragment.inputs, told, strict=True))
         yield dict(zip(fragment.inputs, exact, strict=True))
+
+
+def _batches(shapes: Sequence[tuple[Dim, ...]]) -> frozenset[Dim]:
+    """Names of sizes that only say how many images there are."""
+    fronts = {multiple_of(shape[0])[1] for shape in shapes if len(shape) >= 3}
+    others = {multiple_of(d)[1] for shape in shapes for d in (shape[1:] if len(shape) >= 3 else shape)}
+    return frozenset(fronts - others)
 
 
 def treats_positions_alike(fragment: Fragment, calls: Sequence[Call]) -> bool:

@@ -13,11 +13,11 @@ from test_mutations import apply
 
 import graphopt
 from graphopt.ir.convert import from_scratch
-from graphopt.ir.weights import as_ref
+from graphopt.ir.weights import as_ref, numpy_dtype
 from graphopt.rewrite.contract import Rounding
 from graphopt.rewrite.pattern import opt
 from graphopt.rewrite.rule import Rule, rule
-from graphopt.verify.compare import EPS, relative_error, rounding_ratio
+from graphopt.verify.compare import EPS, bit_equal, relative_error, rounding_ratio
 
 INF, NAN = float("inf"), float("nan")
 LARGEST = float(np.finfo(np.float32).max)
@@ -27,6 +27,30 @@ def ratio(reference: float, before: float, after: float) -> float:
     """Beside a number that all agree on."""
     sides = [np.array([1.0, value]) for value in (reference, before, after)]
     return rounding_ratio(*sides, EPS["float32"], 8.0)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_bits_are_equal_but_for_those_of_nan(dtype: str) -> None:
+    made = numpy_dtype(dtype)
+    a = np.array([[1.0, -0.0, NAN], [INF, 3.0, 0.0]]).astype(made)
+    negative_nan = np.copysign(a, -1)
+    assert bit_equal(a, a.copy()) and bit_equal(a.T, np.asfortranarray(a).T)
+    assert bit_equal(a[:1, 2], negative_nan[:1, 2]) and a[0, 2].tobytes() != negative_nan[0, 2].tobytes()
+    for place, value in (((0, 0), NAN), ((0, 1), 0.0), ((0, 2), 1.0), ((1, 0), -INF), ((1, 1), 3.5)):
+        other = a.copy()
+        other[place] = value
+        assert not bit_equal(a, other)
+    assert bit_equal(a[0, 0], a[0, 0].copy()) and not bit_equal(np.array(a[0, 0]), np.array(a[1, 1]))
+    assert bit_equal(a[:0], a[:0]) and not bit_equal(a, a.astype(np.float64 if dtype != "float64" else np.float32))
+
+
+def test_an_error_that_overflows_is_no_agreement() -> None:
+    largest = float(np.finfo(np.float64).max)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = rounding_ratio(*(np.array([v]) for v in (largest, largest, -largest)), EPS["float64"], 8.0)
+        assert not found <= 1.0
+        found = rounding_ratio(*(np.array([v]) for v in (largest, -largest, -largest)), EPS["float64"], 8.0)
+        assert not found <= 1.0
 
 
 @pytest.mark.parametrize("value", [INF, -INF, NAN])

@@ -200,7 +200,9 @@ class _Skeleton:
             for body in attribute.as_graphs():
                 self._graph(body, copy.graphs.add())
         elif attribute.type != ir.AttributeType.TENSOR or _is_small(attribute.as_tensor()):
-            node.attribute.append(ir.to_proto(attribute))
+            # `to_proto` would first hold it against six protocols, which takes most of the time of inference.
+            write = ir.serde.serialize_reference_attribute if attribute.is_ref() else ir.serde.serialize_attribute
+            node.attribute.append(write(attribute))
 
     def _output(self, info: onnx.ValueInfoProto, value: ir.Value) -> None:
         """The shape of an output is inferred like any other: what the file declares need not be true."""
