@@ -115,10 +115,12 @@ def onnx_runner(part: Graph, *, wide: bool = False) -> Runner:
     fragment runs in float32 and its results are rounded back; the runner's `note` says so.
     """
     from graphopt.verify.division import guarded
+    from graphopt.verify.endless import bound_loops
 
     fed = _feed_large_constants(part)
     model = to_proto(part)
     model = guarded(model) or model
+    bound_loops(model)
     _forget_sizes(model)
     names = [i.name for i in model.graph.input]
     if wide:
@@ -239,10 +241,11 @@ def _guarded(run: Callable[[Sequence[Array]], list[Array]], feeds: Sequence[Arra
 
 
 def _reason(error: Exception) -> str:
-    from graphopt.verify.division import GUARD, REASON
+    from graphopt.verify import division, endless
 
-    if GUARD in str(error):
-        return REASON
+    for guard, reason in ((division.GUARD, division.REASON), (endless.GUARD, endless.REASON)):
+        if guard in str(error):
+            return reason
     return str(error).strip().splitlines()[0][:300] if str(error) else type(error).__name__
 
 

@@ -12,6 +12,9 @@ from torch import fx
 from graphopt.ir.fx.tensors import to_numpy, to_torch
 from graphopt.ir.weights import Array
 
+LONGEST = 10_000
+"""Iterations of one loop, from which it is taken to be endless."""
+
 if TYPE_CHECKING:
     from graphopt.ir.fx.storage import FxGraph
 
@@ -80,7 +83,20 @@ def _divide(x: Any, divisor: Any, *, rounding_mode: str | None) -> Any:
     return torch.div(x, divisor, rounding_mode=rounding_mode)
 
 
-_SAFE: dict[Any, Any] = {torch.ops.aten.div.Tensor_mode: _divide, torch.ops.aten.div.Scalar_mode: _divide}
+def _loop(condition: Any, body: Any, carried: tuple[Any, ...], others: tuple[Any, ...] = ()) -> tuple[Any, ...]:
+    """torch's while_loop, but for an error where it would go on for ever."""
+    for _ in range(LONGEST):
+        if not bool(condition(*carried, *others)):
+            return carried
+        carried = tuple(body(*carried, *others))
+    raise RuntimeError(f"a loop does not end within {LONGEST} iterations")
+
+
+_SAFE: dict[Any, Any] = {
+    torch.ops.aten.div.Tensor_mode: _divide,
+    torch.ops.aten.div.Scalar_mode: _divide,
+    torch.ops.higher_order.while_loop: _loop,
+}
 """What computes the same as an op that may end the process, and raises instead."""
 
 
