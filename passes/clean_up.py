@@ -16,6 +16,7 @@ from graphopt.passes.constant_folding import Growth, fold_constants
 from graphopt.passes.constant_nodes import store_constant_nodes
 from graphopt.passes.dead_code import remove_dead_code
 from graphopt.passes.nested_concats import flatten_concats
+from graphopt.passes.zero_states import drop_zero_states
 from graphopt.pipeline.context import Context
 from graphopt.pipeline.pass_ import GraphPass
 from graphopt.rewrite.driver import Driver
@@ -29,8 +30,8 @@ class CleanUp(GraphPass):
     """Removes what a graph computes in vain.
 
     Until nothing changes any more: identity rules (x * 1, transpose of transpose, casts to and fro ...), shapes that
-    types tell, branches that are always taken, constant folding with the target's own kernels, merging of equal
-    nodes and constants, dead code.
+    types tell, branches that are always taken, initial states of zeros, constant folding with the target's own
+    kernels, merging of equal nodes and constants, dead code.
 
     Mathematics: see the rules; each states its own. Preconditions: none; a node with effects (random numbers,
     custom ops) is neither removed, merged nor folded, and folding adds at most half a percent to the stored
@@ -89,6 +90,7 @@ class _Region:
         settled["branches"].clear()
         inline_constant_branches(editor, settled["branches"])
         flatten_concats(editor, settled["concats"])
+        drop_zero_states(editor, settled["states"])
         # Merged before they are folded, so that equal results are not stored twice.
         merge_equal_nodes(editor, settled["merge"])
         fold_constants(editor, self.growth, settled["fold"])

@@ -200,7 +200,7 @@ def _fragment(graph: Graph, change: Proposal, node: Node) -> list[Node] | None:
     """
     if change.follows and change.infers and _is_determined(graph, node):
         return [node]
-    nodes = _computation(graph, change.shape, node)
+    nodes = shape_computation(graph, [change.shape], node)
     if node is graph.producer(change.shape):
         return nodes
     if nodes is not None and _sizes_are_tied(graph, graph.raw_call(node).operands[0], nodes):
@@ -226,13 +226,14 @@ def _sizes_are_tied(graph: Graph, x: Value, nodes: Sequence[Node]) -> bool:
     return all(isinstance(d, int) or (d is not None and multiple_of(d)[1] in names) for d in type_.shape)
 
 
-def _computation(graph: Graph, value: Value, last: Node) -> list[Node] | None:
-    """The nodes that compute `value` from the tensors whose shapes are asked, and `last`, in topological order.
+def shape_computation(graph: Graph, values: Sequence[Value], last: Node) -> list[Node] | None:
+    """The nodes that compute `values` from constants and the tensors whose shapes are asked, and `last`, in
+    topological order.
 
-    None if `value` depends on anything else: then no run of these nodes alone could contradict what types tell.
+    None if they depend on anything else: then no run of these nodes alone could contradict what types tell.
     """
     found: dict[Node, None] = {}
-    pending = [value]
+    pending = [v for v in values if graph.constant(v) is None]
     while pending:
         current = pending.pop()
         node = graph.producer(current)

@@ -158,6 +158,34 @@ def lstm(
     return _both(found, 1)
 
 
+def gru(
+    x: Any,
+    w: Any,
+    r: Any,
+    b: Any = None,
+    h: Any = None,
+    *,
+    hidden: int,
+    direction: str = "forward",
+    linear_before_reset: bool = False,
+) -> Any:
+    """As `lstm`."""
+    count = w.shape[0]
+    h = jnp.zeros((count, x.shape[1], hidden), x.dtype) if h is None else h
+    fields = {"hidden": hidden, "linear_before_reset": linear_before_reset}
+    found = []
+    for i, turned in enumerate((direction == "reverse", True)[:count]):
+        own = [None if p is None else p[i : i + 1] for p in (w, r, b)]
+
+        def step(state: Any, now: Any, own: Any = own) -> Any:
+            y, after = by_meaning("gru", [now[None], *own, state], fields, [x.dtype.name] * 2)
+            return after, y[0]
+
+        last, y = jax.lax.scan(step, h[i : i + 1], x, reverse=turned)
+        found.append(((last,), y))
+    return _both(found, 1)
+
+
 def lstm_layer(
     x: Any, h: Any, c: Any, *weights: Any, biases: bool = True, bidirectional: bool = False, batch_first: bool = False
 ) -> Any:
@@ -194,6 +222,7 @@ KERNELS: dict[str, Kernel] = {
     "grouped_matmul": kernels.grouped_matmul,
     "cast": cast,
     "lstm": lstm,
+    "gru": gru,
     "lstm_layer": lstm_layer,
 }
 """Ops whose meaning XLA would not recognise as what it is, or would unroll."""

@@ -183,6 +183,11 @@ class Silence:
         _, w, r, b, _, c = call.operands
         return all(self.silent(o) for o in (w, r)) and all(o is None or self.silent(o) for o in (b, c))
 
+    def _gru(self, call: Call) -> bool:
+        """With gates of 0, a share of what was, which was nothing."""
+        _, w, r, b, h = call.operands
+        return all(self.silent(o) for o in (w, r)) and all(o is None or self.silent(o) for o in (b, h))
+
     def _lstm_layer(self, call: Call) -> bool:
         return all(self.silent(o) for o in call.operands[2:])
 
@@ -218,5 +223,6 @@ _ZERO: dict[str, Callable[[Silence, Call], bool]] = {
     **dict.fromkeys(("attention", "multi_head_attention"), Silence._attention),
     "einsum": Silence._einsum,
     "lstm": Silence._lstm,
+    "gru": Silence._gru,
     "lstm_layer": Silence._lstm_layer,
 }

@@ -188,6 +188,7 @@ _COUNTED: Mapping[str, Callable[[Graph, Call], int]] = {
     "moe": _experts,
     "einsum": _einsum,
     "lstm": _recurrent,
+    "gru": _recurrent,
     "lstm_layer": _lstm_layer,
 }
 _RAW_PRODUCTS: Mapping[str, Callable[[Graph, Call], int]] = {

@@ -7,13 +7,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from graphopt.ir.graph import Call
+from graphopt.ir.graph import Call, Dim
 from graphopt.ir.ops import ELEMENTWISE
 from graphopt.verify.fragment import Fragment
-from graphopt.verify.inputs import Sizes, kernel_extent, size_choices, treats_positions_alike
+from graphopt.verify.inputs import Sizes, kernel_extent, multiple_of, size_choices, treats_positions_alike
 
 BATCH = 2
 """A batch of at least two samples is made as small as this: ops that are local see each by itself."""
+RECURRENT = frozenset({"lstm", "lstm_layer", "gru"})
 
 
 def proof_sizes(fragment: Fragment, calls: Sequence[Call]) -> Iterator[tuple[Sizes, bool]]:
@@ -24,6 +25,9 @@ def proof_sizes(fragment: Fragment, calls: Sequence[Call]) -> Iterator[tuple[Siz
     is seen. Raises NoInputs.
     """
     seen: list[Sizes] = []
+    if any(c.op in RECURRENT for c in calls):
+        seen.append(_few_steps(fragment, next(size_choices(fragment, calls))))
+        yield seen[0], False
     for sizes in size_choices(fragment, calls):
         if len(calls) == len(fragment.before.nodes) and treats_positions_alike(fragment, calls):
             small = _reduced(fragment, calls, sizes)
@@ -33,6 +37,22 @@ def proof_sizes(fragment: Fragment, calls: Sequence[Call]) -> Iterator[tuple[Siz
         if sizes not in seen:
             seen.append(sizes)
             yield sizes, _cuts(fragment, sizes)
+
+
+def _few_steps(fragment: Fragment, sizes: Sizes) -> Sizes:
+    """`sizes` with two or three or so for each that is symbolic: what is computed step by step has a degree that grows
+    with every step."""
+    named: dict[Dim, int] = {}
+    found = {}
+    for value, shape in sizes.items():
+        type_ = fragment.graph.type(value)
+        known = shape if type_ is None or type_.shape is None else type_.shape
+        parts = [(1, d) if d is None else multiple_of(d) for d in known]
+        found[value] = tuple(
+            factor * named.setdefault(name, 2 + len(named)) if isinstance(name, str) else size
+            for (factor, name), size in zip(parts, shape, strict=True)
+        )
+    return found
 
 
 def _reduced(fragment: Fragment, calls: Sequence[Call], sizes: Sizes) -> Sizes:

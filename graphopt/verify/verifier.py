@@ -218,7 +218,7 @@ def _more_runs(
 
 def _takes_empty_axes(fragment: Fragment, calls: Sequence[Call]) -> bool:
     read = len(calls) == len(fragment.before.nodes)
-    return read and not (fragment.graph.storage == "onnx" and any(c.op in ("einsum", "lstm") for c in calls))
+    return read and not (fragment.graph.storage == "onnx" and any(c.op in ("einsum", "gru", "lstm") for c in calls))
 
 
 def _any_float(fragment: Fragment) -> bool:

@@ -1,4 +1,4 @@
-"""Hidden units of LSTMs can go, each layer's for itself: with zeros in their slices they stay at zero."""
+"""Hidden units of LSTMs and GRUs can go, each layer's for itself: with zeros in their slices they stay at zero."""
 
 from __future__ import annotations
 
@@ -96,14 +96,15 @@ def test_what_a_layer_starts_with_goes_along_unless_it_is_given() -> None:
             shorten_checked(axes, axis, np.arange(8) < 3, Journal(model.main))
 
 
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3)])
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
-def test_a_file_tells_the_new_hidden_size(direction: str) -> None:
-    directions = 2 if direction == "bidirectional" else 1
-    shapes = {"W": (directions, 32, 3), "R": (directions, 32, 8), "B": (directions, 64), "out": (8, 2)}
+def test_a_file_tells_the_new_hidden_size(direction: str, op: str, gates: int) -> None:
+    directions, rows = 2 if direction == "bidirectional" else 1, 8 * gates
+    shapes = {"W": (directions, rows, 3), "R": (directions, rows, 8), "B": (directions, 2 * rows), "out": (8, 2)}
     rng = np.random.default_rng(0)
     arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     nodes = [
-        helper.make_node("LSTM", ["x", "W", "R", "B"], ["", "h"], "rnn", hidden_size=8, direction=direction),
+        helper.make_node(op, ["x", "W", "R", "B"], ["", "h"], "rnn", hidden_size=8, direction=direction),
         helper.make_node("MatMul", ["h", "out"], ["y"]),
     ]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, (4, 5, 3))
@@ -116,8 +117,8 @@ def test_a_file_tells_the_new_hidden_size(direction: str) -> None:
     shorten_checked(axes, axis, np.arange(8) % 2 == 0, Journal(model.main))
     pruned = model.export()
     onnx.checker.check_model(pruned, full_check=True)
-    lstm = pruned.graph.node[0]
-    assert helper.get_node_attr_value(lstm, "hidden_size") == 4
+    layer = pruned.graph.node[0]
+    assert helper.get_node_attr_value(layer, "hidden_size") == 4
     kept = {i.name: numpy_helper.to_array(i) for i in pruned.graph.initializer}
     np.testing.assert_array_equal(kept["R"], arrays["R"][:, ::2, ::2])
     session = onnxruntime.InferenceSession(pruned.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -16,25 +16,34 @@ TIME = "it is time"
 
 @rule("lstm")
 def lstm(axes: Axes, call: Call) -> Sequence[Dims]:
+    return _stacked(axes, call, 4)
+
+
+@rule("gru")
+def gru(axes: Axes, call: Call) -> Sequence[Dims]:
+    return _stacked(axes, call, 3)
+
+
+def _stacked(axes: Axes, call: Call, gates: int) -> Sequence[Dims]:
     """Weights are [directions, gates * hidden, ...], biases those of both."""
-    x, w, r, b, h, c = (None if o is None else axes.dims(o) for o in call.operands)
+    x, w, r, b, *states = (None if o is None else axes.dims(o) for o in call.operands)
     assert x is not None and w is not None and r is not None
     hidden = axes.space.term(call.fields["hidden"])
     directions = axes.space.term(2 if call.fields["direction"] == "bidirectional" else 1, DIRECTION)
-    _units(axes, call, x[2], w[1:], r[1:], hidden, 1)
+    _units(axes, call, x[2], w[1:], r[1:], hidden, 1, gates)
     if b is not None:
-        axes.unify(b[1], (*axes.space.term(8, GATES), *hidden))
-    for dims in (w, r, b, h, c):
+        axes.unify(b[1], (*axes.space.term(2 * gates, GATES), *hidden))
+    for dims in (w, r, b, *states):
         if dims is not None:
             axes.unify(dims[0], directions)
-    for state in (h, c):
+    for state in states:
         if state is not None:
             axes.unify(state[1], x[1])
             axes.unify(state[2], hidden)
     axes.freeze(x[:1], TIME)
     count_literal(axes, call, "hidden", hidden)
     last = (directions, x[1], hidden)
-    return [(x[0], *last), last, last]
+    return [(x[0], *last), *[last] * len(states)]
 
 
 @rule("lstm_layer")
@@ -47,7 +56,7 @@ def lstm_layer(axes: Axes, call: Call) -> Sequence[Dims]:
     hidden = h[2]
     for start in range(0, len(weights), each):
         w, r, *biases = weights[start : start + each]
-        _units(axes, call, x[2], w, r, hidden, start + 3)
+        _units(axes, call, x[2], w, r, hidden, start + 3, 4)
         for bias in biases:
             axes.unify(bias[0], (*axes.space.term(4, GATES), *hidden))
     time, batch = (x[1], x[0]) if fields["batch_first"] else x[:2]
@@ -59,10 +68,10 @@ def lstm_layer(axes: Axes, call: Call) -> Sequence[Dims]:
     return [(*x[:2], (*directions, *hidden)), last, last]
 
 
-def _units(axes: Axes, call: Call, given: Term, w: Dims, r: Dims, hidden: Term, place: int) -> None:
+def _units(axes: Axes, call: Call, given: Term, w: Dims, r: Dims, hidden: Term, place: int, gates: int) -> None:
     """One or all directions, of which w is the operand at `place` and r the next."""
     for term in (w[0], r[0]):
-        axes.unify(term, (*axes.space.term(4, GATES), *hidden))
+        axes.unify(term, (*axes.space.term(gates, GATES), *hidden))
     axes.unify(given, w[1])
     axes.unify(r[1], hidden)
     axes.contract(call, w[1], 0, place)

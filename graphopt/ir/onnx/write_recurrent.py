@@ -15,4 +15,14 @@ def lstm(d: Draft, f: Fields) -> list[Slot]:
     return d.node("LSTM", operands, attributes, since=7, outputs=3)
 
 
-WRITERS: Mapping[str, Writer] = {"lstm": lstm}
+def gru(d: Draft, f: Fields) -> list[Slot]:
+    weights = [d.operand(i, name) for i, name in enumerate(("x", "w", "r"))]
+    attributes = {
+        "hidden_size": int(f["hidden"]),
+        "direction": None if f["direction"] == "forward" else str(f["direction"]),
+        "linear_before_reset": 1 if f["linear_before_reset"] else None,
+    }
+    return d.node("GRU", [*weights, d.optional(3), None, d.optional(4)], attributes, since=7, outputs=2)
+
+
+WRITERS: Mapping[str, Writer] = {"lstm": lstm, "gru": gru}

@@ -1,7 +1,8 @@
-"""Layers that carry a state from step to step: long short-term memory (Hochreiter & Schmidhuber 1997).
+"""Layers that carry a state from step to step: long short-term memory (Hochreiter & Schmidhuber 1997) and gated
+recurrent units (Cho et al. 2014).
 
-c' = sigmoid(forget) * c + sigmoid(input) * tanh(cell), h' = sigmoid(output) * tanh(c'), where the four gates are what
-one matrix makes of x and another of h. Storages keep the matrices in two ways, each of which is an op.
+LSTM: c' = sigmoid(forget) * c + sigmoid(input) * tanh(cell), h' = sigmoid(output) * tanh(c'), where the four gates are
+what one matrix makes of x and another of h. Storages keep the matrices in two ways, each of which is an op.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import numpy as np
 from graphopt.ir.ops.domain import Domain, Tensor
 from graphopt.ir.ops.elementwise import sigmoid
 from graphopt.ir.ops.spec import op
+
+_BACKWARDS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
 
 @op(outputs=3)
@@ -31,7 +34,7 @@ def lstm(
     The gates stand in the order input, output, forget, cell. direction: "forward", "reverse", or "bidirectional" for
     D = 2. h and c start at 0 if they are absent.
     """
-    backwards = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[direction]
+    backwards = _BACKWARDS[direction]
     if r.shape != (len(backwards), 4 * hidden, hidden):
         raise ValueError(f"lstm: r{r.shape} for {len(backwards)} directions of {hidden} units")
     zeros = d.full((x.shape[1], hidden), 0.0, "float32")
@@ -72,6 +75,57 @@ def lstm_layer(
     y = np.concatenate([y for y, _, _ in found], 2)
     last = (np.stack([h for _, h, _ in found]), np.stack([c for _, _, c in found]))
     return (np.swapaxes(y, 0, 1) if batch_first else y, *last)
+
+
+@op(outputs=2)
+def gru(
+    d: Domain,
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None = None,
+    h: Tensor | None = None,
+    *,
+    hidden: int,
+    direction: str = "forward",
+    linear_before_reset: bool = False,
+) -> tuple[Tensor, ...]:
+    """y[T,D,B,H] of x[T,B,I], and the last h[D,B,H], for w[D,3H,I], r[D,3H,H] and b[D,6H], that of w first.
+
+    h' = (1 - z) * tanh(new) + z * h with z = sigmoid(update). The gates stand in the order update, reset, new. What the
+    matrix and the bias of h add to new is multiplied by sigmoid(reset) if linear_before_reset, else h is before the
+    matrix. direction and absent h as for `lstm`.
+    """
+    backwards = _BACKWARDS[direction]
+    if r.shape != (len(backwards), 3 * hidden, hidden):
+        raise ValueError(f"gru: r{r.shape} for {len(backwards)} directions of {hidden} units")
+    zeros = d.full((x.shape[1], hidden), 0.0, "float32")
+    found = []
+    for i, turned in enumerate(backwards):
+        no_bias = d.full((3 * hidden,), 0.0, "float32")
+        given_bias, own = (no_bias, no_bias) if b is None else np.split(b[i], 2)
+        given = d.matmul(x, np.transpose(w[i])) + given_bias
+        start = zeros if h is None else h[i]
+        found.append(_run_gru(d, given, r[i], own, start, turned, linear_before_reset))
+    return np.stack([y for y, _ in found], 1), np.stack([last for _, last in found])
+
+
+def _run_gru(
+    d: Domain, given: Tensor, r: Tensor, bias: Tensor, h: Tensor, backwards: bool, linear_before_reset: bool
+) -> tuple[Tensor, Tensor]:
+    """One direction of which `given` is what x makes at every step: h at every step, and the last."""
+    hidden = h.shape[1]
+    gates, new = np.transpose(r[: 2 * hidden]), np.transpose(r[2 * hidden :])
+    found = {}
+    for t in reversed(range(len(given))) if backwards else range(len(given)):
+        z, reset = np.split(sigmoid(d, given[t][:, : 2 * hidden] + d.matmul(h, gates) + bias[: 2 * hidden]), 2, axis=1)
+        if linear_before_reset:
+            added = reset * (d.matmul(h, new) + bias[2 * hidden :])
+        else:
+            added = d.matmul(reset * h, new) + bias[2 * hidden :]
+        h = (d.number(1.0) - z) * d.tanh(given[t][:, 2 * hidden :] + added) + z * h
+        found[t] = h
+    return np.stack([found[t] for t in range(len(given))]), h
 
 
 def _run(

@@ -346,6 +346,17 @@ RECURRENT = [
              "hidden_size": 5, "direction": "bidirectional", "layout": 0, "input_forget": 0,
              "activations": ["Sigmoid", "Tanh", "Tanh"] * 2,
          }, operands=[0, 1, 2, 3, 5, 6], outputs=3, opset=14, name="bidirectional"),
+    Case("GRU", [real(4, 2, 3), weight(1, 15, 3), weight(1, 15, 5)], "gru",
+         {"hidden": 5, "direction": "reverse", "linear_before_reset": False},
+         {"hidden_size": 5, "direction": "reverse"}, operands=[0, 1, 2, None, None], outputs=2),
+    *(
+        Case("GRU", [real(4, 2, 3), weight(2, 15, 3), weight(2, 15, 5), weight(2, 30), None, real(2, 2, 5)], "gru",
+             {"hidden": 5, "direction": "bidirectional", "linear_before_reset": bool(before)}, {
+                 "hidden_size": 5, "direction": "bidirectional", "layout": 0, "linear_before_reset": before,
+                 "activations": ["Sigmoid", "Tanh"] * 2,
+             }, operands=[0, 1, 2, 3, 5], outputs=2, opset=14, name=f"bidirectional {before}")
+        for before in (0, 1)
+    ),
 ]  # fmt: skip
 
 CASES = ELEMENTWISE + LINEAR + CONVOLUTION + NORMALIZATION + LAYOUT + INDEXING + RECURRENT

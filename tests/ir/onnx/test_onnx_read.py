@@ -61,6 +61,7 @@ def test_read_fields_and_operands_are_those_of_the_vocabulary(case: Case):
 
 
 LAYER = [real(5, 1, 2), weight(1, 12, 2), weight(1, 12, 3)]
+UNITS = [real(5, 1, 2), weight(1, 9, 2), weight(1, 9, 3)]
 REFUSED = [
     (Case("Conv", [IMAGE, weight(6, 4, 1, 1)], "", attributes={"unknown": 1}),
          "attribute unknown is not understood"),
@@ -97,8 +98,13 @@ REFUSED = [
     (Case("FusedMatMul", [real(3, 4), weight(5, 4)], "", domain="com.microsoft", attributes={"transB": 1}),
          "transB"),
     (Case("FastGelu", [X, weight(4)], "", domain="com.microsoft"), "bias"),
-    (Case("GRU", [real(5, 1, 2), weight(1, 9, 2), weight(1, 9, 3)], "", attributes={"hidden_size": 3}),
+    (Case("RNN", [real(5, 1, 2), weight(1, 3, 2), weight(1, 3, 3)], "", attributes={"hidden_size": 3}),
      "not in the vocabulary"),
+    (Case("GRU", UNITS, "", attributes={"hidden_size": 3, "layout": 1}), "attribute layout is 1"),
+    (Case("GRU", UNITS, "", attributes={"hidden_size": 3, "clip": 1.0}), "attribute clip is not understood"),
+    (Case("GRU", UNITS, "", attributes={"hidden_size": 3, "activations": ["Sigmoid", "Relu"]}), "activations"),
+    (Case("GRU", UNITS, "", opset=3, attributes={"hidden_size": 3}), "before opset 7"),
+    (Case("GRU", [*UNITS, None, np.asarray([5], np.int32)], "", attributes={"hidden_size": 3}), "operand 4"),
     (Case("LSTM", LAYER, "", attributes={"hidden_size": 3, "layout": 1}), "attribute layout is 1"),
     (Case("LSTM", LAYER, "", attributes={"hidden_size": 3, "clip": 1.0}), "attribute clip is not understood"),
     (Case("LSTM", LAYER, "", attributes={"hidden_size": 3, "activations": ["Relu", "Tanh", "Tanh"]}), "activations"),

@@ -94,6 +94,8 @@ def test_fields_have_the_defaults_that_graphs_leave_unsaid() -> None:
         ("moe", "limit"): None,
         ("batch_norm", "training"): False,
         ("lstm", "direction"): "forward",
+        ("gru", "direction"): "forward",
+        ("gru", "linear_before_reset"): False,
         ("lstm_layer", "biases"): True,
         ("lstm_layer", "bidirectional"): False,
         ("lstm_layer", "batch_first"): False,
@@ -134,6 +136,7 @@ def test_operands_that_may_be_absent_are_declared() -> None:
         "rms_norm": {"scale"},
         "group_norm": {"scale", "shift"},
         "lstm": {"b", "h", "c"},
+        "gru": {"b", "h"},
         "reshape": {"target"},
         "expand": {"target"},
         "fill": {"target"},
@@ -153,7 +156,7 @@ def test_exactly_the_symmetric_ops_are_commutative() -> None:
 
 def test_numbers_of_outputs_are_declared() -> None:
     assert {name: op.outputs for name, op in OPS.items() if op.outputs != 1} == {
-        "topk": 2, "sort": 2, "split": None, "lstm": 3, "lstm_layer": 3,
+        "topk": 2, "sort": 2, "split": None, "lstm": 3, "lstm_layer": 3, "gru": 2,
     }  # fmt: skip
 
 
