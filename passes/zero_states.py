@@ -37,7 +37,7 @@ def drop_zero_states(editor: Editor, settled: set[Hashable]) -> bool:
         operands = graph.raw_call(node).operands
         states = [i for i in STATES[graph.raw_name(node)] if i < len(operands) and _is_zeros(graph, operands[i])]
         nodes = shape_computation(graph, [operands[i] for i in states], node) if states else None
-        if nodes is None:
+        if nodes is None or not _can_be_drawn(graph, operands[0]):
             continue
         application, _ = editor.apply("zero-state", Exact(), nodes, _without(graph, node, states, nodes))
         if application.status == "kept":
@@ -45,6 +45,12 @@ def drop_zero_states(editor: Editor, settled: set[Hashable]) -> bool:
         else:
             settled.add(node)
     return kept
+
+
+def _can_be_drawn(graph: Graph, value: Value | None) -> bool:
+    """Whether inputs like `value` can be made: a later round may know its type."""
+    type_ = None if value is None else graph.type(value)
+    return type_ is not None and type_.shape is not None
 
 
 def _is_zeros(graph: Graph, value: Value | None) -> bool:

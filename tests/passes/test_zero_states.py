@@ -129,3 +129,13 @@ def test_leaving_zeros_out_is_proved(op: str) -> None:
     result = optimize(layer(op, zeros_for_the_batch()), "clean-up", prove=True)
     (done,) = [a for a in applications(result) if a.rule == "zero-state"]
     assert done.evidence.proof is not None and done.evidence.proof.level == "proof"
+
+
+def test_nothing_is_proposed_where_what_the_layer_reads_has_no_type() -> None:
+    model = layer("GRU", [node("Own", ["x0"], ["x"], domain="somebody"), *zeros_for_the_batch()])
+    model.graph.input[0].name = "x0"
+    model.opset_import.append(helper.make_opsetid("somebody", 1))
+    result = clean(model)
+    assert "zero-state" not in str(result.report)
+    (left,) = [n for n in result.model.graph.node if n.op_type == "GRU"]
+    assert len(left.input) == 6
