@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.backends.options import read_options
-from graphopt.errors import UnsupportedError
+from graphopt.errors import ModelError, UnsupportedError, VerificationError
 from graphopt.ir.model import Model
 from graphopt.pipeline.backend import Backend
 
@@ -50,7 +50,7 @@ class OnnxRuntimeBackend(Backend):
 
         Raises:
             PipelineError: unknown option or bad value.
-            UnsupportedError: onnxruntime has no kernel for an op, or torch cannot export it.
+            UnsupportedError: onnxruntime has no kernel for an op, or torch cannot export it, or exports something else.
             ModelError: onnxruntime rejects the model.
         """
         from graphopt.backends.ort_settings import Settings
@@ -110,10 +110,35 @@ def _lower_torch(model: Any, settings: Settings) -> Compiled:
     program = model.program()
     calling = Calling(program)
     exported, notes = _exported(model, program)
+    if settings.compare:
+        notes += _compared(model, exported)
     session = open_session(exported, settings)
     return CompiledModule(
         session, calling, bound=settings.io_binding is not False, scalars=_scalars(exported), notes=notes
     )
+
+
+def _compared(model: Model, exported: ir.Model) -> list[str]:
+    """Why what was exported could not be run beside `model`, if it could not.
+
+    Raises:
+        UnsupportedError: the two compute different things.
+    """
+    from graphopt.ir.onnx.model import OnnxModel
+    from graphopt.verify.whole import compare_conversion
+
+    try:
+        verdict = compare_conversion(model, OnnxModel(exported))
+    except (ModelError, VerificationError) as error:
+        return [f"not compared with torch: {error}"]
+    if verdict.reason:
+        return [f"not compared with torch: {verdict}"]
+    if not verdict.ok:
+        raise UnsupportedError(
+            f"what torch.onnx.export makes of this model does not compute the same: {verdict}; lower it to the backend "
+            "'torch', or with compare=False if the difference is none to you"
+        )
+    return []
 
 
 def _exported(model: Any, program: Any) -> tuple[ir.Model, list[str]]:

@@ -39,6 +39,8 @@ class Settings:
     """Where to write the model as onnxruntime has optimised it."""
     profile: str | Path | None = None
     """Prefix of the file that onnxruntime's profile is written to by `Compiled.end_profiling`."""
+    compare: bool = True
+    """Whether what torch's exporter makes of a torch model is run beside the model before it is handed over."""
 
     def __post_init__(self) -> None:
         _require_count("threads", self.threads)
@@ -52,6 +54,8 @@ class Settings:
             )
         if self.io_binding is not None and not isinstance(self.io_binding, bool):
             raise ValueError(f"io_binding is {self.io_binding!r}, expected True, False or None")
+        if not isinstance(self.compare, bool):
+            raise ValueError(f"compare is {self.compare!r}, expected True or False")
         for name, path in (("save_path", self.save_path), ("profile", self.profile)):
             if path is not None and not isinstance(path, str | PathLike):
                 raise ValueError(f"{name} is {path!r}, expected a path or None")

@@ -19,7 +19,7 @@ from graphopt.ir.model import Model
 from graphopt.ir.weights import FLOATS, Array
 from graphopt.verify.compare import EPS
 from graphopt.verify.execute import CannotRun, model_runner
-from graphopt.verify.floats import shake
+from graphopt.verify.floats import draw_float, shake
 from graphopt.verify.inputs import draw_input
 
 FACTOR = 8.0
@@ -78,7 +78,7 @@ class WholeCheck:
         try:
             got = model_runner(candidate)(self.feeds)
         except CannotRun as error:
-            return Verdict(float("inf"), self.allowed, f"the optimised model cannot be run: {error}")
+            return Verdict(float("inf"), self.allowed, f"what came out cannot be run: {error}")
         return Verdict(distance(self.expected, got), self.allowed)
 
 
@@ -108,6 +108,22 @@ def distance(expected: Sequence[Array], got: Sequence[Array]) -> float:
             scale = float(np.max(np.abs(x[finite]))) or 1.0
             worst = max(worst, float(np.max(np.abs(x[finite] - y[finite]))) / scale)
     return worst
+
+
+def compare_conversion(model: Model, converted: Model) -> Verdict:
+    """What `converted`, which says `model` in another storage, computes beside it. The inputs are those that the model
+    was traced with, but for floats, which are drawn: users trace with zeros, and zeros hide mistakes.
+
+    Raises:
+        VerificationError: the model cannot be run with these inputs.
+        ModelError: none can be made for it.
+    """
+    rng = np.random.default_rng(0)
+    feeds = [
+        draw_float(rng, feed.shape, feed.dtype.name, "normal") if feed.dtype.name in FLOATS else feed
+        for feed in whole_feeds(model)
+    ]
+    return WholeCheck(model, feeds=feeds).compare(converted)
 
 
 def whole_feeds(model: Model, examples: Any = None) -> list[Array]:
