@@ -16,6 +16,7 @@ from torch import fx
 from torch.export.exported_program import ExportedProgram
 
 from graphopt.backends.ort_registry import remembered_registry
+from graphopt.backends.ort_tolerances import exact_simplifications
 from graphopt.backends.signature import require_stateless
 from graphopt.errors import MissingExtraError, UnsupportedError
 from graphopt.ir.fx.decompose import remembered_marks
@@ -42,8 +43,9 @@ def export_onnx(program: ExportedProgram) -> ir.Model:
             _say_squeezes_exactly(module.graph)
     _drop_constant_outputs(program.graph)
     try:
-        with remembered_marks(), _quiet(), remembered_registry():  # the first lets one thread in at a time
-            exported: Any = torch.onnx.export(program, dynamo=True, verbose=False)
+        # The first lets one thread in at a time.
+        with remembered_marks(), _quiet(), remembered_registry(), exact_simplifications() as exact:
+            exported: Any = torch.onnx.export(program, dynamo=True, verbose=False, optimize=exact)
     except Exception as error:  # the exporter wraps whatever goes wrong in several classes of its own
         raise UnsupportedError(
             f"torch.onnx.export cannot say this model in ONNX{_at_operator(error)}: {_root_cause(error)}; "

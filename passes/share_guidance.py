@@ -99,7 +99,7 @@ def _kinds(program: Program, body: Body, unit: Unit) -> dict[Value, Kind]:
             case "sample":
                 return Kind.TWIN
             case "timestep":
-                return Kind.TWIN if program.interface.timestep.shape else Kind.WHOLE
+                return Kind.WHOLE if program.interface.timestep.shape in ((), (1,)) else Kind.TWIN
             case "condition":
                 return Kind.OTHER if program.interface.condition(feed.name).branched else Kind.WHOLE
         made: Unit | None = getattr(body, feed.kind)

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch.fx.node import map_arg
 
-from graphopt.backends.xla.torch_ops import is_random
+from graphopt.backends.xla.torch_ops import is_random, is_unwritten
 
 T = TypeVar("T")
 LARGEST = 1 << 16
@@ -45,6 +45,5 @@ def computed(graph: torch.fx.Graph, results: Iterable[T]) -> list[T]:
 def _is_pure(node: torch.fx.Node) -> bool:
     """Whether it is an op whose result follows from its operands; memory that nobody wrote is none."""
     target = getattr(node.target, "target", node.target)  # behind a VocabularyCall
-    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload) or is_random(target):
-        return False
-    return "empty" not in target.overloadpacket.__name__
+    is_op = node.op == "call_function" and isinstance(target, torch._ops.OpOverload)
+    return is_op and not is_random(target) and not is_unwritten(target)

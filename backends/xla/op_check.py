@@ -18,7 +18,7 @@ from torch.export.exported_program import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from graphopt.backends.xla.bound import difference
-from graphopt.backends.xla.torch_ops import POSITIONS
+from graphopt.backends.xla.torch_ops import POSITIONS, is_unwritten
 from graphopt.backends.xla.weights import arguments, weights_of
 from graphopt.errors import UnsupportedError
 from graphopt.ir.fx.tensors import to_numpy
@@ -75,6 +75,8 @@ class Case:
         """How the results `own` differ from torch's."""
         pairs = [(to_numpy(e), np.asarray(o)) for e, o in zip(self.expected, own, strict=False)
                  if isinstance(e, torch.Tensor) and o is not None]  # fmt: skip
+        if is_unwritten(self.target):
+            pairs = [(np.zeros_like(e), np.zeros_like(o)) for e, o in pairs]
         for number, (reference, array) in enumerate(pairs):
             reason = difference(reference, array)
             if reason is not None and not (number > 0 and self._points_at(array, pairs[0][0])):

@@ -22,6 +22,12 @@ def is_random(target: Any) -> bool:
     return packet is not None and packet.__name__.rstrip("_") in RANDOM
 
 
+def is_unwritten(target: Any) -> bool:
+    """Whether an op gives memory that nobody has written, whose numbers mean nothing."""
+    packet = getattr(target, "overloadpacket", None)
+    return packet is not None and "empty" in packet.__name__
+
+
 def draws(node: torch.fx.Node) -> bool:
     """Whether `node` draws random numbers: by its op, or as attention with dropout."""
     place = 4  # of dropout_p in scaled_dot_product_attention

@@ -25,7 +25,7 @@ class Denoiser:
     """For each input of `model.main`, in order; a path with dots if it lies inside of an argument."""
     roles: Mapping[str, str]
     types: Mapping[str, TensorType]
-    """Static types for one branch of the guidance."""
+    """Static types for one branch of the guidance; of the timestep, as the denoiser sees it."""
     timestep_scale: float = 1.0
 
     def role(self, role: str) -> str:
@@ -80,8 +80,9 @@ def _trace_module(
                                "call .eval() on it first")  # fmt: skip
     given = _by_name(module, example) if example is not None else example_for(module)
     single = {name: _tensor_timestep(name, v, timestep_dtype, role_of) for name, v in given.items()}
-    _require_matching_batch(title, single, role_of)
-    traced = _map_leaves(single, lambda name, v: _doubled(v, role_of(name)) if doubled else v)
+    batch = _batch(single, role_of)
+    _require_matching_batch(title, single, role_of, batch)
+    traced = _map_leaves(single, lambda name, v: _doubled(v, role_of(name), batch) if doubled else v)
     model: Any = load_model(module, example_inputs=traced)
     if model.result_keys is not None and len(model.result_keys) > 1 and model.result_keys[0] != "sample":
         raise ModelError(
@@ -136,12 +137,17 @@ def _tensor_timestep(name: str, value: Any, dtype: str, role_of: Callable[[str],
     return value
 
 
-def _require_matching_batch(title: str, given: Mapping[str, Any], role_of: Callable[[str], str]) -> None:
-    leaves = dict(_leaves(given))
-    batch = next((v.shape[0] for n, v in leaves.items() if role_of(n) == "sample" and v.ndim), None)
+def _batch(given: Mapping[str, Any], role_of: Callable[[str], str]) -> int | None:
+    """The number of samples."""
+    return next((int(v.shape[0]) for n, v in _leaves(given) if role_of(n) == "sample" and v.ndim), None)
+
+
+def _require_matching_batch(
+    title: str, given: Mapping[str, Any], role_of: Callable[[str], str], batch: int | None
+) -> None:
     if batch is None:
         return
-    for name, value in leaves.items():
+    for name, value in _leaves(given):
         if role_of(name) == "condition" and (not value.ndim or value.shape[0] != batch):
             raise ModelError(
                 f"condition {name!r} of {title} has shape {list(value.shape)} and the batch is {batch}; if it is the "
@@ -169,8 +175,9 @@ def _map_leaves(given: Mapping[str, Any], change: Callable[[str, Any], Any], pre
     }
 
 
-def _doubled(value: Any, role: str) -> Any:
-    if role == "shared" or not value.ndim:
+def _doubled(value: Any, role: str, batch: int | None) -> Any:
+    """For both branches; one timestep for several samples is one for twice as many."""
+    if role == "shared" or not value.ndim or (role == "timestep" and len(value) != batch):
         return value
     import torch
 
@@ -190,7 +197,7 @@ def _describe(
     for name, value in zip(names, inputs, strict=True):
         type_ = main.type(value)
         type_ = _of_example(name, type_, example)
-        types[name] = _halved(title, name, type_) if doubled and role_of(name) != "shared" else type_
+        types[name] = _halved(title, name, type_) if doubled and role_of(name) in ("sample", "condition") else type_
     return Denoiser(title, model, tuple(names), {n: role_of(n) for n in names}, types)
 
 

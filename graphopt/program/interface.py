@@ -28,12 +28,13 @@ class Condition:
 
 @dataclass(frozen=True)
 class Interface:
-    """Static types of one branch of the guidance; the denoiser itself may see both in one batch."""
+    """Static types of one branch of the guidance, except for the timestep; the denoiser itself may see both in one
+    batch."""
 
     sample: TensorType
     """[B, ...]"""
     timestep: TensorType
-    """Scalar or [B]."""
+    """As the denoiser sees it: a scalar, [1] for the whole batch, or one for each sample of the batch that it sees."""
     timestep_scale: float
     """What the schedule's timesteps are multiplied by before the denoiser sees them."""
     conditions: tuple[Condition, ...]
@@ -52,7 +53,7 @@ class Interface:
             case "sample":
                 return self._doubled(self.sample)
             case "timestep":
-                return self._doubled(self.timestep)
+                return self.timestep
         condition = self.condition(name)
         return self._doubled(condition.type) if condition.branched else condition.type
 

@@ -176,7 +176,7 @@ def _require_roles(found: Denoiser, roles: Mapping[str, str] | None) -> None:
 
 
 def _require_timesteps(title: str, interface: Interface, schedule: Schedule) -> None:
-    type_, sample = interface.timestep, interface.sample
+    type_, sample = interface.timestep, interface.seen("sample")
     if type_.shape not in ((), (1,), sample.shape[:1] if sample.shape else ()):
         raise UnsupportedError(
             f"the timestep of {title} is {type_}, one value per token; a sampling program has one timestep per "

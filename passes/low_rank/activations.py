@@ -72,6 +72,9 @@ def statistics(
 
 def activations(model: Model, values: Sequence[Value], feeds: Sequence[list[Array]]) -> Iterator[list[Array]]:
     """`values` of the main graph for every batch, computed natively."""
+    if not values:  # onnxruntime does not open a model without any
+        yield from ([] for _ in feeds)
+        return
     graph = model.main
     run = model_runner(model.extract(ancestors(graph, values), graph.inputs(), values))
     for batch in feeds:

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from graphopt.pipeline.context import Context
     from graphopt.verify.approximation import Approximation
 
+NONE = (
+    "no mixture of experts found (once lower-moe has run with ties=torch, as for a torch model that is converted to "
+    "ONNX, there is none to be found: run this pass before, without a target)"
+)
 UNITS = 64.0
 """Units of rounding by which two models that compute the same may differ."""
 
@@ -73,6 +77,8 @@ def use_fewer_experts(pass_: GraphPass, context: Context, plans: Plans, *, asked
     if not asked and approximation.limit == float("inf"):
         raise PipelineError(f"{pass_.name}: an infinite budget sets no limit, so say {ask}")
     known = loads(context.model, mixtures(context.model.main), approximation.feeds)
+    if not known:
+        context.notes.append(NONE)
     for number, load in enumerate(known):
         if context.ledger.exhausted:
             break

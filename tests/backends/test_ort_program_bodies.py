@@ -75,7 +75,7 @@ def program(bodies, calls=None, guidance=None, scheduler="DPM++ 2M", steps=6):
     schedule = Schedule.from_diffusers(SCHEDULERS[scheduler](), steps)
     doubled = guidance is not None and guidance.mode == "batch"
     conditions = (Condition("text", TEXT), Condition("bias", BIAS, branched=False))
-    interface = Interface(SAMPLE, TensorType("float32", (2,)), 0.01, conditions, doubled=doubled)
+    interface = Interface(SAMPLE, TensorType("float32", (4 if doubled else 2,)), 0.01, conditions, doubled=doubled)
     names = list(bodies)
     calls = tuple(names[0] for _ in range(len(schedule))) if calls is None else tuple(calls)
     return Program("toy", bodies, calls, schedule, interface, guidance)
@@ -244,7 +244,7 @@ def test_samples_of_other_precisions_keep_theirs(element, dtype, near, guidance)
     body = Body(unit(text, [Feed("sample"), Feed("timestep"), Feed("condition", "text")], batch=batch))
     made = program({FIRST: body}, guidance=guidance, scheduler="DPM++ SDE")
     type_ = TensorType(dtype, (2, 3))
-    timestep = TensorType(dtype, (2,))
+    timestep = TensorType(dtype, (batch,))
     made = replace(made, interface=replace(made.interface, sample=type_, timestep=timestep,
                                            conditions=(Condition("text", type_),)))  # fmt: skip
     start, given = START.astype(dtype), {"text": START[::-1].astype(dtype)}

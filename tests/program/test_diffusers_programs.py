@@ -174,6 +174,30 @@ def test_guidance_by_two_calls_and_timesteps_that_the_pipeline_scales():
     assert both.compiled == 1
 
 
+class OneTimestep(diffusers.DiffusionPipeline):
+    """Gives its denoiser the timestep in a tensor of one number, whatever the batch."""
+
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self, text, scale):
+        self.scheduler.set_timesteps(3)
+        sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        for t in self.scheduler.timesteps:
+            first, second = self.unet(torch.cat([sample] * 2), t[None], text).sample.chunk(2)
+            sample = self.scheduler.step(first + scale * (second - first), t, sample).prev_sample
+        return sample
+
+
+def test_one_timestep_may_be_for_both_branches_of_guidance():
+    both = pair(quiet(OneTimestep(unet(), diffusers.DDIMScheduler(clip_sample=False))))
+    text = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(2))
+    assert relative(both.plain(text, 3.0), both.fast(text, 3.0)) <= BOUND
+    assert both.reason == ""
+
+
 class Between(diffusers.DiffusionPipeline):
     """Gives its denoiser timesteps as numbers between those of the scheduler."""
 

@@ -115,6 +115,32 @@ def test_more_calls_of_the_denoiser_than_guidance_makes(folder):
     assert "several times" in both.reason
 
 
+class Lists(diffusers.DiffusionPipeline):
+    """Gives its denoiser a list with a tensor for each sample."""
+
+    def __init__(self, transformer, scheduler):
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self):
+        self.scheduler.set_timesteps(2)
+        t, sample = self.scheduler.timesteps[0], torch.ones(2, 3)
+        return self.scheduler.step(torch.stack(self.transformer(list(sample), t)), t, sample).prev_sample
+
+
+class OfLists(torch.nn.Module):
+    def forward(self, x, t):
+        return [sample * t.cos() for sample in x]
+
+
+def test_samples_in_a_list_are_refused_with_the_name_of_the_argument():
+    both = pair(quiet(Lists(OfLists().eval(), diffusers.DDIMScheduler())))
+    both.plain()
+    with pytest.raises(UnsupportedError, match="gives its denoiser 'x' as a list: expected one tensor"):
+        both.fast()
+
+
 class Loop(diffusers.DiffusionPipeline):
     """A pipeline with a habit that a program cannot say."""
 

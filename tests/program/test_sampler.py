@@ -79,6 +79,23 @@ def test_unet_with_guidance_in_one_batch_equals_the_loop_of_diffusers(name):
     assert_close(got, expected)
 
 
+@pytest.mark.parametrize("passes", [[], ["share-guidance", "hoist", "batch-tables"]])
+def test_one_timestep_for_several_samples_is_one_for_both_branches_of_guidance(passes):
+    unet, inputs = tiny("unet")
+    text, negative = inputs["encoder_hidden_states"], draw(2, 6, 24, seed=5)
+    one = {**inputs, "timestep": torch.tensor([7.0])}
+    program = graphopt.Sampler(unet, DDIMScheduler(clip_sample=False), STEPS, example_inputs=one, guidance=3.0)
+
+    def predict(x, t):
+        without, with_ = (unet(x, t, words, return_dict=False)[0] for words in (negative, text))
+        return without + 3.0 * (with_ - without)
+
+    expected = diffusers_loop(DDIMScheduler(clip_sample=False), STEPS, draw(2, 4, 16, 16), predict)
+    result = graphopt.optimize(program, passes)
+    got = result(draw(2, 4, 16, 16), encoder_hidden_states=text, negative_encoder_hidden_states=negative)
+    assert_close(got, expected)
+
+
 def flow():
     return FlowMatchEulerDiscreteScheduler(shift=3.0)
 

@@ -64,10 +64,16 @@ class DenoiserCall:
             timestep_dtype: of a timestep that is given as a number, if it holds it; float32 otherwise.
 
         Raises:
-            UnsupportedError: an argument is neither a tensor nor a number nor a list or mapping of those.
+            UnsupportedError: the sample is no tensor, or another argument neither a tensor nor a number nor a list or
+                mapping of those.
         """
         return_dict = bool(arguments.pop("return_dict", return_dict))
         sample_name, timestep_name = (_one_of(names, arguments) for names in (SAMPLE, TIMESTEP))
+        if not isinstance(given := arguments[sample_name], torch.Tensor):
+            raise UnsupportedError(
+                f"the pipeline gives its denoiser {sample_name!r} as a {type(given).__name__}: expected one tensor "
+                "with the samples of the batch (a list with a tensor for each, as Z-Image has it, is not supported)"
+            )
         if not isinstance(number := arguments[timestep_name], torch.Tensor):
             fractional = isinstance(number, float) and not timestep_dtype.is_floating_point
             arguments[timestep_name] = torch.tensor(number, dtype=torch.float32 if fractional else timestep_dtype)

@@ -224,7 +224,6 @@ def _sampling_interface(interface: Interface, output: torch.Tensor, guidance: Gu
     return replace(
         interface,
         sample=halved(sample),
-        timestep=halved(interface.timestep),
         conditions=tuple(replace(c, type=halved(c.type)) if c.branched else c for c in interface.conditions),
         prediction_channels=channels,
         doubled=True,

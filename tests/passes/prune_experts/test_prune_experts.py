@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from expert_models import BLOCKS, FORMS, batches, block, exported
 
 import graphopt
@@ -35,6 +36,17 @@ def test_a_budget_of_nothing_keeps_experts_that_are_used() -> None:
     result = graphopt.optimize(model, ["prune-experts"], budget=1e-6, calibration=batches())
     assert not result.report.applications
     assert result.report.passes[0].notes == ["gate.weight keeps all 8 experts"]
+
+
+@pytest.mark.parametrize("pass_", ["prune-experts", "merge-experts"])
+@pytest.mark.parametrize("storage", ["fx", "onnx"])
+def test_a_model_without_experts_stays_as_it_is(pass_: str, storage: str) -> None:
+    x, layer = torch.randn(2, 4, generator=torch.Generator().manual_seed(0)), torch.nn.Linear(4, 4).eval()
+    model = layer if storage == "fx" else torch.onnx.export(layer, (x,), dynamo=True, verbose=False).model_proto
+    data = [(x.numpy(),), (2 * x.numpy(),)]
+    given = {"example_inputs": (x,)} if storage == "fx" else {}
+    report = graphopt.optimize(model, [pass_], budget=0.1, calibration=data, **given).report
+    assert not report.applications and report.passes[0].notes[0].startswith("no mixture of experts found")
 
 
 @pytest.mark.parametrize("form", FORMS)
