@@ -1,6 +1,7 @@
 """The command line: results on standard output, the rest on standard error, exit codes, stable JSON."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -255,6 +256,35 @@ def test_the_input_is_never_overwritten_by_whatever_name(source, tmp_path, capsy
         assert code == 1
         assert "is an input, which is never overwritten" in stderr
     assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "m.onnx", "-p", "fuse-conv-bn{forward=2}", "-o"],
+        ["verify", "m.onnx", "m.onnx", "--prove", "--counterexample"],
+        ["experts", "m.onnx", "--calibration", "none.npz", "--svg"],
+    ],
+)
+def test_no_command_puts_a_file_in_the_place_of_a_device(arguments, tmp_path, capsys, monkeypatch):
+    """It is said before anything else is done."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(conv_bn(), "m.onnx")
+    os.mkfifo("pipe")
+    code, stderr = error_of(capsys, *arguments, "pipe")
+    assert code == 1 and "got a device or a pipe" in stderr
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_what_the_report_goes_to_is_not_replaced_by_the_model(source, tmp_path):
+    """Nor is a link to it: a root that gives /dev/stdout would leave a model there."""
+    link = tmp_path / "out"
+    link.symlink_to("/dev/fd/1")
+    with (tmp_path / "report.txt").open("w") as report:
+        command = [sys.executable, "-m", "graphopt", "run", source, "-o", link]
+        done = subprocess.run(command, stdout=report, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "standard output or standard error goes there" in done.stderr
+    assert link.is_symlink() and (tmp_path / "report.txt").read_text() == ""
 
 
 @pytest.mark.parametrize(
