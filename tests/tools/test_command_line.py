@@ -276,6 +276,16 @@ def test_no_command_puts_a_file_in_the_place_of_a_device(arguments, tmp_path, ca
     assert (tmp_path / "pipe").is_fifo()
 
 
+@pytest.mark.parametrize("command", ["run", "bench"])
+def test_what_the_terminal_cannot_show_is_escaped(command, tmp_path):
+    onnx.save(conv_bn(), tmp_path / "mödel.onnx")
+    line = [sys.executable, "-X", "utf8=0", "-m", "graphopt", command, "mödel.onnx"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"m\\xf6del.onnx" in done.stdout
+
+
 def test_what_the_report_goes_to_is_not_replaced_by_the_model(source, tmp_path):
     """Nor is a link to it: a root that gives /dev/stdout would leave a model there."""
     link = tmp_path / "out"
