@@ -123,7 +123,14 @@ def test_the_version_is_the_packages(call):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nothing"], ["run"], ["run", "x.onnx", "--verify", "much"], ["dump", "--what"]]
+    "arguments",
+    [
+        ["nothing"],
+        ["run"],
+        ["run", "x.onnx", "--verify", "much"],
+        ["dump", "--what"],
+        ["bench", "x.onnx", "--seed", "-1"],
+    ],
 )
 def test_wrong_usage_exits_with_2(arguments, capsys):
     code, stderr = error_of(capsys, *arguments)
@@ -155,6 +162,9 @@ def test_wrong_usage_exits_with_2(arguments, capsys):
             "no input has a dimension 'm'; open dimensions: n, width",
         ),
         (["bench", "{source}", "--dim", "m"], "--dim m: expected NAME=N"),
+        (["bench", "{source}", "--dim", "n=2", "--dim", "n=3"], "--dim n=3: n is 2 already; give one size for it"),
+        (["run", "{source}", "--dump-dir", "{source}"], "expected a folder for dumps, or a new one's path"),
+        (["run", "{source}", "--dump-dir", "{source}/new"], "expected a folder for dumps, or a new one's path"),
     ],
 )
 def test_a_refusal_is_one_message_on_standard_error_and_exits_with_1(arguments, message, source, capsys):
