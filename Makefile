@@ -7,7 +7,8 @@
 #   make bench   the rewriting engine beside others; cost of verification; memory at 3 GB; schedules; whole samplers; pruning; low rank; experts; backends; ops on XLA; proofs
 #   make tpu     compile denoisers and sampling loops for TPUs with libtpu (213 MB; no TPU is needed): tests and a table
 #   make test-torch-xla  run models by torch_xla, in .venv-torch-xla of its own (7.7 GB: torch 2.9.1 and torch_xla 2.9.0), on the CPU
-#   make clean   remove .venv, .venv-torch-xla and what was built (fetched models in .zoo stay)
+#   make test-lowest  test ONNX models with the least versions that pyproject.toml allows and without torch, in .venv-lowest
+#   make clean   remove .venv, .venv-torch-xla, .venv-lowest and what was built (fetched models in .zoo stay)
 
 PYTHON ?= python3
 # worksteal: a worker runs whole files, so that what a file's tests share is made once.
@@ -17,10 +18,11 @@ MODELS ?=
 
 VENV := .venv
 TORCH_XLA := .venv-torch-xla
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-.PHONY: demo test lint ruff types zoo bench tpu test-torch-xla clean
+.PHONY: demo test lint ruff types zoo bench tpu test-torch-xla test-lowest clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/all.stamp
@@ -68,8 +70,15 @@ tpu: $(VENV)/tpu.stamp
 test-torch-xla: $(TORCH_XLA)/made.stamp
 	PJRT_DEVICE=CPU $(TORCH_XLA)/bin/python -m pytest -s -p no:logging -m torch_xla tests/backends/xla/test_torch_xla.py
 
+# Tests that need no torch and reach what older versions of the dependencies lack.
+test-lowest: $(LOWEST)/made.stamp
+	$(LOWEST)/bin/python -m pytest -k "not fx" --ignore tests/ir/onnx/test_onnx_graphsurgeon.py tests/ir/onnx \
+		tests/axes/test_invalid_nodes.py tests/passes/test_fuse_attention.py tests/passes/lower_moe/test_moe_contrib.py \
+		tests/tools/test_command_line.py tests/tools/test_run_calibration.py tests/tools/test_verify_command.py \
+		tests/verify/test_empty_axes.py tests/verify/test_prove_models.py
+
 clean:
-	rm -rf $(VENV) $(TORCH_XLA) build *.egg-info
+	rm -rf $(VENV) $(TORCH_XLA) $(LOWEST) build *.egg-info
 
 # A stamp is newer than what it was made from, so that the set-up runs again only when that changes.
 $(VENV)/made.stamp:
@@ -93,6 +102,13 @@ $(VENV)/tpu.stamp: $(VENV)/all.stamp
 $(TORCH_XLA)/made.stamp: pyproject.toml constraints-torch-xla.txt
 	$(PYTHON) -m venv $(TORCH_XLA)
 	$(TORCH_XLA)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-torch-xla.txt $(PIP_ARGS) -e ".[torch-xla,diffusers,dev]"
+	touch $@
+
+$(LOWEST)/made.stamp: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+		| sed 's/>=/==/' > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/lowest.txt $(PIP_ARGS) -e . pytest pytest-timeout hypothesis
 	touch $@
 
 $(VENV)/bench.stamp: $(VENV)/all.stamp

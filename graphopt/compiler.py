@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, overload
 
-from graphopt.errors import ModelError, PipelineError, RegistryError
+from graphopt.errors import GraphoptError, ModelError, PipelineError, RegistryError
 from graphopt.ir.load import load_model
 from graphopt.ir.model import Model, as_path
 from graphopt.job import Job, run_on_model, run_on_program
@@ -236,15 +236,22 @@ def make_backend(name: str) -> Backend:
     """The backend registered under `name`.
 
     Raises:
-        PipelineError: unknown name; RegistryError: its plug-in cannot be loaded.
+        PipelineError: unknown name; RegistryError: its plug-in cannot be loaded, or is no backend.
     """
     if not isinstance(name, str):
         raise PipelineError(f"{name!r} is no name of a backend; expected one of {', '.join(backends())}")
     found = backends().get(name)
+    owner = backends().owner(name)
     try:
-        backend: Backend = found() if isinstance(found, type) else found
-    except TypeError as error:
-        raise RegistryError(f"backend {name!r}, {backends().owner(name)}, cannot be made: {error}") from error
+        backend = found() if isinstance(found, type) else found
+    except GraphoptError:
+        raise  # says what to do already
+    except Exception as error:  # whatever a plug-in raises
+        raise RegistryError(f"backend {name!r}, {owner}, cannot be made: {type(error).__name__}: {error}") from error
+    if not isinstance(backend, Backend):
+        raise RegistryError(
+            f"{name!r}, {owner}, is not a backend: expected a subclass of graphopt.Backend, got {found!r}"
+        )
     return backend
 
 

@@ -47,7 +47,7 @@ def bench(
     optimization: Annotated[
         Optimization, typer.Option(help="onnxruntime's own graph optimisations.")
     ] = Optimization.all,
-    seed: Annotated[int, typer.Option(help="Seed of the inputs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the inputs.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Time models in turn on onnxruntime.
@@ -150,12 +150,13 @@ def _named_dimensions(type_: InputType) -> list[int | str]:
 
 
 def _sizes(texts: Sequence[str]) -> dict[str, int]:
-    sizes = {}
+    sizes: dict[str, int] = {}
     for text in texts:
         name, _, number = text.rpartition("=")
         if not name or not number.isdecimal():
             raise PipelineError(f"--dim {text}: expected NAME=N with N a non-negative integer")
-        sizes[name] = int(number)
+        if sizes.setdefault(name, int(number)) != int(number):
+            raise PipelineError(f"--dim {text}: {name} is {sizes[name]} already; give one size for it")
     return sizes
 
 

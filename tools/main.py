@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 graphopt refused or failed (the reason is on standard erro
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -71,8 +72,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: what follows the program's name; None takes the process's own.
     """
+    _escape_what_streams_cannot_encode()
     try:
         app(args=None if arguments is None else list(arguments), prog_name="graphopt")
     except (GraphoptError, OSError) as error:
         print_note(f"error: {error}")
         sys.exit(1)
+
+
+def _escape_what_streams_cannot_encode() -> None:
+    """Names of nodes and files hold any character, and standard output has the encoding of the locale: a result with a
+    few escapes is better than none."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -43,14 +43,12 @@ def print_note(text: str) -> None:
 
 
 def require_writable(output: Path, *inputs: Path | None) -> None:
-    """Raises OutputError if `output` would overwrite one of the files `inputs` or weights of theirs, or has no folder
-    to go to."""
+    """Raises OutputError if `output` would overwrite one of the files `inputs` or weights of theirs, ModelError if no
+    file can be written there."""
+    from graphopt.ir.model import check_folder
     from graphopt.ir.onnx.save import data_files_at
 
-    if output.is_dir():
-        raise OutputError(f"{output} is a folder; give the name of a file")
-    if not output.parent.is_dir():
-        raise OutputError(f"{output}: the folder {output.parent} does not exist; make it first")
+    check_folder(output)
     given = [path for path in inputs if path is not None and path.exists()]
     if output.exists() and any(output.samefile(path) for path in given):
         raise OutputError(f"{output} is an input, which is never overwritten; choose another name for the output")

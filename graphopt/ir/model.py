@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -78,10 +79,24 @@ def as_path(path: Any) -> Path:
 
 def check_folder(path: Path) -> None:
     """Raises ModelError if no file can be written to `path` because there is no folder for it, or one in its place, or
-    what no file may take the place of: files are moved into place, which would remove a device or a pipe."""
+    what no file may take the place of: files are moved into place, which would remove a device or a pipe, or the file
+    that this process prints into, with links to it such as /dev/stdout."""
     if not os.path.isdir(path.parent):
         raise ModelError(f"cannot save to {path}: the folder {path.parent} does not exist; make it first")
     if os.path.isdir(path):
         raise ModelError(f"cannot save to {path}: expected the path of a file, got a folder; add a file name")
     if os.path.exists(path) and not os.path.isfile(path):
         raise ModelError(f"cannot save to {path}: expected the path of a file, got a device or a pipe; choose another")
+    if _is_printed_into(path):
+        raise ModelError(
+            f"cannot save to {path}: standard output or standard error goes there, and what is saved replaces "
+            "the file; choose another"
+        )
+
+
+def _is_printed_into(path: Path) -> bool:
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):  # There is no such file yet, or the descriptor is closed.
+            if os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                return True
+    return False

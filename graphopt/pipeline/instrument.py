@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from graphopt.errors import PipelineError
 from graphopt.ir.diff import text_diff
 from graphopt.ir.model import Model
 from graphopt.ir.text import model_text
@@ -121,8 +122,15 @@ class DumpDir(Instrument):
         self._dump(pass_.name, model)
 
     def _dump(self, name: str, model: Model) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / f"{self._count:03d}_{name}.txt").write_text(model_text(model), encoding="utf-8")
+        file = self.path / f"{self._count:03d}_{name}.txt"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file.write_text(model_text(model), encoding="utf-8")
+        except OSError as error:
+            raise PipelineError(
+                f"{file}: the model's text cannot be written there ({error.strerror or error}); expected a folder for "
+                "dumps, or a new one's path"
+            ) from error
         self._count += 1
 
 

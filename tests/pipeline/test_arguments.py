@@ -65,6 +65,33 @@ def test_a_pass_without_a_name_and_a_backend_that_cannot_be_made_are_refused() -
         backends.cache_clear()
 
 
+class Unready(Backend):
+    name = "odd"
+
+    def __init__(self) -> None:
+        raise OSError("no device")
+
+    def lower(self, model: Any, **options: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (object, "'odd', .* is not a backend: expected a subclass of graphopt.Backend, got <class 'object'>"),
+        (3, "'odd', .* is not a backend: expected a subclass of graphopt.Backend, got 3"),
+        (Unready, "backend 'odd', .*Unready .* cannot be made: OSError: no device"),
+    ],
+)
+def test_what_an_entry_point_leads_to_must_be_a_backend(found: Any, said: str) -> None:
+    try:
+        backends().register(found, "odd")
+        for ask in (lambda: lower(MODEL, "odd"), lambda: optimize(MODEL, "clean-up", target="odd")):
+            with pytest.raises(RegistryError, match=said):
+                ask()
+    finally:
+        backends.cache_clear()
+
+
 @pytest.mark.parametrize("path", [None, 3, b"m.onnx", "m\0.onnx", optimize(MODEL, [])])
 def test_what_is_no_path_is_not_saved_to(path: Any) -> None:
     for write in (optimize(MODEL, []).save, lambda path: save(MODEL, path)):

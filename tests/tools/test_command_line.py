@@ -1,6 +1,7 @@
 """The command line: results on standard output, the rest on standard error, exit codes, stable JSON."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -122,7 +123,14 @@ def test_the_version_is_the_packages(call):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nothing"], ["run"], ["run", "x.onnx", "--verify", "much"], ["dump", "--what"]]
+    "arguments",
+    [
+        ["nothing"],
+        ["run"],
+        ["run", "x.onnx", "--verify", "much"],
+        ["dump", "--what"],
+        ["bench", "x.onnx", "--seed", "-1"],
+    ],
 )
 def test_wrong_usage_exits_with_2(arguments, capsys):
     code, stderr = error_of(capsys, *arguments)
@@ -154,6 +162,9 @@ def test_wrong_usage_exits_with_2(arguments, capsys):
             "no input has a dimension 'm'; open dimensions: n, width",
         ),
         (["bench", "{source}", "--dim", "m"], "--dim m: expected NAME=N"),
+        (["bench", "{source}", "--dim", "n=2", "--dim", "n=3"], "--dim n=3: n is 2 already; give one size for it"),
+        (["run", "{source}", "--dump-dir", "{source}"], "expected a folder for dumps, or a new one's path"),
+        (["run", "{source}", "--dump-dir", "{source}/new"], "expected a folder for dumps, or a new one's path"),
     ],
 )
 def test_a_refusal_is_one_message_on_standard_error_and_exits_with_1(arguments, message, source, capsys):
@@ -255,6 +266,45 @@ def test_the_input_is_never_overwritten_by_whatever_name(source, tmp_path, capsy
         assert code == 1
         assert "is an input, which is never overwritten" in stderr
     assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "m.onnx", "-p", "fuse-conv-bn{forward=2}", "-o"],
+        ["verify", "m.onnx", "m.onnx", "--prove", "--counterexample"],
+        ["experts", "m.onnx", "--calibration", "none.npz", "--svg"],
+    ],
+)
+def test_no_command_puts_a_file_in_the_place_of_a_device(arguments, tmp_path, capsys, monkeypatch):
+    """It is said before anything else is done."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(conv_bn(), "m.onnx")
+    os.mkfifo("pipe")
+    code, stderr = error_of(capsys, *arguments, "pipe")
+    assert code == 1 and "got a device or a pipe" in stderr
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("command", ["run", "bench"])
+def test_what_the_terminal_cannot_show_is_escaped(command, tmp_path):
+    onnx.save(conv_bn(), tmp_path / "mödel.onnx")
+    line = [sys.executable, "-X", "utf8=0", "-m", "graphopt", command, "mödel.onnx"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"m\\xf6del.onnx" in done.stdout
+
+
+def test_what_the_report_goes_to_is_not_replaced_by_the_model(source, tmp_path):
+    """Nor is a link to it: a root that gives /dev/stdout would leave a model there."""
+    link = tmp_path / "out"
+    link.symlink_to("/dev/fd/1")
+    with (tmp_path / "report.txt").open("w") as report:
+        command = [sys.executable, "-m", "graphopt", "run", source, "-o", link]
+        done = subprocess.run(command, stdout=report, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "standard output or standard error goes there" in done.stderr
+    assert link.is_symlink() and (tmp_path / "report.txt").read_text() == ""
 
 
 @pytest.mark.parametrize(
