@@ -13,7 +13,7 @@ from graphopt.axes.analysis import Axes
 from graphopt.axes.check import check_native
 from graphopt.axes.constants import Constants, Numbers
 from graphopt.axes.free import FreeAxis, free_axes
-from graphopt.axes.region import Region, regions_of, run_now, stored
+from graphopt.axes.region import Region, first_run, run_now, stored
 from graphopt.axes.zeros import Silence
 from graphopt.ir.graph import Call, Graph, Literal, Node, TensorType, Value
 from graphopt.ir.weights import FLOATS, Array, ArrayRef
@@ -146,15 +146,12 @@ def _bias(axes: Axes, call: Call) -> str:
 def _fold(axes: Axes, axis: FreeAxis, folds: Sequence[Fold], level: str) -> tuple[bool, Evidence]:
     checked = level in ("match", "model")
     with Journal(axes.graph) as journal:
-        region = next(regions_of(axes, axis.nodes, 0)) if checked else None
-        before = None if region is None else run_now(region, axis.nodes, _weights(region), region.outputs)
+        ran = first_run(axes, axis.nodes, 0, partial(_run_as_stored, axis.nodes)) if checked else None
         edit = _Edit(axes, journal)
         for fold in folds:
             edit.write(fold)
-        evidence = Evidence("types" if level == "structure" else "none")
-        if region is not None and before is not None:
-            evidence = _compared(region, axis, before, edit)
-    return True, evidence
+        unchecked = Evidence("types" if level == "structure" else "none")
+        return True, unchecked if ran is None else _compared(ran[0], axis, ran[1], edit)
 
 
 class _Edit:
@@ -216,6 +213,10 @@ def _rounded(graph: Graph, like: Value, wide: Array) -> ArrayRef:
     if not np.array_equal(np.isfinite(rounded), np.isfinite(wide)):
         raise Rejected(f"a number for {graph.name(like)} is larger than any {dtype.name}", Evidence("none"))
     return ArrayRef(rounded)
+
+
+def _run_as_stored(nodes: Sequence[Node], region: Region) -> list[Array]:
+    return run_now(region, nodes, _weights(region), region.outputs)
 
 
 def _weights(region: Region) -> dict[Value, Array]:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from graphopt.axes.analysis import Axes, Kept, Shortened
 from graphopt.axes.free import FreeAxis, is_needed
-from graphopt.axes.region import Region, masks, picked, regions_of, run_masked, run_now, stored, widened
+from graphopt.axes.region import Region, first_run, masks, picked, run_masked, run_now, stored, widened
 from graphopt.axes.shorten import shorten, sliced
 from graphopt.axes.terms import Mask
 from graphopt.ir.graph import Node, Value
@@ -88,7 +89,10 @@ class _Before:
         self._nodes = nodes = axes.current(axis.nodes)
         self._kept = Kept(axes.space, {axis.leaf: keep})
         self._wrong = Kept(axes.space, {axis.leaf: _shifted(keep)})
-        self._region, self._expected = self._first_run(zlib.crc32(f"{axis.name}:{axis.size}".encode()) + attempt)
+        coupling = set(axes.current(axis.coupling))
+        seed = zlib.crc32(f"{axis.name}:{axis.size}".encode()) + attempt
+        masked = partial(run_masked, axes, coupling, self._kept)
+        self._region, self._expected = first_run(axes, nodes, seed, masked)
         if not self._region.outputs:
             raise Rejected("no result depends on it: dead-code removes it", Evidence("none"))
         if not all(np.isfinite(m).all() for m in self._expected):
@@ -99,17 +103,6 @@ class _Before:
         }
         self._slices = {v: masks(axes, self._kept, v) for v in self._region.weights}
         self._wrong_slices = {v: masks(axes, self._wrong, v) for v in self._region.weights}
-
-    def _first_run(self, seed: int) -> tuple[Region, list[Array]]:
-        """The part with inputs of the first sizes that it accepts, and what it computes with zeros in what goes."""
-        coupling = set(self._axes.current(self._axis.coupling))
-        failure: Exception | None = None
-        for region in regions_of(self._axes, self._nodes, seed):
-            try:
-                return region, run_masked(self._axes, coupling, self._kept, region)
-            except (ValueError, IndexError) as error:
-                failure = failure or error
-        raise Rejected(f"it cannot be run to be compared: {failure}", Evidence("none"))
 
     def compare(self, edit: Shortened) -> Evidence:
         """The evidence for the edit. Raises Rejected if there is none."""

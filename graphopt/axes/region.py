@@ -60,6 +60,24 @@ def regions_of(axes: Axes, nodes: Sequence[Node], seed: int) -> Iterator[Region]
         raise Rejected(f"it cannot be run to be compared: {error}", Evidence("none")) from error
 
 
+def first_run(
+    axes: Axes, nodes: Sequence[Node], seed: int, run: Callable[[Region], list[Array]]
+) -> tuple[Region, list[Array]]:
+    """The part of the graph that consists of `nodes`, with inputs of the first sizes that it accepts, and what `run`
+    computes with them.
+
+    Raises:
+        Rejected: it accepts none.
+    """
+    failure: Exception | None = None
+    for region in regions_of(axes, nodes, seed):
+        try:
+            return region, run(region)
+        except (ValueError, IndexError) as error:
+            failure = failure or error
+    raise Rejected(f"it cannot be run to be compared: {failure}", Evidence("none"))
+
+
 def _weights(axes: Axes, calls: Sequence[Call], rng: np.random.Generator) -> dict[Value, Array]:
     """Every stored tensor that is read, perturbed once however many names it has."""
     found: dict[Value, Array] = {}

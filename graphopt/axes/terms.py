@@ -262,6 +262,9 @@ class Space:
         """`term` as consecutive pieces of these sizes, which add up to its own."""
         if len(sizes) == 1:
             return [term]
+        if sum(size != 0 for size in sizes) == 1:
+            # A sum of one summand would be as long as that, and unifying both would have one contain itself.
+            return [term if size else self.term(0) for size in sizes]
         factors = self.factors(term)
         pieces = self._cut_first(factors, sizes) if factors else None
         if pieces is not None:

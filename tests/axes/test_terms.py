@@ -38,6 +38,16 @@ def test_cuts_of_two_sums_are_refined_to_common_ones() -> None:
     assert list(space.leaves(one)) == list(space.leaves(other))
 
 
+def test_a_cut_that_leaves_all_in_one_piece_can_be_unified_with_it() -> None:
+    space = Space()
+    rows, width = space.term(4), space.term(3)
+    none, whole = space.cut((*rows, *width), [0, 12])
+    space.unify((*rows, *width), whole)
+    assert space.size(none) == 0
+    assert [leaf.size for leaf in space.leaves(whole)] == [4, 3]
+    assert all(leaf.frozen is None for leaf in space.leaves(whole))
+
+
 def test_halves_that_are_unified_with_each_other_are_one_leaf() -> None:
     space = Space()
     gate = space.term(8)

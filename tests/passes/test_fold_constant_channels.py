@@ -192,6 +192,31 @@ def test_what_is_infinite_in_its_own_dtype_stays(bias: float, expected: list[str
     assert all("larger than any float16" in a.reason for a in applied)
 
 
+class Downsampled(nn.Module):
+    """Both ways have the same channels, and images of different sizes come in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strided, self.pooled = nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.Conv2d(3, 8, 1)
+        self.head = nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.sigmoid(self.strided(x) + self.pooled(functional.max_pool2d(x, 2))))
+
+
+def test_images_of_different_sizes_come_together() -> None:
+    torch.manual_seed(0)
+    module = Downsampled().eval()
+    with torch.no_grad():
+        module.strided.weight[[1, 4]] = 0
+        module.pooled.weight[[1, 4]] = 0
+    x = torch.randn(2, 3, 32, 32)
+    result = graphopt.optimize(module, PASSES, example_inputs=(x,))
+    assert result.report.undone == []
+    assert result.model.get_parameter("head.weight").shape[1] == 6
+    assert torch.allclose(result.model(x), module(x), atol=1e-5)
+
+
 def test_a_wrong_contribution_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     right = fold_constant_channels.Constants.numbers
 

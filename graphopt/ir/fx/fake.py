@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 
 from graphopt.ir.fx.schema import raw_name_of
 from graphopt.ir.fx.write import Plan
@@ -35,7 +36,7 @@ def _run(target: Any, args: Any, kwargs: Any, fake_mode: Any) -> Any:
         with torch.no_grad(), fake_mode:
             if environment is None:
                 return target(*args, **kwargs)
-            with environment.suppress_guards():
+            with environment.suppress_guards(), enable_python_dispatcher():
                 return target(*args, **kwargs)
     except Exception as error:
         raise CannotEmit(f"torch rejects {raw_name_of(target)}: {error}") from error

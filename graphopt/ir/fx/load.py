@@ -99,15 +99,17 @@ def _export(
     import torch
 
     from graphopt.ir.fx.layouts import Watch, writes
+    from graphopt.ir.fx.untouched import untouched
 
     args, kwargs = _distinct((args, kwargs))
+
+    def trace(watch: Watch) -> Any:
+        with untouched(module), watch:
+            return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+
     try:
-        with Watch(marks=False) as watch:
-            program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
-        if not (watch.idle and writes(program)):
-            return program, program
-        with Watch(marks=True):
-            return program, torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+        program = trace(watch := Watch(marks=False))
+        return program, trace(Watch(marks=True)) if watch.idle and writes(program) else program
     except Exception as error:
         name, advice = type(module).__name__, _advice(str(error))
         raise ModelError(f"torch.export cannot trace {name} with these example inputs{advice}: {error}") from error

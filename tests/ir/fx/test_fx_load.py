@@ -284,6 +284,15 @@ def test_a_stack_of_recurrent_layers_is_one_after_the_other_and_computes_the_sam
     model.program().module()
 
 
+def test_a_stack_of_recurrent_layers_may_have_any_batch() -> None:
+    module = torch.nn.LSTM(5, 7, num_layers=2, bidirectional=True, batch_first=True).eval()
+    model = load_torch(module, torch.randn(3, 6, 5), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    assert [model.main.key(n) for n in model.main.nodes()].count("lstm_layer") == 2
+    x = torch.randn(4, 6, 5)
+    expected, got = (torch.utils._pytree.tree_leaves(m(x)) for m in (module, model.export()))
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True)) and len(got) == 3
+
+
 def test_recurrent_layers_between_which_numbers_are_dropped_stay_one_node() -> None:
     module = torch.nn.LSTM(5, 7, num_layers=2, dropout=0.5)
     graph = load_torch(module, (torch.randn(4, 6, 5),)).main
