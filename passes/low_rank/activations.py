@@ -73,6 +73,9 @@ def statistics(
 def activations(model: Model, values: Sequence[Value], feeds: Sequence[list[Array]]) -> Iterator[list[Array]]:
     """`values` of the main graph for every batch, computed natively."""
     graph = model.main
+    if not values:  # A model without outputs is none to onnxruntime.
+        yield from ([] for _ in feeds)
+        return
     run = model_runner(model.extract(ancestors(graph, values), graph.inputs(), values))
     for batch in feeds:
         yield run(batch)

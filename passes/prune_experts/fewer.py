@@ -72,7 +72,10 @@ def use_fewer_experts(pass_: GraphPass, context: Context, plans: Plans, *, asked
     approximation = context.approximation(pass_)
     if not asked and approximation.limit == float("inf"):
         raise PipelineError(f"{pass_.name}: an infinite budget sets no limit, so say {ask}")
-    known = loads(context.model, mixtures(context.model.main), approximation.feeds)
+    found = mixtures(context.model.main)
+    if not found:
+        context.notes.append("the main graph has no mixture of experts")
+    known = loads(context.model, found, approximation.feeds)
     for number, load in enumerate(known):
         if context.ledger.exhausted:
             break

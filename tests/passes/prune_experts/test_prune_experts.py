@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx.parser
 import pytest
 from expert_models import BLOCKS, FORMS, batches, block, exported
 
@@ -85,3 +86,15 @@ def _torch(x):  # type: ignore[no-untyped-def]
     import torch
 
     return torch.from_numpy(x)
+
+
+@pytest.mark.parametrize("name", ["prune-experts", "merge-experts"])
+def test_a_model_without_experts_is_left_as_it_is(name: str) -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 18]>
+        agraph (float[N, 3] x) => (float[N, 3] y) { y = Relu(x) }
+    """)
+    data = [np.ones((2, 3), np.float32)] * 2
+    result = graphopt.optimize(model, name, budget=0.01, calibration=data)
+    assert result.report.passes[0].notes == ["the main graph has no mixture of experts"]
+    assert not result.report.applications
