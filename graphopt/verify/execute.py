@@ -6,7 +6,7 @@ A fragment whose low-precision kernels the runtime lacks is run in float32 inste
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +205,23 @@ def model_runner(model: Model, *, optimised: bool = False) -> Runner:
         if may_divide(model):
             guard_file(path)
         session = _session(str(path), optimised=optimised)
-    return lambda feeds: _guarded(lambda f: _run_session(session, names, f), feeds)
+
+    def run(feeds: Sequence[Array]) -> list[Array]:
+        return [array for result in _results(session, names, feeds) for array in _arrays(result)]
+
+    return lambda feeds: _guarded(run, feeds)
+
+
+def _arrays(result: Any) -> Iterator[Array]:
+    """The arrays in an output: one of a tensor, those of each element of a sequence, keys and values of a map."""
+    match result:
+        case list():
+            for element in result:
+                yield from _arrays(element)
+        case dict():
+            yield from (np.asarray(list(result)), np.asarray(list(result.values())))
+        case _:
+            yield np.asarray(result)
 
 
 def guard_file(path: Path) -> None:
@@ -266,8 +282,12 @@ def _session(model: bytes | str, *, optimised: bool = False) -> Any:
 
 
 def _run_session(session: Any, names: Sequence[str], feeds: Sequence[Array]) -> list[Array]:
+    return [np.asarray(result) for result in _results(session, names, feeds)]
+
+
+def _results(session: Any, names: Sequence[str], feeds: Sequence[Array]) -> list[Any]:
     wanted = {i.name for i in session.get_inputs()}
-    return [np.asarray(r) for r in session.run(None, {n: f for n, f in zip(names, feeds, strict=True) if n in wanted})]
+    return list(session.run(None, {n: f for n, f in zip(names, feeds, strict=True) if n in wanted}))
 
 
 def _has_type(model: Any, names: Sequence[str]) -> bool:

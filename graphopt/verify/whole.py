@@ -69,7 +69,7 @@ class WholeCheck:
 
     def _movements(self, original: Model, run: Any) -> list[float]:
         rng = np.random.default_rng(0)
-        others = [run([shake(f, EPS.get(f.dtype.name, 0.0), rng).astype(f.dtype) for f in self.feeds])]
+        others = [run([_moved(feed, rng) for feed in self.feeds])]
         if original.storage == "onnx":
             others.append(model_runner(original, optimised=True)(self.feeds))
         return [distance(self.expected, o) for o in others]
@@ -80,6 +80,15 @@ class WholeCheck:
         except CannotRun as error:
             return Verdict(float("inf"), self.allowed, f"what came out cannot be run: {error}")
         return Verdict(distance(self.expected, got), self.allowed)
+
+
+def _moved(feed: Any, rng: np.random.Generator) -> Any:
+    """`feed` with every number in its arrays moved by one unit of rounding."""
+    if isinstance(feed, list):
+        return [_moved(element, rng) for element in feed]
+    if not isinstance(feed, np.ndarray):
+        return feed
+    return shake(feed, EPS.get(feed.dtype.name, 0.0), rng).astype(feed.dtype)
 
 
 def always_allowed(eps: float) -> float:
@@ -138,22 +147,38 @@ def whole_feeds(model: Model, examples: Any = None) -> list[Array]:
     if (traced := model.examples()) is not None:
         return list(traced)
     if examples is not None and graph.storage == "onnx":
-        return _given(examples, [graph.name(v) for v in inputs])
+        return _given(examples, {graph.name(v): _is_tensor(v) for v in inputs})
     rng = np.random.default_rng(0)
     return [_draw(rng, graph.name(v), graph.type(v)) for v in inputs]
 
 
-def _given(examples: Any, names: list[str]) -> list[Array]:
+def _given(examples: Any, inputs: Mapping[str, bool]) -> list[Any]:
+    """`inputs`: their names, and whether each is a tensor."""
     if not isinstance(examples, Mapping | Sequence):
         examples = [examples]
-    given = examples if isinstance(examples, Mapping) else dict(zip(names, examples, strict=False))
-    if missing := [n for n in names if n not in given]:
-        raise ModelError(f"example inputs lack {missing[0]!r}; the model's inputs are {names}")
-    return [np.asarray(given[n]) for n in names]
+    given = examples if isinstance(examples, Mapping) else dict(zip(inputs, examples, strict=False))
+    if missing := [n for n in inputs if n not in given]:
+        raise ModelError(f"example inputs lack {missing[0]!r}; the model's inputs are {list(inputs)}")
+    return [np.asarray(given[n]) if tensor else _as_fed(given[n]) for n, tensor in inputs.items()]
+
+
+def _is_tensor(value: Any) -> bool:
+    """Of an ONNX model's input: no sequence, no optional and no map."""
+    import onnx_ir
+
+    return isinstance(value.type, onnx_ir.TensorType)
+
+
+def _as_fed(given: Any) -> Any:
+    """What is given for a sequence, an optional or a map, as onnxruntime takes it."""
+    if isinstance(given, list | tuple):
+        return [_as_fed(element) for element in given]
+    return given if given is None or isinstance(given, Mapping) else np.asarray(given)
 
 
 def _draw(rng: np.random.Generator, name: str, type_: TensorType | None) -> Array:
     if type_ is None or type_.shape is None:
-        raise ModelError(f"the shape of input {name!r} is unknown: pass example_inputs={{{name!r}: array, ...}}")
+        why = "its shape is unknown" if type_ is not None else "it is not known to be a tensor of numbers"
+        raise ModelError(f"no data can be drawn for input {name!r}: {why}; pass example_inputs={{{name!r}: ..., ...}}")
     shape = tuple(d if isinstance(d, int) else FREE_SIZE for d in type_.shape)
     return draw_input(rng, TensorType(type_.dtype, shape))

@@ -100,6 +100,8 @@ def find_layers(
             reason = "skipped by name"
         elif matches and readers[_identity(graph, weight)] > 1:
             reason = f"the weight {graph.name(weight)} is shared: it would stay beside its factors"
+        elif matches and graph.type(x := call.operands[1 - _WEIGHT[call.op]]) is None:
+            reason = f"the type of its input {graph.name(x)} is not known, so that it cannot be run by itself"
         elif matches:
             found.append(_layer(graph, call, matches))
             continue

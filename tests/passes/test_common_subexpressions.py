@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx.parser
 import pytest
 from clean_up_graphs import assert_same_results, clean, kept_rules, onnx_model, op_types
 
@@ -46,6 +47,30 @@ def test_what_differs_stays(second: str) -> None:
         }}
     """)
     assert len(op_types(clean(model).model)) == 3
+
+
+def test_calls_of_functions_that_only_overloads_tell_apart_stay() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 18, "local" : 1]>
+        agraph (float[N, 3] x) => (float[N, 3] y) { a = local.F:one (x) b = local.F:two (x) y = Add(a, b) }
+        <domain: "local", overload: "one", opset_import: ["" : 18]> F (x) => (y) { y = Relu(x) }
+        <domain: "local", overload: "two", opset_import: ["" : 18]> F (x) => (y) { y = Neg(x) }
+    """)
+    assert graphopt.optimize(model, "clean-up").report.applications == []
+
+
+def test_attributes_that_different_parameters_of_a_function_give_stay() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 18, "local" : 1]>
+        agraph (float[N, 3] x) => (float[N, 3] y) { y = local.F <first = 0.1, second = 0.2> (x) }
+        <domain: "local", opset_import: ["" : 18]>
+        F <first, second> (x) => (y) {
+            a = LeakyRelu <alpha: float = @first> (x)
+            b = LeakyRelu <alpha: float = @second> (x)
+            y = Add(a, b)
+        }
+    """)
+    assert graphopt.optimize(model, "clean-up").report.applications == []
 
 
 def test_random_numbers_are_not_merged() -> None:

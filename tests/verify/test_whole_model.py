@@ -237,3 +237,29 @@ def test_a_low_precision_leaves_room_for_rounding_and_not_for_anything(dtype: to
     check = WholeCheck(scaled(1.0))
     assert check.compare(scaled(1.02)).ok
     assert not check.compare(scaled(1.25)).ok
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [("seq", [np.ones((2, 3), np.float32), np.ones((1, 3), np.float32)]), ("optional", np.ones((2, 3), np.float32))],
+)
+def test_example_inputs_that_are_no_single_tensor(kind: str, given: Any) -> None:
+    reader = "ConcatFromSequence <axis = 0>" if kind == "seq" else "OptionalGetElement"
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 18]>
+        agraph ({kind}(float[N, 3]) x) => (float[M, 3] y) {{ a = {reader} (x) b = Identity (a) y = Relu (b) }}
+    """)
+    result = graphopt.optimize(model, "clean-up", verify="model", example_inputs={"x": given})
+    assert result.report.notes[-1].startswith("end to end: largest error 0.0e+00")
+    with pytest.raises(graphopt.ModelError, match="drawn for input 'x': it is not known to be a tensor of numbers"):
+        graphopt.optimize(model, "clean-up", verify="model")
+
+
+def test_outputs_that_are_sequences_of_different_sizes() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 18]>
+        agraph (float[3, 3] x) => (seq(float[M, 3]) y)
+        <int64[2] sizes = {1, 2}> { a = Identity (x) y = SplitToSequence <axis = 0> (a, sizes) }
+    """)
+    result = graphopt.optimize(model, "clean-up", verify="model")
+    assert result.report.notes[-1].startswith("end to end: largest error 0.0e+00")

@@ -23,6 +23,8 @@ _INFERRED_DOMAINS = frozenset({"", "ai.onnx.ml"})
 """Domains whose ops onnx infers. Only for results of others does inference start from what the file declares."""
 _OPAQUE = "graphopt.opaque"
 """A domain of which onnx knows no op."""
+_FATAL = frozenset({("ai.onnx.ml", "DictVectorizer"), ("", "RegexFullMatch")})
+"""Ops whose inference ends the process where the type of an input is not known."""
 _SMALL_INTEGERS, _SMALL_OTHERS = 4096, 64
 """Bytes up to which a constant's data is given to inference: shapes, axes and the like, and scales of
 Resize."""
@@ -119,7 +121,7 @@ class _Skeleton:
         self._graph(model.graph, proto.graph)
         for value in self._hoisted:
             self._info(proto.graph.input.add(), value)
-        proto.functions.extend(ir.to_proto(function) for function in model.functions.values())
+        proto.functions.extend(_spared(ir.to_proto(function)) for function in model.functions.values())
         return proto
 
     def _domains(self) -> dict[str, int]:
@@ -171,7 +173,8 @@ class _Skeleton:
             self._constant(node.outputs[0], None, proto)
             return
         copy = proto.node.add()
-        copy.op_type, copy.domain, copy.overload = node.op_type, node.domain, node.overload
+        domain = _OPAQUE if (node.domain, node.op_type) in _FATAL else node.domain
+        copy.op_type, copy.domain, copy.overload = node.op_type, domain, node.overload
         copy.input.extend(map(self._name, node.inputs))
         copy.output.extend(map(self._name, node.outputs))
         if node.outputs and node.outputs[0] in self._corrected:
@@ -187,7 +190,7 @@ class _Skeleton:
             return
         for attribute in node.attributes.values():
             self._attribute(attribute, copy)
-        for value in node.outputs if node.domain not in _INFERRED_DOMAINS else ():
+        for value in node.outputs if domain not in _INFERRED_DOMAINS else ():
             if value.name and not value.is_graph_output() and self._known(value) is not None:
                 self._info(proto.value_info.add(), value)
 
@@ -227,8 +230,26 @@ class _Skeleton:
                 yield self._values[info.name], type_
         for node in graph.node:
             for attribute in node.attribute:
-                for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                for body in _bodies(attribute):
                     yield from self.read_back(body)
+
+
+def _spared(function: onnx.FunctionProto) -> onnx.FunctionProto:
+    """`function`, with the ops that inference would not survive made unknown ones."""
+    pending = [*function.node]
+    for node in pending:  # It grows.
+        if (node.domain, node.op_type) in _FATAL:
+            node.domain = _OPAQUE
+        pending += [inner for attribute in node.attribute for body in _bodies(attribute) for inner in body.node]
+    if any(node.domain == _OPAQUE for node in pending):
+        function.opset_import.add(domain=_OPAQUE, version=1)
+    return function
+
+
+def _bodies(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
+    if attribute.HasField("g"):
+        yield attribute.g
+    yield from attribute.graphs
 
 
 def _is_cast_to_bool(node: ir.Node) -> bool:

@@ -13,6 +13,7 @@ from graphopt.errors import ModelError
 from graphopt.ir.onnx import graphsurgeon
 from graphopt.ir.onnx.check_tensors import check_tensors
 from graphopt.ir.onnx.checks import check_external, check_functions, check_proto, check_structure
+from graphopt.ir.onnx.map_types import note_map_types, without_map_types
 from graphopt.ir.onnx.model import OnnxModel
 from graphopt.ir.onnx.save import Carried, remember_files, to_proto
 from graphopt.ir.onnx.shared import copy_of
@@ -90,7 +91,7 @@ def _undecodable(path: Path, data: bytes) -> ModelError:
 def _from_proto(proto: onnx.ModelProto, where: str, folder: Path | None, export: Any) -> OnnxModel:
     check_proto(proto, where)
     check_tensors(proto, where)
-    proto = densified(proto, where)
+    proto, maps = without_map_types(densified(proto, where), where)
     carried = Carried(_declared(proto.graph), tuple(proto.training_info))
     try:
         model = ir.from_proto(proto)
@@ -101,6 +102,7 @@ def _from_proto(proto: onnx.ModelProto, where: str, folder: Path | None, export:
     check_structure(model, where)
     check_functions(model, where)
     remember_files(model)
+    note_map_types(model, maps)
     return OnnxModel(model, carried, export)
 
 

@@ -17,7 +17,8 @@ from graphopt.errors import ModelError
 from graphopt.ir.model import check_folder
 from graphopt.ir.onnx.checks import attribute_tensors, external_tensors
 from graphopt.ir.onnx.constants import reopened
-from graphopt.ir.onnx.shared import all_graphs
+from graphopt.ir.onnx.map_types import declare_map_types
+from graphopt.ir.onnx.shared import all_graphs, copy_of
 from graphopt.ir.onnx.streaming import stream, write_proto
 
 PROTO_LIMIT = 1_900_000_000
@@ -48,6 +49,7 @@ def to_proto(model: ir.Model, carried: Carried) -> onnx.ModelProto:
     for function in proto.functions:
         _drop_repeated_metadata((), function.node)
     proto.training_info.extend(carried.training)
+    declare_map_types(model, proto)
     return proto
 
 
@@ -102,7 +104,7 @@ def save_model(model: ir.Model, path: Path, carried: Carried, limit: int = PROTO
     """
     path = Path(path)
     data = data_path(model, path)
-    copy = model.clone()
+    copy = copy_of(model)
     if sum(tensor.nbytes for tensor in _tensors(copy)) <= limit:
         _load_external(copy)
         large = _take_out_large(copy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,16 @@ from graphopt.ir.onnx.reading import Facts
 from graphopt.ir.onnx.shared import Shared, body_graphs, nested_graphs
 from graphopt.ir.onnx.write import WRITERS, cannot_emit, draft
 from graphopt.ir.weights import TensorRef, as_ref
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """The value of an attribute that a call of the function around it gives."""
+
+    name: str | None
+
+    def __str__(self) -> str:
+        return f"@{self.name}"
 
 
 class OnnxGraph(Graph):
@@ -66,7 +77,8 @@ class OnnxGraph(Graph):
             return self._keys.setdefault(op, self.raw_name(node))
 
     def raw_name(self, node: ir.Node) -> str:
-        return f"{node.domain or 'ai.onnx'}::{node.op_type}"
+        name = f"{node.domain or 'ai.onnx'}::{node.op_type}"
+        return f"{name}:{node.overload}" if node.overload else name
 
     def call(self, node: ir.Node) -> Call | Unreadable:
         calls = self.shared.calls
@@ -85,7 +97,10 @@ class OnnxGraph(Graph):
         return reader(node, self.opsets.get(domain, 1) if domain else self.opset, facts)
 
     def raw_call(self, node: ir.Node) -> Call:
-        fields = {name: attribute.value for name, attribute in node.attributes.items()}
+        fields = {
+            name: Parameter(attribute.ref_attr_name) if attribute.is_ref() else attribute.value
+            for name, attribute in node.attributes.items()
+        }
         outputs = tuple(value if value.name else None for value in node.outputs)
         return Call(node, self.raw_name(node), tuple(node.inputs), fields, outputs)
 

@@ -307,3 +307,22 @@ def test_one_row_does_not_decide_which_directions_matter() -> None:
 def test_one_batch_of_one_sample_cannot_be_held_out() -> None:
     with pytest.raises(graphopt.errors.ModelError, match="give two batches or more"):
         product([normal(1)])
+
+
+def test_a_layer_that_reads_what_has_no_known_type_is_left_alone() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 18, "com.microsoft" : 1]>
+        agraph (float[N, 16] x, float[N, 16] skip) => (float[N, 16] y) {
+            n = com.microsoft.SkipLayerNormalization (x, skip, gamma)
+            h = MatMul (n, w1)
+            r = Relu (h)
+            y = MatMul (r, w2)
+        }
+    """)
+    rng = np.random.default_rng(0)
+    for name, shape in (("gamma", (16,)), ("w1", (16, 16)), ("w2", (16, 16))):
+        content = rng.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(content, name))
+    data = [tuple(rng.standard_normal((8, 16)).astype(np.float32) for _ in range(2)) for _ in range(4)]
+    result = graphopt.optimize(model, "low-rank", budget=0.1, calibration=data)
+    assert any("the type of its input n is not known" in note for note in result.report.passes[0].notes)
