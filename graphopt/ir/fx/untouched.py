@@ -68,7 +68,8 @@ class _Read(TorchFunctionMode):  # type: ignore[misc]  # torch is untyped for my
         self._copies: dict[int, tuple[torch.Tensor, int, torch.Tensor]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for leaf in pytree.tree_leaves((args, kwargs)):
+        # The branches of torch.cond are traced by dynamo, which would trace this too; they read what they are given.
+        for leaf in () if torch.compiler.is_dynamo_compiling() else pytree.tree_leaves((args, kwargs)):
             if type(leaf) is torch.Tensor and id(leaf) not in self._copies and _has_data(leaf):
                 with _disable_current_modes(), torch.no_grad():
                     self._copies[id(leaf)] = leaf, leaf._version, leaf.clone()
