@@ -79,7 +79,8 @@ def _told(found: Comparison, written: Path | None) -> dict[str, Any]:
     told: dict[str, Any] = {"error": None, "allowed": None, "reason": found.reason}
     if verdict is not None:
         finite = verdict.error if verdict.error < float("inf") else None
-        told = {"error": finite, "allowed": verdict.allowed, "reason": verdict.reason}
+        reason = str(verdict) if verdict.unjudged else verdict.reason
+        told = {"error": finite, "allowed": verdict.allowed, "reason": reason}
     if found.proof is not None:
         proof = {k: v for k, v in asdict(found.proof.proof).items() if k != "reduced"}
         of_models = {
@@ -100,7 +101,8 @@ def _lines(found: Comparison) -> Iterator[str]:
     if verdict is None:
         yield f"run: undecided; {found.reason}"
     else:
-        yield f"run: {'they agree' if verdict.ok else 'they differ'}; {verdict}"
+        agree = "undecided" if verdict.unjudged else "they agree"
+        yield f"run: {agree if verdict.ok else 'they differ'}; {verdict}"
     if found.proof is not None:
         yield from claim(found.proof)
 

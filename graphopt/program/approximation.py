@@ -13,7 +13,7 @@ from graphopt.program.reference import reference_runner, run_unit, runner_with, 
 from graphopt.program.requests import Request, requests_of
 from graphopt.program.runner import Runner, Units, to_numpy
 from graphopt.program.step_weights import step_weights
-from graphopt.verify.approximation import Account, Approximation, Measured, require_zero_of_equal
+from graphopt.verify.approximation import Account, Approximation, Measured, require_measurable
 from graphopt.verify.budget import Budget
 from graphopt.verify.calibration import Calibration
 
@@ -36,7 +36,7 @@ class Trajectories:
     @cached_property
     def _expected(self) -> list[list[Array]]:
         expected = self._sampled(self._held_out)
-        require_zero_of_equal(self.budget, expected)
+        require_measurable(self.budget, expected)
         return expected
 
     @cached_property

@@ -19,7 +19,7 @@ from graphopt.program.requests import first_request
 from graphopt.verify.calibration import Calibration
 from graphopt.verify.compare import EPS
 from graphopt.verify.floats import shake
-from graphopt.verify.whole import FACTOR, Verdict, always_allowed, distance
+from graphopt.verify.whole import FACTOR, Verdict, always_allowed, distance, judged
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,10 @@ class ProgramCheck:
         eps = EPS[original.interface.sample.dtype]
         shaken = shake(noise, eps, np.random.default_rng(0)).astype(noise.dtype)
         moved = replace(self._request, noise=shaken).sample(reference_runner(original))
-        self.allowed = FACTOR * max(always_allowed(eps), distance([self._expected], [moved]))
+        movement = distance([self._expected], [moved])
+        self._unstable = [0] if movement == float("inf") else []
+        self.allowed = FACTOR * (always_allowed(eps) if self._unstable else max(always_allowed(eps), movement))
 
     def compare(self, candidate: Program) -> Verdict:
         got = self._request.sample(reference_runner(candidate))
-        return Verdict(distance([self._expected], [got]), self.allowed)
+        return judged([self._expected], [got], self.allowed, self._unstable)

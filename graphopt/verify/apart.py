@@ -32,7 +32,7 @@ class Comparison:
     @property
     def ok(self) -> bool:
         proved = self.proof is None or self.proof.proof.holds or self.proof.level == "executed"
-        return self.verdict is not None and self.verdict.ok and proved
+        return self.verdict is not None and self.verdict.ok and not self.verdict.unjudged and proved
 
 
 @dataclass(frozen=True)

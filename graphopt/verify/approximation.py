@@ -15,7 +15,7 @@ from graphopt.ir.weights import Array
 from graphopt.verify.budget import Budget
 from graphopt.verify.calibration import Calibration, inputs_of
 from graphopt.verify.execute import CannotRun, model_runner
-from graphopt.verify.metrics import Outputs
+from graphopt.verify.metrics import Outputs, unmeasurable
 
 
 @dataclass
@@ -104,7 +104,7 @@ class Reference:
     def __init__(self, original: Model, budget: Budget, calibration: Calibration) -> None:
         """
         Raises:
-            ModelError: the data does not fit the model, or the model cannot be run on it.
+            ModelError: the data does not fit the model, the model cannot be run on it, or its outputs are no numbers.
             PipelineError: the metric of the original against itself is not within the budget.
         """
         tuning, held_out = calibration.split(inputs_of(original))
@@ -116,7 +116,7 @@ class Reference:
             self._expected_tuning = _run(original, self.tuning)
         except CannotRun as error:
             raise ModelError(f"the original cannot be run on the calibration data: {error}") from error
-        require_zero_of_equal(budget, self._expected)
+        require_measurable(budget, self._expected)
 
     def measure(self, model: Model) -> float:
         """The metric of `model` against the original on the held-out part; see `Approximation.measure`."""
@@ -174,8 +174,14 @@ class Measured:
         return f"{self.budget.name} {self.value:.2g} on held-out data, allowed {self.budget.limit:.2g}"
 
 
-def require_zero_of_equal(budget: Budget, outputs: Outputs) -> None:
-    """Raise PipelineError if even equal outputs are beyond the budget."""
+def require_measurable(budget: Budget, outputs: Outputs) -> None:
+    """Raises ModelError if the original's `outputs` hold nothing that a metric could see a change in, PipelineError if
+    even equal outputs are beyond the budget."""
+    if (found := unmeasurable(outputs)) is not None:
+        raise ModelError(
+            f"the budget cannot be measured: on the held-out calibration data {found}; expected real inputs, for which "
+            "the original computes numbers"
+        )
     itself = budget.measure(outputs, outputs)
     if not budget.allows(itself):
         raise PipelineError(

@@ -128,6 +128,18 @@ def incomparable(reference: Outputs, candidate: Outputs) -> str | None:
     return None
 
 
+def unmeasurable(reference: Outputs) -> str | None:
+    """Why no metric can tell another model from that of `reference`: an output is NaN throughout, or there are no
+    numbers. NaN at the same places counts as equal, so whatever came of the model would be."""
+    numbers = 0
+    for position, batches in enumerate(zip(*reference, strict=True)):
+        finite = sum(int(_finite(v.astype(np.float64) if v.dtype.name in FLOATS else v).sum()) for v in batches)
+        if not finite and any(np.isnan(v.astype(np.float64)).any() for v in batches if v.dtype.name in FLOATS):
+            return f"output {position} of the original is NaN throughout"
+        numbers += finite
+    return None if numbers else "the outputs of the original hold no numbers"
+
+
 def _finite(x: Array) -> npt.NDArray[np.bool_]:
     """Where `x` is a number."""
     found: npt.NDArray[np.bool_] = np.isfinite(x) if x.dtype.kind in "fc" else np.ones(x.shape, dtype=bool)

@@ -7,7 +7,7 @@ optimisations do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,13 +39,22 @@ class Verdict:
     error: float
     allowed: float
     reason: str = ""
+    unjudged: tuple[int, ...] = ()
+    """Outputs that differ and are left out: rounding alone changes them in a way that no error measures, such as
+    integers."""
 
     @property
     def ok(self) -> bool:
         return not self.reason and self.error <= self.allowed
 
     def __str__(self) -> str:
-        return self.reason or f"largest error {self.error:.1e} of the output's range, allowed {self.allowed:.1e}"
+        if self.reason:
+            return self.reason
+        text = f"largest error {self.error:.1e} of the output's range, allowed {self.allowed:.1e}"
+        if not self.unjudged:
+            return text
+        positions = ", ".join(map(str, self.unjudged))
+        return f"{text}; not judged: output {positions}, which rounding alone changes beyond comparison"
 
 
 class WholeCheck:
@@ -62,24 +71,28 @@ class WholeCheck:
                 f"the original cannot be run end to end: {error}. Pass example_inputs that it accepts, or use "
                 "verify='match', which does not run the whole model"
             ) from error
-        self.allowed = FACTOR * max(self._unit(), *self._movements(original, run))
+        moved = self._movements(original, run)
+        self.unstable = [i for i, movement in enumerate(moved) if movement == float("inf")]
+        """Outputs that have no yardstick: rounding alone changes integers, or where NaN is."""
+        self.allowed = FACTOR * max([self._unit(), *(m for m in moved if m < float("inf"))])
 
     def _unit(self) -> float:
         return always_allowed(max((EPS[e.dtype.name] for e in self.expected if e.dtype.name in FLOATS), default=0.0))
 
     def _movements(self, original: Model, run: Any) -> list[float]:
+        """How far rounding alone moves each output."""
         rng = np.random.default_rng(0)
         others = [run([_moved(feed, rng) for feed in self.feeds])]
         if original.storage == "onnx":
             others.append(model_runner(original, optimised=True)(self.feeds))
-        return [distance(self.expected, o) for o in others]
+        return [max(distance([e], [o[i]]) for o in others) for i, e in enumerate(self.expected)]
 
     def compare(self, candidate: Model) -> Verdict:
         try:
             got = model_runner(candidate)(self.feeds)
         except CannotRun as error:
             return Verdict(float("inf"), self.allowed, f"what came out cannot be run: {error}")
-        return Verdict(distance(self.expected, got), self.allowed)
+        return judged(self.expected, got, self.allowed, self.unstable)
 
 
 def _moved(feed: Any, rng: np.random.Generator) -> Any:
@@ -94,6 +107,15 @@ def _moved(feed: Any, rng: np.random.Generator) -> Any:
 def always_allowed(eps: float) -> float:
     """What is allowed of a model with this unit of rounding, times FACTOR, whatever its own sensitivity."""
     return min(_FLOOR * eps, _CEILING)
+
+
+def judged(expected: Sequence[Array], got: Sequence[Array], allowed: float, unstable: Collection[int]) -> Verdict:
+    """The verdict on `got`; of the outputs at the positions `unstable` nothing is said unless they are equal."""
+    if len(expected) != len(got):
+        return Verdict(float("inf"), allowed)
+    errors = [distance([a], [b]) for a, b in zip(expected, got, strict=True)]
+    left_out = tuple(i for i in unstable if errors[i] > 0.0 and expected[i].dtype == got[i].dtype)
+    return Verdict(max((e for i, e in enumerate(errors) if i not in left_out), default=0.0), allowed, unjudged=left_out)
 
 
 def distance(expected: Sequence[Array], got: Sequence[Array]) -> float:

@@ -33,6 +33,7 @@ def folder(tmp_path, monkeypatch):
     x, s = (rng.standard_normal((16, width)).astype(np.float32) for width in (6, 4))
     np.savez(tmp_path / "inputs.npz", x=x, s=s)
     np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "nan.npz", x=x * np.float32("nan"), s=s)
     (tmp_path / "text.npz").write_text("no arrays")
     np.savez(tmp_path / "objects.npz", x=np.array([{}, {}], dtype=object), s=s)
     monkeypatch.chdir(tmp_path)
@@ -71,6 +72,7 @@ def test_a_limit_of_inf_measures_and_the_table_says_so(folder):
         (["--budget", "-1"], "not negative"),
         (["--budget", "0.1", "--metric", "cos"], "did you mean 'cosine'?"),
         (["--budget", "0.1", "--calibration", "no.npz"], "no.npz: no such file"),
+        (["--budget", "0.1", "--calibration", "nan.npz"], "output 0 of the original is NaN throughout; expected real"),
         (["--budget", "0.1", "--calibration", "text.npz"], "text.npz: cannot be read as arrays"),
         (["--budget", "0.1", "--calibration", "objects.npz"], "objects.npz: cannot be read as arrays"),
         (["--budget", "0.1", "--calibration", "x.npy"], "1 arrays and the model 2 inputs, x, s"),

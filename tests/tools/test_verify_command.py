@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
@@ -86,3 +87,25 @@ def test_without_proof_models_are_only_run(call):
     result = call("a.onnx", "b.onnx", "--inputs", "inputs.npz", "--json")
     assert result.exit_code == 0 and "proof" not in json.loads(result.stdout)
     assert call("a.onnx", "c.onnx").exit_code == 1
+
+
+def beside_integers(factor, offset=0):
+    """z, and integers that one unit of rounding in x changes."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n,3] x) => (int64[n,3] y, float[n,3] z) <float s = {1000000.0}, float f = {%s}, float o = {%s}>
+    { m = Mul(x, s)  a = Add(m, o)  y = Cast<to = 7>(a)  z = Mul(x, f) }"""
+    return onnx.parser.parse_model(text % (float(factor), float(offset)))
+
+
+def test_an_output_that_rounding_changes_excuses_no_other(call):
+    """Integers that flip have no yardstick; that of the others is their own."""
+    for name, proto in (("i", beside_integers(3)), ("j", beside_integers(5)), ("k", beside_integers(3, 1000))):
+        onnx.save(proto, f"{name}.onnx")
+    assert call("i.onnx", "i.onnx").exit_code == 0
+    other = call("i.onnx", "j.onnx")
+    assert other.exit_code == 1 and other.stdout.startswith("run: they differ; largest error 6.7e-01")
+    shifted = call("i.onnx", "k.onnx")
+    assert shifted.exit_code == 1 and shifted.stdout.startswith("run: undecided; largest error 0.0e+00")
+    assert "not judged: output 0, which rounding alone changes beyond comparison" in " ".join(shifted.stdout.split())
+    told = json.loads(call("i.onnx", "k.onnx", "--json").stdout)
+    assert told["ok"] is False and told["allowed"] < 1e-3 and "not judged: output 0" in told["reason"]

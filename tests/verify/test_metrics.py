@@ -11,7 +11,7 @@ import scipy.stats
 
 from graphopt import Budget, Frechet
 from graphopt.errors import PipelineError
-from graphopt.verify.metrics import METRICS
+from graphopt.verify.metrics import METRICS, unmeasurable
 
 
 def outputs(seed, *shapes, batches=3, dtype=np.float32):
@@ -117,6 +117,27 @@ def test_nan_and_infinity_in_the_candidate_never_pass(name, value, limit):
     spoilt[1][0][2, 3] = value
     assert not budget.allows(budget.measure(REFERENCE, spoilt))
     assert not budget.allows(budget.measure(spoilt, REFERENCE))
+
+
+NAN, NUMBER, MASK = np.full((2, 3), np.nan, np.float32), np.ones((2, 3), np.float32), np.full((2, 3), -np.inf)
+NONE = np.ones((0, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [
+        ([[NAN], [NAN]], "output 0 of the original is NaN throughout"),
+        ([[NUMBER, NAN.astype(ml_dtypes.bfloat16)]], "output 1 of the original is NaN throughout"),
+        ([[NONE], [NONE]], "the outputs of the original hold no numbers"),
+        ([[MASK]], "the outputs of the original hold no numbers"),
+        ([[NAN], [NUMBER]], None),
+        ([[NUMBER, NONE, MASK]], None),
+        ([[np.arange(3), np.array(["text"], object)]], None),
+    ],
+)
+def test_outputs_without_numbers_measure_nothing(reference, says):
+    """Every metric calls all models equal on them, however much was pruned."""
+    assert unmeasurable(reference) == says
 
 
 @pytest.mark.parametrize("name", ["relative-error", "trajectory-mse", "top-1"])

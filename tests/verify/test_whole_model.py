@@ -22,7 +22,7 @@ from graphopt.rewrite.contract import Evidence
 from graphopt.tools.main import main
 from graphopt.verify.bisect import first_bad
 from graphopt.verify.verifier import MatchVerifier
-from graphopt.verify.whole import WholeCheck, distance
+from graphopt.verify.whole import WholeCheck, distance, judged
 
 FACTORS = (2.0, 4.0, 0.5, 3.0, 8.0, 0.25, 5.0)
 WRONG = "planted/mul-as-div#4"
@@ -263,3 +263,27 @@ def test_outputs_that_are_sequences_of_different_sizes() -> None:
     """)
     result = graphopt.optimize(model, "clean-up", verify="model")
     assert result.report.notes[-1].startswith("end to end: largest error 0.0e+00")
+
+
+class BesideIntegers(torch.nn.Module):
+    """Integers that one unit of rounding changes, and numbers."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (x * 1e9).long(), x * self.factor
+
+
+def test_an_output_without_a_yardstick_is_left_out_and_the_others_are_judged():
+    example = torch.rand(4, 8, generator=torch.Generator().manual_seed(0))
+    model, other, same = (graphopt.load(BesideIntegers(f), example_inputs=example) for f in (1.0, 2.0, 1.0))
+    check = WholeCheck(model)
+    assert check.allowed < 1e-3
+    assert check.compare(same).ok and check.compare(same).unjudged == ()
+    assert not check.compare(other).ok
+    got = [check.expected[0] + 1, check.expected[1]]
+    verdict = judged(check.expected, got, check.allowed, check.unstable)
+    assert verdict.ok and verdict.unjudged == (0,) and "not judged: output 0" in str(verdict)
+    assert not judged(check.expected, [got[0].astype(np.int32), got[1]], check.allowed, check.unstable).ok
