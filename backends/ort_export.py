@@ -15,6 +15,7 @@ import torch
 from torch import fx
 from torch.export.exported_program import ExportedProgram
 
+from graphopt.backends.ort_constants import store_constants
 from graphopt.backends.ort_registry import remembered_registry
 from graphopt.backends.ort_tolerances import exact_simplifications
 from graphopt.backends.signature import require_stateless
@@ -42,6 +43,7 @@ def export_onnx(program: ExportedProgram) -> ir.Model:
         if isinstance(module, fx.GraphModule):
             _say_squeezes_exactly(module.graph)
     _drop_constant_outputs(program.graph)
+    store_constants(program)
     try:
         # The first lets one thread in at a time.
         with remembered_marks(), _quiet(), remembered_registry(), exact_simplifications() as exact:
