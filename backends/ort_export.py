@@ -15,8 +15,10 @@ import torch
 from torch import fx
 from torch.export.exported_program import ExportedProgram
 
+from graphopt.backends.ort_constants import store_constants
 from graphopt.backends.ort_registry import remembered_registry
 from graphopt.backends.ort_tolerances import exact_simplifications
+from graphopt.backends.ort_truths import say_choices_of_truths
 from graphopt.backends.signature import require_stateless
 from graphopt.errors import MissingExtraError, UnsupportedError
 from graphopt.ir.fx.decompose import remembered_marks
@@ -41,7 +43,9 @@ def export_onnx(program: ExportedProgram) -> ir.Model:
     for module in program.graph_module.modules():
         if isinstance(module, fx.GraphModule):
             _say_squeezes_exactly(module.graph)
+            say_choices_of_truths(module.graph)
     _drop_constant_outputs(program.graph)
+    store_constants(program)
     try:
         # The first lets one thread in at a time.
         with remembered_marks(), _quiet(), remembered_registry(), exact_simplifications() as exact:
