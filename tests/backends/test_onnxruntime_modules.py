@@ -123,8 +123,12 @@ class Wide(nn.Module):
 
 @pytest.mark.parametrize(
     ("dtype", "io_binding"),
-    [(torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, True), (torch.int32, True)],
-)
+    [
+        (torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, True), (torch.int32, True),
+        (torch.float8_e4m3fn, True), (torch.float8_e4m3fn, False), (torch.float8_e5m2, True),
+        (torch.float8_e4m3fnuz, True), (torch.float8_e5m2fnuz, False),
+    ],
+)  # fmt: skip
 def test_every_dtype_goes_in_and_out(dtype, io_binding):
     x, mask = torch.tensor([1, 2, -3]).to(dtype), torch.tensor([True, False, True])
     compiled = graphopt.lower(Wide(), example_inputs=(x, mask), io_binding=io_binding)
