@@ -11,9 +11,11 @@ import numpy as np
 from graphopt.backends.inputs import InputError, InputType, check_input, name_inputs
 from graphopt.backends.ort_values import is_native, run_arrays
 from graphopt.errors import GraphoptError
+from graphopt.ir.onnx.dtypes import DATA_TYPES
 from graphopt.ir.weights import numpy_dtype
 
-_NAMES = {"float": "float32", "double": "float64"}
+_NAMES = {number.name.lower(): name for name, number in DATA_TYPES.items()}
+"""Our dtype name by onnxruntime's, which is ONNX's in small letters."""
 _TENSOR = re.compile(r"tensor\((?P<element>\w+)\)")
 
 

@@ -46,6 +46,7 @@ def export_onnx(program: ExportedProgram) -> ir.Model:
             say_choices_of_truths(module.graph)
     _drop_constant_outputs(program.graph)
     store_constants(program)
+    _freeze(program)
     try:
         # The first lets one thread in at a time.
         with remembered_marks(), _quiet(), remembered_registry(), exact_simplifications() as exact:
@@ -124,6 +125,16 @@ def _squeezed(node: fx.Node, rank: int) -> list[int]:
     given: Any = node.args[1]
     axes = given if isinstance(given, (tuple, list)) else (given,)
     return sorted({axis % rank for axis in axes})
+
+
+def _freeze(program: ExportedProgram) -> None:
+    """Let nothing be trained: torch takes attention apart otherwise for a mask that is, and the exporter then expects
+    the result elsewhere in memory."""
+    for parameter in program.parameters():
+        parameter.requires_grad_(False)
+    for node in program.graph.find_nodes(op="placeholder"):
+        if isinstance(value := node.meta.get("val"), torch.Tensor):
+            node.meta["val"] = value.detach()
 
 
 def _drop_constant_outputs(graph: fx.Graph) -> None:

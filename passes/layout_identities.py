@@ -275,10 +275,15 @@ class SliceAfterSlice:
     def check(self, m: Match) -> None:
         if set(m.inner.fields["axes"]) & set(m.outer.fields["axes"]):
             m.fail("an axis is sliced twice")
+        if (reason := m.graph.can_emit("slice", self._fields(m), [m.graph.type(m.x)])) is not None:
+            m.fail("{}", reason)
 
     def rewrite(self, m: Match, build: Builder) -> Any:
-        fields = {name: m.inner.fields[name] + m.outer.fields[name] for name in ("starts", "ends", "axes", "steps")}
-        return build.slice(m.x, like=m.out, **fields)
+        return build.slice(m.x, like=m.out, **self._fields(m))
+
+    @staticmethod
+    def _fields(m: Match) -> dict[str, Any]:
+        return {name: m.inner.fields[name] + m.outer.fields[name] for name in ("starts", "ends", "axes", "steps")}
 
 
 @rule(contract=Exact())

@@ -123,8 +123,12 @@ class Wide(nn.Module):
 
 @pytest.mark.parametrize(
     ("dtype", "io_binding"),
-    [(torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, True), (torch.int32, True)],
-)
+    [
+        (torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, True), (torch.int32, True),
+        (torch.float8_e4m3fn, True), (torch.float8_e4m3fn, False), (torch.float8_e5m2, True),
+        (torch.float8_e4m3fnuz, True), (torch.float8_e5m2fnuz, False),
+    ],
+)  # fmt: skip
 def test_every_dtype_goes_in_and_out(dtype, io_binding):
     x, mask = torch.tensor([1, 2, -3]).to(dtype), torch.tensor([True, False, True])
     compiled = graphopt.lower(Wide(), example_inputs=(x, mask), io_binding=io_binding)
@@ -135,6 +139,23 @@ def test_every_dtype_goes_in_and_out(dtype, io_binding):
     assert kept.tolist() == [1, 0, -3]
     assert inverse.dtype == torch.bool
     assert inverse.tolist() == [False, True, False]
+
+
+class Biased(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.bias = nn.Linear(12, 36), nn.Parameter(torch.randn(5, 5, 3))
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).reshape(2, 5, 3, 3, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.bias.permute(2, 0, 1).unsqueeze(0)
+        heads = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return heads.transpose(1, 2).reshape(2, 5, 12)
+
+
+def test_attention_may_have_a_bias_that_is_trained():
+    module, x = Biased(), torch.randn(2, 5, 12)
+    torch.testing.assert_close(graphopt.lower(module, example_inputs=x)(x), module(x).detach())
 
 
 @dataclass

@@ -7,8 +7,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from clean_up_graphs import Sketch
 
+import graphopt
 from graphopt.ir.graph import TensorType
 from graphopt.passes import layout_identities
 from graphopt.passes.layout_identities import same_shape, target_shape
@@ -168,6 +170,18 @@ def test_slices_of_two_axes_become_one() -> None:
     rows = sketch.add("slice", sketch.x, starts=(1,), ends=(3,), axes=(1,), steps=(1,), type=typed(2, 2, 4))
     both = sketch.add("slice", rows, starts=(0,), ends=(4,), axes=(2,), steps=(2,), type=typed(2, 2, 2))
     assert apply(sketch, both) == ["slice"]
+
+
+def test_slices_of_two_axes_are_left_alone_where_an_op_slices_one() -> None:
+    class Sliced(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, 1:3, ::2] + 1
+
+    report = graphopt.optimize(Sliced(), "clean-up", example_inputs=torch.ones(2, 5, 6)).report
+    assert report.undone == []
+    assert list(report.passes[0].rules["slice-after-slice"].refused) == [
+        "slice: torch slices one axis at a time"
+    ]
 
 
 def test_slices_of_one_axis_stay() -> None:
