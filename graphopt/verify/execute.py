@@ -188,9 +188,13 @@ def _rounding_runner(model: Any, names: Sequence[str], cause: CannotRun) -> Runn
     return run
 
 
-def model_runner(model: Model, *, optimised: bool = False) -> Runner:
+def model_runner(model: Model, *, optimised: bool = False, spread: bool = False, keys: bool = True) -> Runner:
     """A whole model natively, from the inputs of its main region in order; `optimised` turns the runtime's own
-    optimisations on."""
+    optimisations on.
+
+    An output that is a sequence or a map is one array of objects; with `spread` it is the arrays in it, however many,
+    of maps with or without their `keys`.
+    """
     main = model.main
     if model.storage == "fx":
         return lambda feeds: _guarded(main.run, feeds)  # type: ignore[attr-defined]
@@ -205,19 +209,29 @@ def model_runner(model: Model, *, optimised: bool = False) -> Runner:
         session = _session(str(path), optimised=optimised)
 
     def run(feeds: Sequence[Array]) -> list[Array]:
-        return [array for result in _results(session, names, feeds) for array in _arrays(result)]
+        results = _results(session, names, feeds)
+        return [a for r in results for a in _arrays(r, keys)] if spread else [_one_array(r) for r in results]
 
     return lambda feeds: _guarded(run, feeds)
 
 
-def _arrays(result: Any) -> Iterator[Array]:
-    """The arrays in an output: one of a tensor, those of each element of a sequence, keys and values of a map."""
+def _one_array(result: Any) -> Array:
+    if not isinstance(result, list):
+        return np.asarray(result)
+    held = np.empty(len(result), object)
+    for i, element in enumerate(result):  # numpy would make one array of arrays of equal shapes.
+        held[i] = element
+    return held
+
+
+def _arrays(result: Any, keys: bool) -> Iterator[Array]:
+    """The arrays in an output: one of a tensor, those of each element of a sequence, `keys` and values of a map."""
     match result:
         case list():
             for element in result:
-                yield from _arrays(element)
+                yield from _arrays(element, keys)
         case dict():
-            yield from (np.asarray(list(result)), np.asarray(list(result.values())))
+            yield from (np.asarray(list(part)) for part in ((result, result.values()) if keys else (result.values(),)))
         case _:
             yield np.asarray(result)
 

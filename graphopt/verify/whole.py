@@ -55,7 +55,7 @@ class WholeCheck:
         """`feeds`, one array per input, replace what the model was traced with and the examples."""
         self.feeds = whole_feeds(original, examples) if feeds is None else list(feeds)
         try:
-            run = model_runner(original)
+            run = model_runner(original, spread=True)
             self.expected = run(self.feeds)
         except CannotRun as error:
             raise VerificationError(
@@ -71,12 +71,12 @@ class WholeCheck:
         rng = np.random.default_rng(0)
         others = [run([_moved(feed, rng) for feed in self.feeds])]
         if original.storage == "onnx":
-            others.append(model_runner(original, optimised=True)(self.feeds))
+            others.append(model_runner(original, optimised=True, spread=True)(self.feeds))
         return [distance(self.expected, o) for o in others]
 
     def compare(self, candidate: Model) -> Verdict:
         try:
-            got = model_runner(candidate)(self.feeds)
+            got = model_runner(candidate, spread=True)(self.feeds)
         except CannotRun as error:
             return Verdict(float("inf"), self.allowed, f"the optimised model cannot be run: {error}")
         return Verdict(distance(self.expected, got), self.allowed)
