@@ -188,12 +188,11 @@ def _rounding_runner(model: Any, names: Sequence[str], cause: CannotRun) -> Runn
     return run
 
 
-def model_runner(model: Model, *, optimised: bool = False, spread: bool = False, keys: bool = True) -> Runner:
+def model_runner(model: Model, *, optimised: bool = False) -> Runner:
     """A whole model natively, from the inputs of its main region in order; `optimised` turns the runtime's own
     optimisations on.
 
-    An output that is a sequence or a map is one array of objects; with `spread` it is the arrays in it, however many,
-    of maps with or without their `keys`.
+    An output that is a sequence or a map is one array of objects; `arrays_in` gives the arrays in it.
     """
     main = model.main
     if model.storage == "fx":
@@ -209,8 +208,7 @@ def model_runner(model: Model, *, optimised: bool = False, spread: bool = False,
         session = _session(str(path), optimised=optimised)
 
     def run(feeds: Sequence[Array]) -> list[Array]:
-        results = _results(session, names, feeds)
-        return [a for r in results for a in _arrays(r, keys)] if spread else [_one_array(r) for r in results]
+        return [_one_array(result) for result in _results(session, names, feeds)]
 
     return lambda feeds: _guarded(run, feeds)
 
@@ -224,16 +222,19 @@ def _one_array(result: Any) -> Array:
     return held
 
 
-def _arrays(result: Any, keys: bool) -> Iterator[Array]:
-    """The arrays in an output: one of a tensor, those of each element of a sequence, `keys` and values of a map."""
-    match result:
-        case list():
-            for element in result:
-                yield from _arrays(element, keys)
-        case dict():
-            yield from (np.asarray(list(part)) for part in ((result, result.values()) if keys else (result.values(),)))
-        case _:
-            yield np.asarray(result)
+def arrays_in(result: Any, *, keys: bool = True) -> Iterator[Array]:
+    """The arrays in an output of `model_runner`: itself if it is a tensor, those in each element of a sequence, `keys`
+    and values of a map."""
+    if isinstance(result, dict):
+        yield from (np.asarray(list(part)) for part in ((result, result.values()) if keys else (result.values(),)))
+    elif isinstance(result, list) or (result.dtype == object and any(isinstance(e, _HOLDERS) for e in result.flat)):
+        for element in result if isinstance(result, list) else result.flat:
+            yield from arrays_in(element, keys=keys)
+    else:
+        yield result
+
+
+_HOLDERS = (dict, list, np.ndarray)
 
 
 def guard_file(path: Path) -> None:

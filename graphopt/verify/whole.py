@@ -18,7 +18,7 @@ from graphopt.ir.graph import TensorType
 from graphopt.ir.model import Model
 from graphopt.ir.weights import FLOATS, Array
 from graphopt.verify.compare import EPS
-from graphopt.verify.execute import CannotRun, model_runner
+from graphopt.verify.execute import CannotRun, arrays_in, model_runner
 from graphopt.verify.floats import shake
 from graphopt.verify.inputs import draw_input
 
@@ -55,7 +55,7 @@ class WholeCheck:
         """`feeds`, one array per input, replace what the model was traced with and the examples."""
         self.feeds = whole_feeds(original, examples) if feeds is None else list(feeds)
         try:
-            run = model_runner(original, spread=True)
+            run = model_runner(original)
             self.expected = run(self.feeds)
         except CannotRun as error:
             raise VerificationError(
@@ -65,18 +65,19 @@ class WholeCheck:
         self.allowed = FACTOR * max(self._unit(), *self._movements(original, run))
 
     def _unit(self) -> float:
-        return always_allowed(max((EPS[e.dtype.name] for e in self.expected if e.dtype.name in FLOATS), default=0.0))
+        names = (array.dtype.name for output in self.expected for array in arrays_in(output))
+        return always_allowed(max((EPS[name] for name in names if name in FLOATS), default=0.0))
 
     def _movements(self, original: Model, run: Any) -> list[float]:
         rng = np.random.default_rng(0)
         others = [run([_moved(feed, rng) for feed in self.feeds])]
         if original.storage == "onnx":
-            others.append(model_runner(original, optimised=True, spread=True)(self.feeds))
+            others.append(model_runner(original, optimised=True)(self.feeds))
         return [distance(self.expected, o) for o in others]
 
     def compare(self, candidate: Model) -> Verdict:
         try:
-            got = model_runner(candidate, spread=True)(self.feeds)
+            got = model_runner(candidate)(self.feeds)
         except CannotRun as error:
             return Verdict(float("inf"), self.allowed, f"the optimised model cannot be run: {error}")
         return Verdict(distance(self.expected, got), self.allowed)
@@ -99,10 +100,11 @@ def always_allowed(eps: float) -> float:
 def distance(expected: Sequence[Array], got: Sequence[Array]) -> float:
     """Largest difference of any output relative to its largest finite element; inf if shapes, dtypes, integers, NaN or
     infinities differ."""
-    if len(expected) != len(got):
+    ours, theirs = ([array for output in outputs for array in arrays_in(output)] for outputs in (expected, got))
+    if len(expected) != len(got) or len(ours) != len(theirs):
         return float("inf")
     worst = 0.0
-    for a, b in zip(expected, got, strict=True):
+    for a, b in zip(ours, theirs, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             return float("inf")
         if a.dtype.name not in FLOATS:

@@ -86,3 +86,21 @@ def test_without_proof_models_are_only_run(call):
     result = call("a.onnx", "b.onnx", "--inputs", "inputs.npz", "--json")
     assert result.exit_code == 0 and "proof" not in json.loads(result.stdout)
     assert call("a.onnx", "c.onnx").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("factor", "labels", "agree"), [(1 + 2e-7, [4, 5, 6], True), (1.01, [4, 5, 6], False), (1, [4, 5, 7], False)]
+)
+def test_outputs_that_are_maps_are_compared_by_their_keys_and_numbers(call, factor, labels, agree):
+    pair = []
+    for scale, keys in ((0.7, [4, 5, 6]), (0.7 * factor, labels)):
+        proto = scaled(scale)
+        proto.graph.node.append(helper.make_node("ZipMap", ["y"], ["m"], domain="ai.onnx.ml", classlabels_int64s=keys))
+        proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+        number = helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+        maps = helper.make_sequence_type_proto(helper.make_map_type_proto(TensorProto.INT64, number))
+        proto.graph.output[0].CopyFrom(helper.make_value_info("m", maps))
+        pair.append(f"{len(pair)}.onnx")
+        onnx.save(proto, pair[-1])
+    result = call(*pair)
+    assert ("run: they agree" in result.stdout) == agree, result.output
