@@ -18,7 +18,7 @@ from graphopt.verify.compare import EPS
 from graphopt.verify.execute import CannotRun, _session, arrays_in, guard_file, model_runner
 from graphopt.verify.floats import draw_float
 from graphopt.verify.pairs import Pair
-from graphopt.verify.whole import Verdict, WholeCheck, distance
+from graphopt.verify.whole import Verdict, WholeCheck
 
 DIFFERS = 1e-6
 """Relative to the largest element of an output: what differs by more in float64 is refuted."""
@@ -149,7 +149,8 @@ def end_to_end(pair: Pair, feeds: Mapping[str, Array]) -> Verdict:
         got = run_native(pair, pair.after, feeds)
     except CannotRun as error:
         return Verdict(float("inf"), check.allowed, f"the second model cannot be run: {error}")
-    return Verdict(distance(pair.results(pair.before, check.expected), got), check.allowed)
+    by_name = dict(zip(pair.outputs, got, strict=True))
+    return check.judge([by_name[pair.before.main.name(v)] for v in pair.before.main.outputs()])
 
 
 def compare_executed(pair: Pair, feeds: Mapping[str, Array], names: Sequence[str]) -> str | None:

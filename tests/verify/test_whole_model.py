@@ -263,3 +263,27 @@ def test_outputs_that_are_sequences_of_different_sizes() -> None:
     """)
     result = graphopt.optimize(model, "clean-up", verify="model")
     assert result.report.notes[-1].startswith("end to end: largest error 0.0e+00")
+
+
+def test_an_output_that_rounding_flips_lets_no_error_of_another_pass() -> None:
+    text = """
+        <ir_version: 8, opset_import: ["" : 18]>
+        agraph (float[N, 64] x) => (float[N, 64] y, int64[N, 64] flips)
+        <float many = {1000000.0}, float factor = {FACTOR}>
+        { y = Mul (x, factor) z = Mul (x, many) r = Floor (z) flips = Cast <to = 7> (r) }
+    """
+    given, wrong = (graphopt.load(onnx.parser.parse_model(text.replace("FACTOR", f))) for f in ("1.0", "2.0"))
+    check = WholeCheck(given)
+    assert np.isfinite(check.allowed)
+    assert check.compare(given).ok and "not compared: 1 outputs" in str(check.compare(given))
+    assert not check.compare(wrong).ok
+
+
+def test_outputs_that_rounding_flips_are_named_where_there_are_no_others() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 18]>
+        agraph (float[N, 64] x) => (int64[N, 64] flips)
+        <float many = {1000000.0}> { a = Identity (x) z = Mul (a, many) r = Floor (z) flips = Cast <to = 7> (r) }
+    """)
+    note = graphopt.optimize(model, "clean-up", verify="model").report.notes[-1]
+    assert "not compared: 1 outputs without a bound on how far rounding moves them" in note
