@@ -192,7 +192,10 @@ def _rounding_runner(model: Any, names: Sequence[str], cause: CannotRun) -> Runn
 
 def model_runner(model: Model, *, optimised: bool = False) -> Runner:
     """A whole model natively, from the inputs of its main region in order; `optimised` turns the runtime's own
-    optimisations on."""
+    optimisations on.
+
+    An output that is a sequence or a map is one array of objects; `arrays_in` gives the arrays in it.
+    """
     main = model.main
     if model.storage == "fx":
         return lambda feeds: _guarded(main.run, feeds)  # type: ignore[attr-defined]
@@ -207,21 +210,33 @@ def model_runner(model: Model, *, optimised: bool = False) -> Runner:
         session = _session(str(path), optimised=optimised)
 
     def run(feeds: Sequence[Array]) -> list[Array]:
-        return [array for result in _results(session, names, feeds) for array in _arrays(result)]
+        return [_one_array(result) for result in _results(session, names, feeds)]
 
     return lambda feeds: _guarded(run, feeds)
 
 
-def _arrays(result: Any) -> Iterator[Array]:
-    """The arrays in an output: one of a tensor, those of each element of a sequence, keys and values of a map."""
-    match result:
-        case list():
-            for element in result:
-                yield from _arrays(element)
-        case dict():
-            yield from (np.asarray(list(result)), np.asarray(list(result.values())))
-        case _:
-            yield np.asarray(result)
+def _one_array(result: Any) -> Array:
+    if not isinstance(result, list):
+        return np.asarray(result)
+    held = np.empty(len(result), object)
+    for i, element in enumerate(result):  # numpy would make one array of arrays of equal shapes.
+        held[i] = element
+    return held
+
+
+def arrays_in(result: Any, *, keys: bool = True) -> Iterator[Array]:
+    """The arrays in an output of `model_runner`: itself if it is a tensor, those in each element of a sequence, `keys`
+    and values of a map."""
+    if isinstance(result, dict):
+        yield from (np.asarray(list(part)) for part in ((result, result.values()) if keys else (result.values(),)))
+    elif isinstance(result, list) or (result.dtype == object and any(isinstance(e, _HOLDERS) for e in result.flat)):
+        for element in result if isinstance(result, list) else result.flat:
+            yield from arrays_in(element, keys=keys)
+    else:
+        yield result
+
+
+_HOLDERS = (dict, list, np.ndarray)
 
 
 def guard_file(path: Path) -> None:

@@ -15,7 +15,7 @@ from graphopt.ir.weights import FLOATS, Array, TensorRef
 from graphopt.verify.algebra.running import Running
 from graphopt.verify.algebra.tensor import Undecided
 from graphopt.verify.compare import EPS
-from graphopt.verify.execute import CannotRun, _session, guard_file, model_runner
+from graphopt.verify.execute import CannotRun, _session, arrays_in, guard_file, model_runner
 from graphopt.verify.floats import draw_float
 from graphopt.verify.pairs import Pair
 from graphopt.verify.whole import Verdict, WholeCheck, judged
@@ -91,6 +91,10 @@ def _wide(data: TensorRef) -> tuple[Array, bool]:
 def relative(a: Array, b: Array) -> float:
     """The largest difference relative to the largest finite element of `a`; infinite if integers, texts, or the places
     of NaN and infinities, differ."""
+    if a.dtype == b.dtype == object:  # Sequences and maps, or texts.
+        ours, theirs = list(arrays_in(a)), list(arrays_in(b))
+        if len(ours) == len(theirs) and (len(ours) != 1 or ours[0] is not a):
+            return max((relative(x, y) for x, y in zip(ours, theirs, strict=True)), default=0.0)
     if not (a.dtype.kind in "fV" and b.dtype.kind in "fV"):  # V: the floats that numpy lacks
         return 0.0 if np.array_equal(a, b) else float("inf")
     x, y = a.astype(np.float64), b.astype(np.float64)

@@ -18,7 +18,7 @@ from graphopt.ir.graph import TensorType
 from graphopt.ir.model import Model
 from graphopt.ir.weights import FLOATS, Array
 from graphopt.verify.compare import EPS
-from graphopt.verify.execute import CannotRun, model_runner
+from graphopt.verify.execute import CannotRun, arrays_in, model_runner
 from graphopt.verify.floats import draw_float, shake
 from graphopt.verify.inputs import draw_input
 
@@ -77,7 +77,8 @@ class WholeCheck:
         self.allowed = FACTOR * max([self._unit(), *(m for m in moved if m < float("inf"))])
 
     def _unit(self) -> float:
-        return always_allowed(max((EPS[e.dtype.name] for e in self.expected if e.dtype.name in FLOATS), default=0.0))
+        names = (array.dtype.name for output in self.expected for array in arrays_in(output))
+        return always_allowed(max((EPS[name] for name in names if name in FLOATS), default=0.0))
 
     def _movements(self, original: Model, run: Any) -> list[float]:
         """How far rounding alone moves each output."""
@@ -121,10 +122,11 @@ def judged(expected: Sequence[Array], got: Sequence[Array], allowed: float, unst
 def distance(expected: Sequence[Array], got: Sequence[Array]) -> float:
     """Largest difference of any output relative to its largest finite element; inf if shapes, dtypes, integers, NaN or
     infinities differ."""
-    if len(expected) != len(got):
+    ours, theirs = ([array for output in outputs for array in arrays_in(output)] for outputs in (expected, got))
+    if len(expected) != len(got) or len(ours) != len(theirs):
         return float("inf")
     worst = 0.0
-    for a, b in zip(expected, got, strict=True):
+    for a, b in zip(ours, theirs, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             return float("inf")
         if a.dtype.name not in FLOATS:

@@ -109,3 +109,21 @@ def test_an_output_that_rounding_changes_excuses_no_other(call):
     assert "not judged: output 0, which rounding alone changes beyond comparison" in " ".join(shifted.stdout.split())
     told = json.loads(call("i.onnx", "k.onnx", "--json").stdout)
     assert told["ok"] is False and told["allowed"] < 1e-3 and "not judged: output 0" in told["reason"]
+
+
+@pytest.mark.parametrize(
+    ("factor", "labels", "agree"), [(1 + 2e-7, [4, 5, 6], True), (1.01, [4, 5, 6], False), (1, [4, 5, 7], False)]
+)
+def test_outputs_that_are_maps_are_compared_by_their_keys_and_numbers(call, factor, labels, agree):
+    pair = []
+    for scale, keys in ((0.7, [4, 5, 6]), (0.7 * factor, labels)):
+        proto = scaled(scale)
+        proto.graph.node.append(helper.make_node("ZipMap", ["y"], ["m"], domain="ai.onnx.ml", classlabels_int64s=keys))
+        proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+        number = helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+        maps = helper.make_sequence_type_proto(helper.make_map_type_proto(TensorProto.INT64, number))
+        proto.graph.output[0].CopyFrom(helper.make_value_info("m", maps))
+        pair.append(f"{len(pair)}.onnx")
+        onnx.save(proto, pair[-1])
+    result = call(*pair)
+    assert ("run: they agree" in result.stdout) == agree, result.output

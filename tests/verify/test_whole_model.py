@@ -287,3 +287,20 @@ def test_an_output_without_a_yardstick_is_left_out_and_the_others_are_judged():
     verdict = judged(check.expected, got, check.allowed, check.unstable)
     assert verdict.ok and verdict.unjudged == (0,) and "not judged: output 0" in str(verdict)
     assert not judged(check.expected, [got[0].astype(np.int32), got[1]], check.allowed, check.unstable).ok
+
+
+def test_outputs_that_rounding_flips_are_named_if_they_differ() -> None:
+    text = """
+        <ir_version: 8, opset_import: ["" : 18]>
+        agraph (float[N, 64] x) => (float[N, 64] y, int64[N, 64] flips)
+        <float many = {1000000.0}, float factor = {FACTOR}, float more = {MORE}>
+        { y = Mul (x, factor) z = Mul (x, many) s = Add (z, more) r = Floor (s) flips = Cast <to = 7> (r) }
+    """
+    given, wrong, other = (
+        graphopt.load(onnx.parser.parse_model(text.replace("FACTOR", f).replace("MORE", m)))
+        for f, m in (("1.0", "0.0"), ("2.0", "0.0"), ("1.0", "1000.0"))
+    )
+    check = WholeCheck(given)
+    assert np.isfinite(check.allowed) and check.compare(given).ok
+    assert not check.compare(wrong).ok
+    assert check.compare(other).ok and "not judged: output 1" in str(check.compare(other))

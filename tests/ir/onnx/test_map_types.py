@@ -19,6 +19,7 @@ X = np.asarray([[-1, 2, -3], [4, -5, 6]], np.float32)
 PROBABILITIES = helper.make_sequence_type_proto(
     helper.make_map_type_proto(INT64, helper.make_tensor_type_proto(FLOAT, []))
 )
+WEIGHTS = {"w1": (8, 16), "w2": (16, 3)}
 WORDS = helper.make_map_type_proto(STRING, helper.make_tensor_type_proto(FLOAT, []))
 
 
@@ -64,6 +65,26 @@ def test_classifier_is_optimised_and_still_declares_its_map(tmp_path: Path):
 def test_outputs_that_are_maps_are_compared_end_to_end():
     report = graphopt.optimize(classifier(), verify="model").report
     assert report.notes[-1].startswith("end to end: largest error")
+
+
+@pytest.mark.parametrize("passes", ["prune", "low-rank{rank=1}"])
+def test_budget_is_spent_on_the_numbers_in_maps(passes: str):
+    rng = np.random.default_rng(0)
+    constants = [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), n) for n, s in WEIGHTS.items()]
+    nodes = [
+        node("MatMul", ["x", "w1"], ["a"]), node("Relu", ["a"], ["b"]), node("MatMul", ["b", "w2"], ["c"]),
+        node("ZipMap", ["c"], ["by_class"], domain="ai.onnx.ml", classlabels_int64s=[7, 8, 9]),
+    ]  # fmt: skip
+    inputs, given = [value("x", FLOAT, ["n", 8])], [rng.standard_normal((16, 8)).astype(np.float32) for _ in range(4)]
+    mapped = model(nodes, inputs, [helper.make_value_info("by_class", PROBABILITIES)], constants)
+    plain = model(nodes[:3], inputs, [value("c", FLOAT, ["n", 3])], constants)
+    budget = graphopt.Budget("relative-error", 0.9)
+    spent = []
+    for proto in (mapped, plain):
+        result = graphopt.optimize(proto, passes, budget=budget, calibration=given)
+        assert result.report.kept
+        spent.append(result.report.passes[0].spending.after)
+    assert spent[0] == pytest.approx(spent[1], rel=1e-6)
 
 
 def test_input_that_is_a_map(tmp_path: Path):
