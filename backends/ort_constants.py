@@ -11,7 +11,7 @@ import torch
 from torch.export.exported_program import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
-from graphopt.backends.xla.constants import constants_of
+from graphopt.backends.constants import constants_of
 
 
 def store_constants(program: ExportedProgram) -> None:

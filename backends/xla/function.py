@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import torch
 from torch.export.exported_program import ExportedProgram
 
+from graphopt.backends.constants import constants_of
 from graphopt.backends.signature import require_stateless
 from graphopt.backends.xla import layout
 from graphopt.backends.xla.arrays import to_jax
-from graphopt.backends.xla.constants import computed, constants_of
 from graphopt.backends.xla.kernels import kernel_of
+from graphopt.backends.xla.results import computed
 from graphopt.backends.xla.torch_calls import readable_calls
 from graphopt.backends.xla.torch_ops import POSITIONS, described, rules
 from graphopt.backends.xla.weights import arguments

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import torch
 
+from graphopt.backends.constants import is_random
 from graphopt.backends.xla import channels_last
-from graphopt.backends.xla.torch_ops import is_random
 from graphopt.errors import UnsupportedError
 
 Kernel = Callable[..., Any]

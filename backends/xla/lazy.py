@@ -16,11 +16,12 @@ from torch_xla.backends import get_mat_mul_precision, set_mat_mul_precision
 from torch_xla.debug import metrics
 
 from graphopt.backends.calling import Calling
+from graphopt.backends.constants import constants_of
 from graphopt.backends.xla.bound import difference
-from graphopt.backends.xla.constants import computed, constants_of
 from graphopt.backends.xla.lazy_check import check_ops
 from graphopt.backends.xla.lazy_graph import LazyInterpreter, fetched
 from graphopt.backends.xla.lazy_ops import decomposed
+from graphopt.backends.xla.results import computed
 from graphopt.backends.xla.runtimes import torch_xla_runtime
 from graphopt.backends.xla.settings import Settings
 from graphopt.backends.xla.weights import arguments, weights_of

@@ -17,8 +17,9 @@ import torch
 from torch.export.exported_program import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from graphopt.backends.constants import is_unwritten
 from graphopt.backends.xla.bound import difference
-from graphopt.backends.xla.torch_ops import POSITIONS, is_unwritten
+from graphopt.backends.xla.torch_ops import POSITIONS
 from graphopt.backends.xla.weights import arguments, weights_of
 from graphopt.errors import UnsupportedError
 from graphopt.ir.fx.tensors import to_numpy

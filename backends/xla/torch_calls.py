@@ -9,9 +9,9 @@ import torch
 from torch.export.exported_program import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from graphopt.backends.constants import is_random
 from graphopt.backends.xla.calls import run_call
 from graphopt.backends.xla.kernels import kernel_of
-from graphopt.backends.xla.torch_ops import is_random
 from graphopt.ir.fx.model import FxModel
 from graphopt.ir.fx.tensors import DTYPE_NAMES
 from graphopt.ir.graph import Call, Graph, Literal

@@ -7,25 +7,11 @@ from typing import Any
 import torch
 from torch._decomp import get_decompositions
 
-RANDOM = ("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "multinomial",
-          "normal", "uniform", "exponential", "native_dropout", "dropout")  # fmt: skip
-"""Ops that draw random numbers: XLA's generators give others than torch's, so that no check could hold them equal."""
+from graphopt.backends.constants import is_random
 
 POSITIONS = frozenset({"topk", "sort", "argsort", "argmax", "argmin", "max", "min", "kthvalue", "median", "mode",
                        "cummax", "cummin", "nonzero", "max_pool2d_with_indices"})  # fmt: skip
 """Ops whose integer results are positions in an axis."""
-
-
-def is_random(target: Any) -> bool:
-    """Whether an op draws random numbers."""
-    packet = getattr(target, "overloadpacket", None)
-    return packet is not None and packet.__name__.rstrip("_") in RANDOM
-
-
-def is_unwritten(target: Any) -> bool:
-    """Whether an op gives memory that nobody has written, whose numbers mean nothing."""
-    packet = getattr(target, "overloadpacket", None)
-    return packet is not None and "empty" in packet.__name__
 
 
 def draws(node: torch.fx.Node) -> bool:

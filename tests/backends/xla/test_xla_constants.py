@@ -5,7 +5,7 @@ from xla_support import Function, torch  # first: it skips where JAX is missing 
 import math
 
 import graphopt
-from graphopt.backends.xla.constants import LARGEST, constants_of
+from graphopt.backends.constants import LARGEST, constants_of
 
 
 def program_of(function, *args):
