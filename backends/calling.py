@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from graphopt.backends.guards import Guards
 from graphopt.backends.inputs import InputError, InputType
 from graphopt.backends.signature import Signature, require_constant, result_of, tensor_of
+from graphopt.ir.fx.layouts import strided_inputs
 from graphopt.ir.fx.tensors import DTYPE_NAMES
 
 
@@ -25,6 +26,8 @@ class Calling:
         """Of the inputs that are tensors or sizes, in order."""
         self._ranges = _ranges(program)
         self._guards = Guards(program, self.signature.arguments.names)
+        self._flat = strided_inputs(program)
+        """Names of inputs that have to be contiguous: other runtimes do not see how a tensor lies in memory."""
         given = [a for a in self.signature.inputs if not isinstance(a, ConstantArgument)]
         self.are_tensors = [isinstance(a, TensorArgument) for a in given]
         """Which of them are tensors."""
@@ -39,7 +42,7 @@ class Calling:
 
         Raises:
             InputError: other arguments than the model was exported with, wrong dtypes, ranks or sizes, or sizes outside
-                of the ranges that it was exported for.
+                of the ranges that it was exported for; an input whose strides the model reads that is not contiguous.
         """
         given = self.signature.arguments.named(args, kwargs)
         found: list[torch.Tensor] = []
@@ -49,6 +52,8 @@ class Calling:
             if isinstance(argument, ConstantArgument):
                 require_constant(argument, value)
             else:
+                if argument.name in self._flat:
+                    _require_contiguous(argument.name, value)
                 found.append(_checked(argument, value, next(types), sizes))
         for symbol, size in sizes.items():
             least, most = self._ranges.get(symbol, (0, size))
@@ -93,6 +98,15 @@ def _ranges(program: ExportedProgram) -> dict[str, tuple[float, float]]:
         least, most = float(interval.lower), float(interval.upper)
         found[str(symbol)] = (least if least > 2 else 0, most)
     return found
+
+
+def _require_contiguous(name: str, value: Any) -> None:
+    if isinstance(value, torch.Tensor) and not value.is_contiguous():
+        raise InputError(
+            f"the model reads {name!r} by its strides (as_strided), of which the runtime knows nothing; expected a "
+            f"contiguous tensor, got strides {tuple(value.stride())}; give .contiguous() of it, if that is what "
+            "as_strided is meant to see, or lower to the backend 'torch'"
+        )
 
 
 def _checked(argument: Any, value: Any, expected: InputType, sizes: dict[str, int]) -> torch.Tensor:

@@ -87,3 +87,26 @@ def test_conditions_hold_for_the_arguments_that_are_given_by_position():
     torch.testing.assert_close(lowered(x, a, b.T), Clears()(x, a, b.T))
     with pytest.raises(InputError, match=r"L\['a'\].is_contiguous\(\) holds"):
         lowered(x, a.T, b)
+
+
+def test_an_input_that_is_read_by_its_strides_has_to_be_contiguous():
+    class Picks(torch.nn.Module):
+        """The first operand as it lies in memory; the second as a linear layer lays its result."""
+
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(6, 6)
+
+        def forward(self, x, y):
+            return x.relu().as_strided((2, 3), (6, 1)) + self.linear(y).as_strided((2, 3), (1, 2))
+
+    module, x = Picks().eval(), torch.arange(24.0).reshape(4, 6)
+    transposed = x.t().contiguous().t()
+    lowered = graphopt.lower(module, example_inputs=(x, x))
+    torch.testing.assert_close(lowered(x, transposed), module(x, transposed))
+    with pytest.raises(InputError, match=r"reads 'x' by its strides .* got strides \(1, 4\); give "):
+        lowered(transposed, x)
+    kept = graphopt.optimize(module, "clean-up", example_inputs=(x, x)).model
+    torch.testing.assert_close(kept(transposed, x), module(transposed, x))
+    with pytest.raises(InputError, match="reads 'x' by its strides"):
+        graphopt.lower(module, example_inputs=(transposed, x))(transposed, x)

@@ -29,6 +29,9 @@ _CONTIGUOUS = frozenset({"contiguous", "mm", "bmm", "addmm", "linear", "embeddin
 """Operators whose results lie the same, however their operands do."""
 
 
+_STRIDED = frozenset({"as_strided", "as_strided_copy", "as_strided_scatter"})
+
+
 class Watch(TorchFunctionMode):  # type: ignore[misc]  # torch is untyped for mypy
     """Notes whether `contiguous` had nothing to do, of which a trace has no sign; with `marks` it leaves one."""
 
@@ -78,6 +81,12 @@ def layout_guards(program: ExportedProgram) -> list[str]:
     sources = set[fx.Node]().union(*map(_sources, bases))
     return [text for name, place, example in _inputs(program) if name in {s.name for s in sources}
             for text in [_condition(place, example)] if text]  # fmt: skip
+
+
+def strided_inputs(program: ExportedProgram) -> set[str]:
+    """The names of the inputs whose strides decide what `as_strided` finds in memory."""
+    read = [n.args[0] for n in program.graph.nodes if _short_name(n) in _STRIDED]
+    return {source.name for value in read for source in _sources(value)} & set(program.graph_signature.user_inputs)
 
 
 def _may_copy(node: fx.Node) -> bool:
