@@ -40,8 +40,8 @@ class Verdict:
     allowed: float
     reason: str = ""
     unjudged: tuple[int, ...] = ()
-    """Outputs that differ and are left out: rounding alone changes them in a way that no error measures, such as
-    integers."""
+    """Outputs of which nothing is said: the original's are NaN throughout; or they differ, and rounding alone changes
+    them in a way that no error measures, such as integers."""
 
     @property
     def ok(self) -> bool:
@@ -54,7 +54,7 @@ class Verdict:
         if not self.unjudged:
             return text
         positions = ", ".join(map(str, self.unjudged))
-        return f"{text}; not judged: output {positions}, which rounding alone changes beyond comparison"
+        return f"{text}; not judged: output {positions} (NaN throughout, or rounding alone changes it beyond measure)"
 
 
 class WholeCheck:
@@ -111,12 +111,21 @@ def always_allowed(eps: float) -> float:
 
 
 def judged(expected: Sequence[Array], got: Sequence[Array], allowed: float, unstable: Collection[int]) -> Verdict:
-    """The verdict on `got`; of the outputs at the positions `unstable` nothing is said unless they are equal."""
+    """The verdict on `got`; of the outputs at the positions `unstable` nothing is said unless they are equal, and of
+    those that are NaN throughout never."""
     if len(expected) != len(got):
         return Verdict(float("inf"), allowed)
     errors = [distance([a], [b]) for a, b in zip(expected, got, strict=True)]
-    left_out = tuple(i for i in unstable if errors[i] > 0.0 and expected[i].dtype == got[i].dtype)
-    return Verdict(max((e for i, e in enumerate(errors) if i not in left_out), default=0.0), allowed, unjudged=left_out)
+    left_out = {i for i in unstable if errors[i] > 0.0 and expected[i].dtype == got[i].dtype}
+    judged_on = [e for i, e in enumerate(errors) if i not in left_out]
+    nothing = {i for i, output in enumerate(expected) if errors[i] == 0.0 and _is_nan_throughout(output)}
+    return Verdict(max(judged_on, default=0.0), allowed, unjudged=tuple(sorted(left_out | nothing)))
+
+
+def _is_nan_throughout(output: Array) -> bool:
+    """Whether `output` is all NaN, which is also what comes of most mistakes."""
+    arrays = [array for array in arrays_in(output) if array.dtype.name in FLOATS and array.size]
+    return bool(arrays) and all(np.isnan(array.astype(np.float64)).all() for array in arrays)
 
 
 def distance(expected: Sequence[Array], got: Sequence[Array]) -> float:

@@ -106,7 +106,8 @@ def test_an_output_that_rounding_changes_excuses_no_other(call):
     assert other.exit_code == 1 and other.stdout.startswith("run: they differ; largest error 6.7e-01")
     shifted = call("i.onnx", "k.onnx")
     assert shifted.exit_code == 1 and shifted.stdout.startswith("run: undecided; largest error 0.0e+00")
-    assert "not judged: output 0, which rounding alone changes beyond comparison" in " ".join(shifted.stdout.split())
+    said = " ".join(shifted.stdout.split())
+    assert "not judged: output 0 (NaN throughout, or rounding alone changes it beyond measure)" in said
     told = json.loads(call("i.onnx", "k.onnx", "--json").stdout)
     assert told["ok"] is False and told["allowed"] < 1e-3 and "not judged: output 0" in told["reason"]
 
@@ -127,3 +128,9 @@ def test_outputs_that_are_maps_are_compared_by_their_keys_and_numbers(call, fact
         onnx.save(proto, pair[-1])
     result = call(*pair)
     assert ("run: they agree" in result.stdout) == agree, result.output
+
+
+def test_data_for_which_nothing_but_nan_comes_out_decides_nothing(call):
+    np.savez("nan.npz", x=np.full((1, 3), np.nan, np.float32))
+    result = call("a.onnx", "a.onnx", "--inputs", "nan.npz")
+    assert result.exit_code == 1 and result.stdout.startswith("run: undecided"), result.output

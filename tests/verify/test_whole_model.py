@@ -304,3 +304,15 @@ def test_outputs_that_rounding_flips_are_named_if_they_differ() -> None:
     assert np.isfinite(check.allowed) and check.compare(given).ok
     assert not check.compare(wrong).ok
     assert check.compare(other).ok and "not judged: output 1" in str(check.compare(other))
+
+
+def test_nan_throughout_is_no_agreement_to_speak_of() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 18]>
+        agraph (float[N, 4] x) => (float[N, 4] y, float[N, 4] z) { y = Sqrt (x) z = Relu (x) }
+    """)
+    given = graphopt.load(model)
+    for x, unjudged in ((np.full((2, 4), np.nan, np.float32), (0, 1)), (-np.ones((2, 4), np.float32), (0,))):
+        verdict = WholeCheck(given, feeds=[x]).compare(given)
+        assert verdict.ok and verdict.unjudged == unjudged
+    assert WholeCheck(given, feeds=[np.zeros((0, 4), np.float32)]).compare(given).unjudged == ()
