@@ -75,6 +75,7 @@ def run_on_model(
     def attempt(most: int | None, instruments: Sequence[Instrument]) -> tuple[Model, Report]:
         nonlocal reference
         fresh = load_fresh()
+        fresh.require_data()
         approximate = None
         if budget is not None and calibration is not None:
             reference = reference or Reference(fresh, budget, calibration)

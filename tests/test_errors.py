@@ -402,3 +402,15 @@ def test_torch_model_on_a_full_disk(tmp_path: Path, untouched, monkeypatch: pyte
     monkeypatch.setattr(Path, "open", lambda self, mode="r", *rest: FullDisk(self, mode.replace("b", "")))
     with pytest.raises(OSError, match="No space left"):
         result.save(tmp_path / "out.pt2")
+
+
+def test_weights_without_numbers_are_named_and_may_be_looked_at() -> None:
+    torch = pytest.importorskip("torch")
+    with torch.device("meta"):
+        module = torch.nn.Sequential(torch.nn.Linear(3, 4)).eval()
+        x = torch.ones(2, 3)
+    program = torch.export.export(module, (x,))
+    for source, example in ((module, x), (program, None)):
+        assert graphopt.load(source, example_inputs=example).main.outputs()
+        with pytest.raises(graphopt.ModelError, match="'0.weight' has a type and no numbers.*load_state_dict"):
+            graphopt.optimize(source, "clean-up", example_inputs=example)

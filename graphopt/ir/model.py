@@ -33,6 +33,9 @@ class Model(ABC):
         """The inputs that the model was traced with, one array per input of `main`; None if it came with none."""
         return None
 
+    def require_data(self) -> None:  # noqa: B027  # files have their numbers
+        """Raises ModelError if a weight has a type and no numbers: such a model can be looked at, and not optimised."""
+
     @abstractmethod
     def refresh(self) -> None:
         """Bring shape information up to date and drop weights that nothing reads any more. Called between passes."""

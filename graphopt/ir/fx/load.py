@@ -59,7 +59,6 @@ def _load(source: Any, example_inputs: Any, dynamic_shapes: Any) -> FxModel:
             f"dynamic_shapes={dynamic_shapes!r}: they say how a torch module is traced, and this "
             f"{type(source).__name__} has its sizes already; leave them out"
         )
-    _require_data(source)
     if isinstance(source, torch.export.ExportedProgram):
         return FxModel(_functional(source, source, source.graph_module), "program")
     if not isinstance(source, torch.nn.Module):
@@ -78,25 +77,6 @@ def _load(source: Any, example_inputs: Any, dynamic_shapes: Any) -> FxModel:
     program = _functional(*_export(source, args, kwargs, dynamic_shapes), source)
     keep_positions(program, source, len(args), kwargs)
     return FxModel(program, "module", training)
-
-
-def _require_data(source: Any) -> None:
-    """Raises ModelError for a weight without numbers: of the device meta, or of a mode that traces."""
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    if isinstance(source, torch.export.ExportedProgram):
-        stored = [(k, v) for k, v in (source.state_dict | source.constants).items() if isinstance(v, torch.Tensor)]
-    elif isinstance(source, torch.nn.Module):
-        stored = [*source.named_parameters(), *source.named_buffers()]
-    else:
-        return
-    for name, tensor in stored:
-        if tensor.is_meta or isinstance(tensor, FakeTensor):
-            raise ModelError(
-                f"{name!r} has a type and no numbers (device {tensor.device}); load the weights before, as with "
-                "module.load_state_dict(weights, assign=True)"
-            )
 
 
 def split_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export.exported_program import ExportedProgram
 from torch.export.graph_signature import (
     ExportGraphSignature,
@@ -100,6 +101,14 @@ class FxModel(Model):
     def result_structure(self) -> pytree.TreeSpec | None:
         """In which containers the outputs are returned; None if that is not known."""
         return self._program.call_spec.out_spec
+
+    def require_data(self) -> None:
+        for weight in self._main.weights.values():
+            if weight.tensor.is_meta or isinstance(weight.tensor, FakeTensor):
+                raise ModelError(
+                    f"{weight.name!r} has a type and no numbers (device {weight.tensor.device}); load the weights "
+                    "before, as with module.load_state_dict(weights, assign=True)"
+                )
 
     def refresh(self) -> None:
         drop_unused_weights(self._main)

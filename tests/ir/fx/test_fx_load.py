@@ -233,15 +233,6 @@ def test_what_cannot_be_taken_is_a_model_error(source: Any, example: Any, messag
         load_torch(source, example)
 
 
-def test_weights_without_numbers_are_named() -> None:
-    with torch.device("meta"):
-        module = torch.nn.Sequential(torch.nn.Linear(3, 4))
-    program = torch.export.export(module, (torch.ones(2, 3, device="meta"),))
-    for source, example in ((module, torch.ones(2, 3)), (module, torch.ones(2, 3, device="meta")), (program, None)):
-        with pytest.raises(ModelError, match="'0.weight' has a type and no numbers.*load_state_dict"):
-            load_torch(source, example)
-
-
 def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingExtraError, match=r"graphopt\[torch\]"):

@@ -255,8 +255,11 @@ def normal(rows: int, seed: int = 0) -> Array:
 
 
 def test_a_layer_that_reads_nothing_is_left_alone_with_the_reason() -> None:
-    result = product([np.zeros((0, IN), np.float32)] * 4)
+    empty = np.zeros((0, IN), np.float32)
+    result = product([empty, empty, empty, normal(48)])  # of which the last is held out
     assert not result.report.kept and "reads nothing on the tuning data" in result.report.passes[0].notes[0]
+    with pytest.raises(graphopt.ModelError, match="the budget cannot be measured"):
+        product([empty] * 4)
 
 
 def test_batches_without_rows_count_for_nothing() -> None:
