@@ -37,7 +37,7 @@ def drop_zero_states(editor: Editor, settled: set[Hashable]) -> bool:
         operands = graph.raw_call(node).operands
         states = [i for i in STATES[graph.raw_name(node)] if i < len(operands) and _is_zeros(graph, operands[i])]
         nodes = shape_computation(graph, [operands[i] for i in states], node) if states else None
-        if nodes is None or not _can_be_drawn(graph, operands[0]):
+        if nodes is None or not _can_be_drawn(graph, nodes):
             continue
         application, _ = editor.apply("zero-state", Exact(), nodes, _without(graph, node, states, nodes))
         if application.status == "kept":
@@ -47,10 +47,11 @@ def drop_zero_states(editor: Editor, settled: set[Hashable]) -> bool:
     return kept
 
 
-def _can_be_drawn(graph: Graph, value: Value | None) -> bool:
-    """Whether inputs like `value` can be made: a later round may know its type."""
-    type_ = None if value is None else graph.type(value)
-    return type_ is not None and type_.shape is not None
+def _can_be_drawn(graph: Graph, nodes: Sequence[Node]) -> bool:
+    """Whether the rank of all that `nodes` read is known, so that it can be drawn; a later round may know more."""
+    read = {o for node in nodes for o in graph.raw_call(node).operands if o is not None}
+    types = [graph.type(value) for value in read if graph.producer(value) not in nodes]
+    return all(type_ is not None and type_.shape is not None for type_ in types)
 
 
 def _is_zeros(graph: Graph, value: Value | None) -> bool:

@@ -139,3 +139,10 @@ def test_nothing_is_proposed_where_what_the_layer_reads_has_no_type() -> None:
     assert "zero-state" not in str(result.report)
     (left,) = [n for n in result.model.graph.node if n.op_type == "GRU"]
     assert len(left.input) == 6
+
+
+def test_nothing_is_proposed_where_the_shape_of_something_without_a_type_is_asked() -> None:
+    model = layer("GRU", [node("Own", ["x"], ["z"], domain="somebody"), *zeros_for_the_batch()])
+    next(n for n in model.graph.node if n.op_type == "Shape").input[0] = "z"
+    model.opset_import.append(helper.make_opsetid("somebody", 1))
+    assert "zero-state" not in str(clean(model).report)
