@@ -8,7 +8,7 @@ caught.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.ir.graph import Graph, Node
 from graphopt.ir.model import Model
+from graphopt.ir.onnx.bodies import bodies_of
 from graphopt.ir.weights import FLOATS, Array
 
 GUARD = "graphopt.division"
@@ -73,16 +74,9 @@ def _divisions(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
     for node in nodes:
         if _is_division(node):
             found.append(node)
-        for body in _bodies(node):
+        for body in bodies_of(node):
             found += _divisions(body.node)
     return found
-
-
-def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def _types(graph: onnx.GraphProto) -> dict[str, int]:
@@ -115,7 +109,7 @@ class _Guarding:
         stored = {**stored, **{t.name: t for t in graph.initializer if t.name not in given}}
         nodes = []
         for node, known in zip(list(graph.node), inferred.node, strict=True):
-            for body, same in zip(_bodies(node), _bodies(known), strict=True):
+            for body, same in zip(bodies_of(node), bodies_of(known), strict=True):
                 self.guard(body, same, types, stored)
             if _is_division(node):
                 type_ = next((types[name] for name in node.input if types.get(name)), TensorProto.UNDEFINED)

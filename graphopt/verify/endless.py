@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from graphopt.ir.onnx.bodies import bodies_of
+
 LONGEST = 10_000
 """Iterations of one loop, from which it is taken to be endless."""
 GUARD = "graphopt.endless"
@@ -42,9 +44,8 @@ def _loops(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     for node in nodes:
         if node.op_type == "Loop" and node.domain in ("", "ai.onnx"):
             yield node
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                yield from _loops(body.node)
+        for body in bodies_of(node):
+            yield from _loops(body.node)
 
 
 def _is_short(times: onnx.TensorProto | None) -> bool:

@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.ir.graph import TensorType, Value
+from graphopt.ir.onnx.bodies import bodies_of
 from graphopt.ir.onnx.doubt import certain
 from graphopt.ir.onnx.dtypes import DATA_TYPES, NAMES, declared_type
 from graphopt.ir.onnx.reading import Facts
@@ -229,9 +230,8 @@ class _Skeleton:
             if type_ is not None and info.name in self._values:
                 yield self._values[info.name], type_
         for node in graph.node:
-            for attribute in node.attribute:
-                for body in _bodies(attribute):
-                    yield from self.read_back(body)
+            for body in bodies_of(node):
+                yield from self.read_back(body)
 
 
 def _spared(function: onnx.FunctionProto) -> onnx.FunctionProto:
@@ -240,16 +240,10 @@ def _spared(function: onnx.FunctionProto) -> onnx.FunctionProto:
     for node in pending:  # It grows.
         if (node.domain, node.op_type) in _FATAL:
             node.domain = _OPAQUE
-        pending += [inner for attribute in node.attribute for body in _bodies(attribute) for inner in body.node]
+        pending += [inner for body in bodies_of(node) for inner in body.node]
     if any(node.domain == _OPAQUE for node in pending):
         function.opset_import.add(domain=_OPAQUE, version=1)
     return function
-
-
-def _bodies(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
-    if attribute.HasField("g"):
-        yield attribute.g
-    yield from attribute.graphs
 
 
 def _is_cast_to_bool(node: ir.Node) -> bool:

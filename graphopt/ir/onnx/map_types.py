@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.errors import UnsupportedError
+from graphopt.ir.onnx.bodies import bodies_of
 
 _NOTED = "graphopt.map_types"
 """Key under which a model notes them; it is not written into the file."""
@@ -81,6 +82,5 @@ def _infos_of(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
 
 def _infos_in(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.ValueInfoProto]:
     for node in nodes:
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                yield from _infos_below(body)
+        for body in bodies_of(node):
+            yield from _infos_below(body)
