@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch.utils import _pytree as pytree
 
 from graphopt.ir.fx.schema import raw_name_of
 from graphopt.ir.fx.write import Plan
@@ -36,7 +38,15 @@ def _run(target: Any, args: Any, kwargs: Any, fake_mode: Any) -> Any:
         with torch.no_grad(), fake_mode:
             if environment is None:
                 return target(*args, **kwargs)
-            with environment.suppress_guards(), enable_python_dispatcher():
+            # Open sizes need rules of torch that are written in Python, which take longer than those for fixed ones.
+            dispatcher = enable_python_dispatcher() if _has_open_size((args, kwargs)) else nullcontext()
+            with environment.suppress_guards(), dispatcher:
                 return target(*args, **kwargs)
     except Exception as error:
         raise CannotEmit(f"torch rejects {raw_name_of(target)}: {error}") from error
+
+
+def _has_open_size(arguments: Any) -> bool:
+    leaves = pytree.tree_leaves(arguments)
+    sizes = [size for leaf in leaves for size in (leaf.shape if isinstance(leaf, torch.Tensor) else (leaf,))]
+    return any(isinstance(size, torch.SymInt) for size in sizes)
