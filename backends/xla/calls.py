@@ -142,20 +142,7 @@ def cast(x: Any, *, dtype: str) -> Any:
 def lstm(
     x: Any, w: Any, r: Any, b: Any = None, h: Any = None, c: Any = None, *, hidden: int, direction: str = "forward"
 ) -> Any:
-    """One step at a time, so that the compiled program does not grow with their number."""
-    count = w.shape[0]
-    zeros = jnp.zeros((count, x.shape[1], hidden), x.dtype)
-    h, c = (zeros if s is None else s for s in (h, c))
-    found = []
-    for i, turned in enumerate((direction == "reverse", True)[:count]):
-        own = [None if p is None else p[i : i + 1] for p in (w, r, b)]
-
-        def step(state: Any, now: Any, own: Any = own) -> Any:
-            y, *after = by_meaning("lstm", [now[None], *own, *state], {"hidden": hidden}, [x.dtype.name] * 3)
-            return tuple(after), y[0]
-
-        found.append(jax.lax.scan(step, (h[i : i + 1], c[i : i + 1]), x, reverse=turned))
-    return _both(found, 1)
+    return _stacked("lstm", x, (w, r, b), (h, c), {"hidden": hidden}, direction)
 
 
 def gru(
@@ -169,27 +156,34 @@ def gru(
     direction: str = "forward",
     linear_before_reset: bool = False,
 ) -> Any:
-    """As `lstm`."""
-    count = w.shape[0]
-    h = jnp.zeros((count, x.shape[1], hidden), x.dtype) if h is None else h
     fields = {"hidden": hidden, "linear_before_reset": linear_before_reset}
+    return _stacked("gru", x, (w, r, b), (h,), fields, direction)
+
+
+def _stacked(
+    op: str, x: Any, weights: Sequence[Any], states: Sequence[Any], fields: dict[str, Any], direction: str
+) -> Any:
+    """A layer with the weights of both directions in one, each a step at a time, so that the compiled program does not
+    grow with the number of steps."""
+    count = weights[0].shape[0]
+    zeros = jnp.zeros((count, x.shape[1], fields["hidden"]), x.dtype)
+    starts = [zeros if s is None else s for s in states]
     found = []
     for i, turned in enumerate((direction == "reverse", True)[:count]):
-        own = [None if p is None else p[i : i + 1] for p in (w, r, b)]
+        own = [None if p is None else p[i : i + 1] for p in weights]
 
         def step(state: Any, now: Any, own: Any = own) -> Any:
-            y, after = by_meaning("gru", [now[None], *own, state], fields, [x.dtype.name] * 2)
-            return after, y[0]
+            y, *after = by_meaning(op, [now[None], *own, *state], fields, [x.dtype.name] * (1 + len(states)))
+            return tuple(after), y[0]
 
-        last, y = jax.lax.scan(step, h[i : i + 1], x, reverse=turned)
-        found.append(((last,), y))
+        found.append(jax.lax.scan(step, tuple(s[i : i + 1] for s in starts), x, reverse=turned))
     return _both(found, 1)
 
 
 def lstm_layer(
     x: Any, h: Any, c: Any, *weights: Any, biases: bool = True, bidirectional: bool = False, batch_first: bool = False
 ) -> Any:
-    """As `lstm`."""
+    """As `_stacked`, with the weights of each direction by themselves."""
     each = 4 if biases else 2
     steps = x.swapaxes(0, 1) if batch_first else x
     found = []

@@ -34,9 +34,7 @@ def lstm(
     The gates stand in the order input, output, forget, cell. direction: "forward", "reverse", or "bidirectional" for
     D = 2. h and c start at 0 if they are absent.
     """
-    backwards = _BACKWARDS[direction]
-    if r.shape != (len(backwards), 4 * hidden, hidden):
-        raise ValueError(f"lstm: r{r.shape} for {len(backwards)} directions of {hidden} units")
+    backwards = _directions("lstm", r, 4, hidden, direction)
     zeros = d.full((x.shape[1], hidden), 0.0, "float32")
     found = []
     for i, turned in enumerate(backwards):
@@ -96,9 +94,7 @@ def gru(
     matrix and the bias of h add to new is multiplied by sigmoid(reset) if linear_before_reset, else h is before the
     matrix. direction and absent h as for `lstm`.
     """
-    backwards = _BACKWARDS[direction]
-    if r.shape != (len(backwards), 3 * hidden, hidden):
-        raise ValueError(f"gru: r{r.shape} for {len(backwards)} directions of {hidden} units")
+    backwards = _directions("gru", r, 3, hidden, direction)
     zeros = d.full((x.shape[1], hidden), 0.0, "float32")
     found = []
     for i, turned in enumerate(backwards):
@@ -108,6 +104,14 @@ def gru(
         start = zeros if h is None else h[i]
         found.append(_run_gru(d, given, r[i], own, start, turned, linear_before_reset))
     return np.stack([y for y, _ in found], 1), np.stack([last for _, last in found])
+
+
+def _directions(op: str, r: Tensor, gates: int, hidden: int, direction: str) -> tuple[bool, ...]:
+    """For each direction whether it goes backwards. Raises ValueError if `r` has not as many matrices for h."""
+    backwards = _BACKWARDS[direction]
+    if r.shape != (len(backwards), gates * hidden, hidden):
+        raise ValueError(f"{op}: r{r.shape} for {len(backwards)} directions of {hidden} units")
+    return backwards
 
 
 def _run_gru(

@@ -258,3 +258,21 @@ def test_a_function_of_another_opset_is_refused():
     proto = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=8)
     with pytest.raises(UnsupportedError, match=r"own::F.*version 13 in the function.*onnxruntime"):
         graphopt.lower(proto, "xla")
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize(("op", "gates", "settings"), [
+    ("LSTM", 4, {}), ("GRU", 3, {"linear_before_reset": 0}), ("GRU", 3, {"linear_before_reset": 1}),
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("started", [False, True])
+def test_recurrent_layers_go_step_by_step(op, gates, settings, direction, started):
+    count, states = 2 if direction == "bidirectional" else 1, ["h", "c"][: 2 if op == "LSTM" else 1]
+    shapes = {"W": (count, gates * 4, 3), "R": (count, gates * 4, 4), "B": (count, 2 * gates * 4)}
+    shapes |= {name: (count, 2, 4) for name in states if started}
+    weights = {name: random(*shape, seed=i) for i, (name, shape) in enumerate(shapes.items())}
+    results = ["y", *(f"last_{name}" for name in states)]
+    layer = node(op, ["x", "W", "R", "B", "", *(states if started else ())], results,
+                 hidden_size=4, direction=direction, **settings)  # fmt: skip
+    shape = {"y": [5, count, 2, 4]}
+    proto = model([layer], [value("x", [5, 2, 3])], [value(r, shape.get(r, [count, 2, 4])) for r in results], weights)
+    assert largest_error(proto.SerializeToString(), graphopt.lower(proto, "xla"), {"x": random(5, 2, 3, seed=9)}) < 1e-5
